@@ -1,0 +1,196 @@
+"""Skew-symmetric matrices: from parameters, and down to a real basis and frequencies.
+
+Every real skew-symmetric S (b × b, b even) is S = Q · diag(μ_1 J, …, μ_h J) · Qᵀ with Q orthogonal,
+J = [[0, −1], [1, 0]], μ ≥ 0 and h = b/2. Columns 2k and 2k+1 of Q span plane k, in which exp(τS) turns by μ_k τ.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from comrope.errors import SecondDerivativeError
+
+# Eigenvalues below this share of the largest are taken as zero: their planes are then chosen, not found.
+# The residual this leaves in S is of the same size, far below the rounding of anything done with it.
+_ZERO = 1e-13
+
+
+def skew(base: Tensor) -> Tensor:
+    """P − Pᵀ: the skew-symmetric matrix of free parameters P (paper, Eq. 8). Shape (..., b, b)."""
+    return base - base.mT
+
+
+def cayley(generator: Tensor) -> Tensor:
+    """(I − S)(I + S)⁻¹ for skew-symmetric S, shape (..., b, b): a rotation, the identity at S = 0 (STRING)."""
+    eye = torch.eye(generator.shape[-1], dtype=generator.dtype, device=generator.device)
+    # The two factors commute, so solving from the left gives the same matrix.
+    return torch.linalg.solve(eye + generator, eye - generator)
+
+
+def orthonormal(basis: Tensor) -> Tensor:
+    """The float64 orthogonal matrix beside one that rounding to float32 has left 1e-7 short of it: (..., b, b).
+
+    One Newton–Schulz step towards the polar factor squares the defect.
+    """
+    basis = basis.double()
+    return 1.5 * basis - 0.5 * basis @ (basis.mT @ basis)
+
+
+def plane_generators(frequencies: Tensor) -> Tensor:
+    """diag(ω_1 J, …, ω_h J) for frequencies (..., h): shape (..., 2h, 2h)."""
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=frequencies.dtype, device=frequencies.device)
+    h = frequencies.shape[-1]
+    eye = torch.eye(h, dtype=frequencies.dtype, device=frequencies.device)
+    planes = torch.einsum("...k,kl,cd->...kcld", frequencies, eye, turn)
+    return planes.reshape(*frequencies.shape[:-1], 2 * h, 2 * h)
+
+
+def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Real basis Q (..., b, b) and frequencies μ ≥ 0 (..., b/2), ascending, of skew-symmetric `matrix`.
+
+    Values only, computed and returned in float64. The Hermitian iS has eigenvalues ±μ_k; an eigenvector of +μ_k and
+    its conjugate span plane k. At μ = 0 nothing ties the two together, so the planes are not read off the
+    eigenvectors: each is weighted by its rank, zero eigenvalues by nothing, and the eigenvectors of that *real*
+    symmetric matrix are an orthonormal real basis, plane after plane, whatever is equal or zero.
+    """
+    s = matrix.detach().double()
+    b = s.shape[-1]
+    eigenvalues, eigenvectors = torch.linalg.eigh(1j * s)
+    upper = eigenvectors[..., b // 2 :]  # (..., b, h): the eigenvectors of μ ≥ 0, ascending
+    mu = eigenvalues[..., b // 2 :]  # (..., h)
+    rank = torch.arange(1, b // 2 + 1, dtype=s.dtype, device=s.device)
+    weight = torch.where(mu > _ZERO * mu[..., -1:], rank, torch.zeros_like(rank))
+    planes = (upper * weight.unsqueeze(-2)) @ upper.mH
+    basis = torch.linalg.eigh(planes.real).eigenvectors  # (..., b, b), planes in ascending rank
+    # In its own plane S is μJ up to the sign that the pair's orientation gives: turn the second column to fit.
+    first, second = basis[..., 0::2], basis[..., 1::2]
+    signed = torch.einsum("...ck,...cd,...dk->...k", second, s, first)
+    sign = torch.where(signed < 0, -1.0, 1.0).to(s.dtype)
+    basis = torch.stack((first, second * sign.unsqueeze(-2)), dim=-1).flatten(-2)
+    return basis, signed * sign
+
+
+# ── The derivative of the decomposition ────────────────────────────────────────────────────────────────────────────
+# Let S = Q D Qᵀ with D = diag(μ_k J), and write everything in Q's coordinates and then in the complex
+# coordinates U in which J is diagonal: v± = (1, ∓i)/√2 has J v± = ±i v±. For a change dS, with dS~ = Uᴴ QᵀdSQ U and
+# dQ = Q X:
+#     X~_ab = i dS~_ab / (λ_a − λ_b)   (a ≠ b, λ = +μ_k or −μ_k),      dμ_k = Im dS~_{+k,+k}
+# so for a loss with gradients G_Q, g_μ and A = QᵀG_Q (its skew part: dQ keeps Q orthogonal), ∂L/∂S~ = M with
+#     M_ab = −i A~_ab / (λ_a − λ_b),   M_{±k,±k} = ±i g_μk / 2.
+# This divides by gaps. What the rotation exp(τS) needs at a closed gap is finite all the same (Daleckii–Krein):
+#     M_ab = Σ_n τ_n ∫₀¹ e^{i s (λ_a − λ_b) τ_n} ds · h~_na x~*_nb ≈ Σ_n (τ_n/2) (h~_na x~*_nb + g~_na y~*_nb),
+# the trapezoid rule, whose error is O((Δτ)²). Only the tokens know that sum, so the decomposition hands out a third
+# tensor, the *tilt*: zero in value, meaning S + Q·tilt·Qᵀ. The rotation (comrope.rotation) returns the sum as the
+# tilt's gradient, and here it is used wherever |Δ|·max|τ| is small. The rounding error ε/(Δτ) of the first rule and
+# the (Δτ)²/12 of the second cross at Δτ = (12 ε)^⅓: both are then ~1e-5 in float32 and ~1e-11 in float64.
+
+
+def _to_eigen(real: Tensor, adjoint: bool = False) -> Tensor:
+    """Uᴴ A U for A in plane coordinates (..., b, b); with adjoint, U A Uᴴ."""
+    h = real.shape[-1] // 2
+    u = torch.tensor([[1, 1], [-1j, 1j]], dtype=torch.complex128, device=real.device) / 2**0.5
+    if not adjoint:
+        u = u.mH
+    blocks = real.to(u.dtype).unflatten(-1, (h, 2)).unflatten(-3, (h, 2))
+    return torch.einsum("ac,...icjd,bd->...iajb", u, blocks, u.conj()).flatten(-2).flatten(-3, -2)
+
+
+def _skew_gradient(
+    basis: Tensor, frequencies: Tensor, extent: Tensor, grad_basis: Tensor, grad_frequencies: Tensor, grad_tilt: Tensor
+) -> Tensor:
+    """∂L/∂S from the gradients of the basis, the frequencies and the tilt: the rule derived above, in float64."""
+    eps = torch.finfo(grad_tilt.dtype).eps
+    a = basis.mT @ grad_basis.double()
+    eigenvalues = torch.stack((frequencies, -frequencies), dim=-1).flatten(-2)  # (..., b)
+    gap = eigenvalues.unsqueeze(-1) - eigenvalues.unsqueeze(-2)  # (..., b, b)
+    closed = gap.abs() * extent[..., None, None] < (12 * eps) ** (1 / 3)
+    m = torch.where(
+        closed, _to_eigen(grad_tilt.double()), -1j * _to_eigen((a - a.mT) / 2) / torch.where(closed, 1.0, gap)
+    )
+    half = grad_frequencies.double() / 2
+    diagonal = torch.complex(torch.zeros_like(eigenvalues), torch.stack((half, -half), dim=-1).flatten(-2))
+    m = torch.diagonal_scatter(m, diagonal, dim1=-2, dim2=-1)
+    grad = basis @ _to_eigen(m, adjoint=True).real @ basis.mT
+    return (grad - grad.mT) / 2
+
+
+class _NoSecondDerivative(Function):
+    """The identity on its first argument, tied to the others in the graph; differentiating it raises."""
+
+    @staticmethod
+    def forward(grad: Tensor, *anchors: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        return
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise SecondDerivativeError(
+            "a second derivative was asked of comrope's spectral rotation, whose backward is exact to first order only. "
+            "Use comrope.reference.rotate(q, k, pe.angle_matrices(), positions), which can be differentiated twice."
+        )
+
+
+def first_order_only(grad: Tensor | None, *anchors: Tensor) -> Tensor | None:
+    """Marks a gradient, which depends on `anchors`, so that differentiating it again raises SecondDerivativeError.
+
+    Without the mark it would count as a constant under create_graph=True, and second derivatives be silently wrong.
+    """
+    return _NoSecondDerivative.apply(grad, *anchors) if grad is not None and torch.is_grad_enabled() else grad
+
+
+# Both directions are single opaque operators, so that torch.compile and torch.export see one node each and no complex
+# tensor ever reaches Inductor.
+@torch.library.custom_op("comrope::skew_spectrum", mutates_args=())
+def _spectrum_op(matrix: Tensor, extent: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    basis, frequencies = decompose(matrix)
+    return basis.contiguous(), frequencies.contiguous(), torch.zeros_like(basis, dtype=compute_dtype).contiguous()
+
+
+@_spectrum_op.register_fake
+def _(matrix, extent, compute_dtype):
+    basis = matrix.new_empty(matrix.shape, dtype=torch.float64)
+    return basis, basis.new_empty(*matrix.shape[:-2], matrix.shape[-1] // 2), basis.new_empty(basis.shape, dtype=compute_dtype)
+
+
+_gradient_op = torch.library.custom_op("comrope::skew_spectrum_backward", _skew_gradient, mutates_args=())
+
+
+@_gradient_op.register_fake
+def _(basis, frequencies, extent, grad_basis, grad_frequencies, grad_tilt):
+    return torch.empty_like(basis)
+
+
+def _setup_context(ctx, inputs, output):
+    matrix, extent, _ = inputs
+    basis, frequencies, _ = output
+    ctx.save_for_backward(basis, frequencies, extent)
+    ctx.matrix_dtype = matrix.dtype
+
+
+def _backward(ctx, grad_basis, grad_frequencies, grad_tilt):
+    basis, frequencies, extent = ctx.saved_tensors
+    with torch.no_grad():
+        grad = _gradient_op(basis, frequencies, extent, grad_basis, grad_frequencies, grad_tilt).to(ctx.matrix_dtype)
+    return first_order_only(grad, basis), None, None
+
+
+_spectrum_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def skew_spectrum(matrix: Tensor, extent: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Basis Q, frequencies μ and tilt of skew-symmetric `matrix`, differentiable where eigenvectors are not.
+
+    The gradient is exact for losses that depend on S through exp(τS) alone, whatever eigenvalues are equal or zero,
+    provided that the tilt's gradient carries the trapezoid sum of the derivation above (comrope.rotation does that).
+
+    Args:
+        matrix: S, shape (..., b, b), skew-symmetric.
+        extent: max |τ| over the tokens, shape (...): how far exp(τS) is followed.
+        compute_dtype: in which the tokens are rotated; sets the gap below which the trapezoid rule takes over.
+    Returns:
+        Q (..., b, b) and μ (..., b/2), ascending, in float64, and the tilt, zeros (..., b, b) in `compute_dtype`.
+    """
+    return _spectrum_op(matrix, extent, compute_dtype)

@@ -1,0 +1,87 @@
+"""APE: absolute positions, added to the tokens. Not a rotation."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from comrope.encodings.base import PreciseModule, check_positions
+from comrope.errors import ConfigurationError, InputError
+
+
+class AbsoluteEncoding(PreciseModule):
+    """Learned absolute positions: a code book on a grid over [0, 1]ᴺ, sampled linearly at continuous positions, N ≤ 3.
+
+    Entry i of an axis with n entries sits at its centre, (i + ½)/n, as `comrope.positions.grid` puts patches; between
+    entries the codes are interpolated (bilinearly in 2D), outside the outermost ones they are held.
+
+    Args:
+        num_heads, head_dim: their product is the tokens' width.
+        num_axes: 1, 2 or 3.
+        grid: entries along each axis, such as (14, 14).
+        std: of the code book at the start; 0.02 by default.
+
+    Parameter: `code_book`, (width, *grid).
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
+        *,
+        grid: Sequence[int],
+        std: float = 0.02,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        grid = tuple(grid) if isinstance(grid, Sequence) else (grid,)
+        if num_axes not in (1, 2, 3):
+            raise ConfigurationError(f"num_axes={num_axes!r}: the code book of ape is sampled in 1, 2 or 3 axes.")
+        if len(grid) != num_axes or not all(isinstance(n, int) and n > 0 for n in grid):
+            raise ConfigurationError(f"grid={grid!r}: expected {num_axes} positive whole numbers, entries along each axis.")
+        self.num_axes = num_axes
+        self.grid = grid
+        self.std = std
+        self.code_book = nn.Parameter(torch.empty(num_heads * head_dim, *grid, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws the code book anew from torch's random generator."""
+        self.code_book.normal_(0, self.std)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens with the code of their position added.
+
+        Args:
+            tokens: (B, L, width).
+            positions: (L, N) or (B, L, N), relative: [0, 1] is the canvas.
+        Returns:
+            (B, L, width), in the tokens' dtype.
+        """
+        positions = check_positions(positions, "positions", self.num_axes)
+        width = self.code_book.shape[0]
+        if tokens.ndim != 3 or tokens.shape[-1] != width or positions.shape[-2] != tokens.shape[1]:
+            raise InputError(
+                f"tokens: got {tuple(tokens.shape)} with positions {tuple(positions.shape)}, expected (B, L, {width}) and "
+                "positions (L, N) or (B, L, N) for the same L tokens."
+            )
+        return tokens + self.codes(positions).to(tokens.dtype)
+
+    def codes(self, positions: Tensor) -> Tensor:
+        """The code book at `positions`: (L, width) or (B, L, width)."""
+        samples = positions if positions.ndim == 3 else positions.unsqueeze(0)  # (B or 1, L, N)
+        book = self.code_book.unsqueeze(0)  # (1, width, *grid)
+        if self.num_axes == 1:
+            book = book.unsqueeze(2)  # one row
+            samples = torch.cat((torch.full_like(samples, 0.5), samples), dim=-1)
+        # grid_sample counts axes from the last, (column, row), in [-1, 1], and centres entries when align_corners=False.
+        samples = (2 * samples.flip(-1) - 1).to(book.dtype).reshape(1, *([1] * (book.ndim - 3)), -1, book.ndim - 2)
+        codes = F.grid_sample(book, samples, mode="bilinear", padding_mode="border", align_corners=False)
+        return codes.flatten(1).view(book.shape[1], -1).T.reshape(*positions.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        return f"width={self.code_book.shape[0]}, grid={self.grid}"

@@ -1,0 +1,272 @@
+"""What every rotary encoding is: sizes, checked input, and three ways to look at its angles.
+
+Parameters stay in float32 or float64 whatever the model is cast to, and nothing is cached: what follows from them is
+worked out in each call.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from comrope import reference
+from comrope._linalg import plane_generators
+from comrope.errors import ConfigurationError, InputError
+from comrope.rotation import Spectrum, turn
+
+
+class PreciseModule(nn.Module):
+    """A module whose own tensors stay float32 or float64 when the model around it is cast to something coarser."""
+
+    def _apply(self, fn, recurse=True):
+        def precise(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if tensor.is_floating_point() and moved.dtype not in (torch.float32, torch.float64):
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(precise, recurse)
+
+
+class Encoding(PreciseModule):
+    """A rotary encoding: R(x) = exp(Σ_i x_i A_i), A_i block-diagonal and skew-symmetric (paper, Eq. 3).
+
+    Args:
+        num_heads: H, heads that have angles of their own: the key/value heads. Queries may have a multiple of it
+            (grouped-query attention): each group shares the rotation of its key head, or the RoPE equation would break.
+        head_dim: D, features of a head.
+        num_axes: N, coordinates of a position.
+        block_size: b, the size of the diagonal blocks; even, and a divisor of head_dim. There are m = D/b blocks.
+        device, dtype: of the parameters; dtype float32 or float64.
+    Raises:
+        ConfigurationError: sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
+        block_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        sizes = {"num_heads": num_heads, "head_dim": head_dim, "num_axes": num_axes, "block_size": block_size}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigurationError(f"{name}={value!r}: expected a whole number, 1 or more.")
+        if block_size % 2 or head_dim % block_size:
+            fitting = [b for b in range(2, head_dim + 1, 2) if head_dim % b == 0]
+            remedy = f"Use one of {fitting}." if fitting else "There is none: head_dim must be even."
+            raise ConfigurationError(
+                f"block_size={block_size} with head_dim={head_dim}: expected an even divisor of head_dim. {remedy}"
+            )
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ConfigurationError(f"dtype={dtype}: angles are kept in float32 or float64; cast the model, not them.")
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.num_axes = num_axes
+        self.block_size = block_size
+        self.num_blocks = head_dim // block_size
+        # Empty: follows the module's device and dtype where there are no parameters to ask.
+        self.register_buffer("_anchor", torch.empty(0, device=device, dtype=dtype), persistent=False)
+
+    def forward(
+        self, q: Tensor, k: Tensor, positions: Tensor, key_positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys turned by their positions: ⟨q'_i, k'_j⟩ = ⟨R(x_i)q_i, R(x_j)k_j⟩.
+
+        Args:
+            q: (B, H·g, L, D).
+            k: (B, H, L, D).
+            positions: (L, N), shared by the batch, or (B, L, N); float32, float64 or integers.
+            key_positions: of the keys, where they differ from the queries' (cross-attention, part of a sequence).
+        Returns:
+            q and k, shapes and dtypes unchanged. Only inner products between them mean something: the commuting
+            encodings leave out the basis change that queries and keys share.
+        Raises:
+            InputError: shapes that do not fit, positions that are NaN, infinite or of too low precision.
+        """
+        positions = self._check(q, "q", positions, "positions")
+        if key_positions is None:
+            key_positions = self._check(k, "k", positions, "positions")
+        else:
+            key_positions = self._check(k, "k", key_positions, "key_positions")
+        if k.shape[1] != self.num_heads:
+            raise InputError(f"k has {k.shape[1]} heads, but this encoding has num_heads={self.num_heads} key heads.")
+        return self._rotate(q, k, positions, key_positions)
+
+    def _rotate(self, q: Tensor, k: Tensor, positions: Tensor, key_positions: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
+
+    def angle_matrices(self) -> Tensor:
+        """B_ij: (N, H, m, b, b), skew-symmetric, radians per unit of position; differentiable in the parameters."""
+        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
+
+    def spectrum(self) -> Spectrum:
+        """Basis (H, m, b, b) and frequencies (N, H, m, b/2), values only; NoSpectrumError where none exists."""
+        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
+
+    def rotation_matrices(self, positions: Tensor) -> Tensor:
+        """Dense R(x), (..., L, H, m, b, b), by matrix_exp: for looking and testing, not for speed."""
+        return reference.rotation_matrices(self.angle_matrices(), self._check_positions(positions, "positions"))
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_heads={self.num_heads}, head_dim={self.head_dim}, num_axes={self.num_axes}, "
+            f"block_size={self.block_size}"
+        )
+
+    def _check(self, x: Tensor, name: str, positions: Tensor, positions_name: str) -> Tensor:
+        positions = self._check_positions(positions, positions_name)
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] % self.num_heads or x.shape[3] != self.head_dim:
+            came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"{name}: got {came}, expected (B, heads, L, D) with heads a multiple of num_heads={self.num_heads} and "
+                f"D=head_dim={self.head_dim}. A (B, L, heads, D) tensor wants .transpose(1, 2)."
+            )
+        if not x.is_floating_point():
+            raise InputError(f"{name}: got {x.dtype}, expected a floating-point tensor.")
+        if positions.shape[-2] != x.shape[2]:
+            raise InputError(
+                f"{positions_name} are for {positions.shape[-2]} tokens, but {name} has {x.shape[2]}: give one row a "
+                "token, prefix tokens included: comrope.positions.grid(shape, num_prefix_tokens=…)."
+            )
+        if positions.ndim == 3 and positions.shape[0] != x.shape[0]:
+            raise InputError(f"{positions_name} are for {positions.shape[0]} samples, but {name} has {x.shape[0]}.")
+        return positions
+
+    def _check_positions(self, positions: Tensor, name: str) -> Tensor:
+        return check_positions(positions, name, self.num_axes)
+
+
+def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
+    """`positions` if they are finite, precise and of `num_axes` axes (integers as float64); InputError otherwise."""
+    if not isinstance(positions, Tensor) or positions.ndim not in (2, 3) or positions.shape[-1] != num_axes:
+        came = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
+        raise InputError(
+            f"{name}: got {came}, expected a tensor (L, N) or (B, L, N) with N=num_axes={num_axes}, as "
+            "comrope.positions.grid or .sequence makes."
+        )
+    if positions.dtype.is_complex or positions.dtype == torch.bool:
+        raise InputError(f"{name}: got {positions.dtype}, expected real numbers.")
+    if not positions.is_floating_point():
+        return positions.double()
+    if positions.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"{name}: got {positions.dtype}, which merges neighbouring tokens. Keep positions in float32 or float64; they "
+            "are no part of what a cast to lower precision saves."
+        )
+    message = f"{name}: some are NaN or infinite, but every token needs a finite place."
+    finite = positions.isfinite().all()
+    if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "meta"):
+        torch._assert_async(finite, message)  # no synchronisation with the device
+    elif positions.device.type == "cpu" and not finite:
+        raise InputError(message)
+    return positions
+
+
+class SpectralEncoding(Encoding):
+    """An encoding whose angle matrices commute: one basis, and frequencies on each axis."""
+
+    def _spectrum(self) -> tuple[Tensor | None, Tensor]:
+        """Basis, or None for the identity, and frequencies (N, H, m, b/2); differentiable in the parameters."""
+        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
+
+    def spectrum(self) -> Spectrum:
+        with torch.no_grad():
+            basis, frequencies = self._spectrum()
+            if basis is None:
+                eye = torch.eye(self.block_size, device=frequencies.device)
+                basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
+        return Spectrum(basis.to(self._anchor.dtype), frequencies.to(self._anchor.dtype, copy=True))
+
+    def angle_matrices(self) -> Tensor:
+        basis, frequencies = self._spectrum()
+        generators = plane_generators(frequencies.double())
+        return (generators if basis is None else basis @ generators @ basis.mT).to(self._anchor.dtype)
+
+    def _rotate(self, q, k, positions, key_positions):
+        basis, frequencies = self._spectrum()
+        frequencies = frequencies.double().flatten(2)  # (N, H, D/2)
+        phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
+        key_phases = phases
+        if key_positions is not positions:
+            key_phases = torch.einsum("...ln,nhp->...lhp", key_positions.double(), frequencies)
+        return turn(q, k, (phases, key_phases), basis)
+
+
+class LearnedEncoding(Encoding):
+    """An encoding with parameters, and how they start.
+
+    Args:
+        init: "normal" draws parameters with standard deviation `std` (1, as released for the paper), so that elements of
+            the skew-symmetric matrices have √2·std. "identity" starts at zero angles: attention as it was, with gradients
+            that are true and not zero. "rope" starts as vanilla RoPE with `base`: plane p on axis p mod N. AP and LD with
+            blocks above 2 and several axes gather an axis's planes, in order, into the blocks of that axis.
+        std: for "normal"; 1 by default.
+        base: for "rope"; 10000 by default.
+    """
+
+    def _configure_init(self, init: str, std: float | None, base: float | None) -> None:
+        if init not in ("normal", "identity", "rope"):
+            raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope'.")
+        for name, value, owner in (("std", std, "normal"), ("base", base, "rope")):
+            if value is not None and init != owner:
+                raise ConfigurationError(f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}.")
+        self.init = init
+        self.std = 1.0 if std is None else float(std)
+        self.base = 10000.0 if base is None else float(base)
+        if not (self.std >= 0 and math.isfinite(self.std)):
+            raise ConfigurationError(f"std={std!r}: expected a finite number, 0 or more.")
+        if init == "rope":
+            axis_frequencies(self, self.base)  # refuses what does not fit before anything is built
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters anew, as `init` says, from torch's random generator."""
+        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, init={self.init!r}"
+
+    def _blocks(self, *leading: int) -> nn.Parameter:
+        shape = (*leading, self.num_heads, self.num_blocks, self.block_size, self.block_size)
+        return nn.Parameter(self._anchor.new_empty(shape))
+
+    def _frequencies(self) -> nn.Parameter:
+        return nn.Parameter(
+            self._anchor.new_empty(self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
+        )
+
+    def _reset_frequencies(self, frequencies: Tensor) -> None:
+        if self.init == "normal":
+            frequencies.normal_(0, math.sqrt(2) * self.std)
+        elif self.init == "identity":
+            frequencies.zero_()
+        else:
+            frequencies.copy_(rope_frequencies(self, self.base, frequencies.device))
+
+
+def axis_frequencies(encoding: Encoding, base: float) -> Tensor:
+    """base^(−2N·j/D) for the D/2N planes j of one axis, in radians per unit: vanilla RoPE (paper, section 3). float64."""
+    if not (isinstance(base, (int, float)) and math.isfinite(base) and base > 0):
+        raise ConfigurationError(f"base={base!r}: expected a finite number above 0.")
+    head_dim, num_axes = encoding.head_dim, encoding.num_axes
+    if head_dim % (2 * num_axes):
+        raise ConfigurationError(
+            f"head_dim={head_dim} with num_axes={num_axes}: vanilla RoPE gives each axis the same number of planes, so "
+            f"head_dim must be a multiple of {2 * num_axes}."
+        )
+    planes = torch.arange(head_dim // (2 * num_axes), dtype=torch.float64)
+    return float(base) ** (-2 * num_axes * planes / head_dim)
+
+
+def rope_frequencies(encoding: Encoding, base: float, device: torch.device) -> Tensor:
+    """Vanilla RoPE's ω, (N, H, m, b/2): plane p turns with axis p mod N only, at the (p div N)-th frequency. float64."""
+    on_axis = axis_frequencies(encoding, base)  # (D/2N,)
+    eye = torch.eye(encoding.num_axes, dtype=torch.float64)
+    planes = torch.einsum("j,ni->nji", on_axis, eye).reshape(encoding.num_axes, 1, encoding.num_blocks, -1)
+    return planes.expand(-1, encoding.num_heads, -1, -1).to(device)

@@ -1,0 +1,239 @@
+"""Learned angle matrices that commute: ComRoPE-AP and -LD of the paper, ComRoPE-MT, which holds them all, and STRING."""
+
+import torch
+from torch import Tensor, nn
+
+from comrope._linalg import cayley, decompose, orthonormal, plane_generators, skew, skew_spectrum
+from comrope.encodings.base import LearnedEncoding, SpectralEncoding, axis_frequencies
+from comrope.errors import ConfigurationError, InputError
+from comrope.rotation import Generator, compute_dtype, turn
+
+
+class _OneParameter(LearnedEncoding, SpectralEncoding):
+    """B_ij = s_ij (P_j − P_jᵀ), so that R(x) = exp(τS) in each block, at the *time* τ = Σ_i s_i x_i. Parameter: P, `base_matrices`.
+
+    AP and LD differ in the scale s alone.
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        head_dim,
+        num_axes,
+        block_size: int = 8,
+        *,
+        init: str = "normal",
+        std: float | None = None,
+        base: float | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+        self._configure_init(init, std, base)
+        self.base_matrices = self._blocks()
+
+    def _scale(self) -> Tensor:
+        """s, (N, H or 1, m)."""
+        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
+
+    def _one_axis_a_block(self) -> Tensor:
+        """1 where block j belongs to axis i, that is j ≡ i (mod N), else 0: (N, 1, m)."""
+        eye = torch.eye(self.num_axes, dtype=self._anchor.dtype, device=self._anchor.device)
+        return eye.repeat(1, self.num_blocks // self.num_axes).unsqueeze(1)
+
+    def _reset_base_matrices(self) -> None:
+        if self.init == "normal":
+            self.base_matrices.normal_(0, self.std)
+        elif self.init == "identity":
+            self.base_matrices.zero_()
+        else:
+            on_axis = axis_frequencies(self, self.base).view(-1, self.block_size // 2)  # (m/N, b/2)
+            frequencies = on_axis.repeat_interleave(self.num_axes, dim=0)  # (m, b/2), an axis's planes in its own blocks
+            self.base_matrices.copy_(plane_generators(frequencies) / 2)
+
+    def angle_matrices(self) -> Tensor:
+        return self._scale()[..., None, None] * skew(self.base_matrices)
+
+    def _spectrum(self):
+        basis, frequencies = decompose(skew(self.base_matrices))
+        return basis, self._scale().double().unsqueeze(-1) * frequencies
+
+    def _rotate(self, q, k, positions, key_positions):
+        scale = self._scale().double()
+        times = [torch.einsum("...ln,nhm->...lhm", positions.double(), scale)] * 2  # (B or none, L, H or 1, m)
+        if key_positions is not positions:
+            times[1] = torch.einsum("...ln,nhm->...lhm", key_positions.double(), scale)
+        reach = [time.detach().abs().flatten(0, -3).amax(0) for time in times]  # (H or 1, m)
+        matrix = skew(self.base_matrices)
+        extent = torch.maximum(*reach).expand(matrix.shape[:2]).contiguous()
+        basis, frequencies, tilt = skew_spectrum(matrix, extent, torch.promote_types(compute_dtype(q), k.dtype))
+        phases = [(times[0].unsqueeze(-1) * frequencies).flatten(-2)] * 2
+        if times[1] is not times[0]:
+            phases[1] = (times[1].unsqueeze(-1) * frequencies).flatten(-2)
+        generators = [Generator(tilt, time.detach()) for time in times]
+        return turn(q, k, (phases[0], phases[1]), basis, (generators[0], generators[1]))
+
+
+class ComRoPEAP(_OneParameter):
+    """ComRoPE-AP, axial partition (paper, Eq. 8): B_ij = P_j − P_jᵀ where j ≡ i (mod N), else 0.
+
+    The number of blocks D/b must be a multiple of N. Parameter: `base_matrices` P, (H, m, b, b).
+    """
+
+    def __init__(self, num_heads, head_dim, num_axes, block_size: int = 8, **keywords):
+        super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
+        if self.num_blocks % num_axes:
+            fitting = [b for b in range(2, head_dim + 1, 2) if head_dim % (b * num_axes) == 0]
+            remedy = f"Use block_size in {fitting}" if fitting else f"Use a head_dim that is a multiple of {2 * num_axes}"
+            raise ConfigurationError(
+                f"comrope-ap shares {self.num_blocks} blocks (head_dim={head_dim} / block_size={block_size}) out among "
+                f"{num_axes} axes, which does not come out even. {remedy}, or comrope-ld, which has no such rule."
+            )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self._reset_base_matrices()
+
+    def _scale(self) -> Tensor:
+        return self._one_axis_a_block()
+
+
+class ComRoPELD(_OneParameter):
+    """ComRoPE-LD, linearly dependent (paper, Eq. 10): B_ij = θ_ij (P_j − P_jᵀ), θ per axis, head and block.
+
+    Parameters: `base_matrices` P, (H, m, b, b), and `axis_scale` θ, (N, H, m), which starts standard normal.
+    """
+
+    def __init__(self, num_heads, head_dim, num_axes, block_size: int = 8, **keywords):
+        super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
+        if self.init == "rope" and self.num_blocks % num_axes:
+            raise ConfigurationError(
+                f"init='rope' gives each block of comrope-ld one axis, but {self.num_blocks} blocks cannot be shared out "
+                f"evenly among {num_axes} axes. Use comrope-mt, which starts as RoPE with any block size."
+            )
+        self.axis_scale = nn.Parameter(self._anchor.new_empty(num_axes, num_heads, self.num_blocks))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self._reset_base_matrices()
+        if self.init == "rope":
+            self.axis_scale.copy_(self._one_axis_a_block().expand_as(self.axis_scale))
+        else:
+            self.axis_scale.normal_()
+
+    def _scale(self) -> Tensor:
+        return self.axis_scale
+
+
+class ComRoPEMT(LearnedEncoding, SpectralEncoding):
+    """ComRoPE-MT, maximal torus: a free orthogonal basis and free frequencies in each head and block.
+
+    Skew-symmetric matrices commute if and only if one orthogonal basis brings them all to planes, so this holds every
+    commuting family; AP, LD, STRING, RoPE-Mixed and RoPE are points in it (`set_spectrum` goes there). The basis is
+    Q = Q₀ · Cayley(G − Gᵀ) with Q₀ fixed and G = 0 at the start, so that any Q can be started from.
+
+    Parameters: `basis_generator` G, (H, m, b, b), and `frequencies` ω, (N, H, m, b/2). Buffer: `initial_basis` Q₀.
+    init="normal" draws Q₀ and ω as the spectrum of a freshly drawn LD.
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        head_dim,
+        num_axes,
+        block_size: int = 8,
+        *,
+        init: str = "normal",
+        std: float | None = None,
+        base: float | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+        self._configure_init(init, std, base)
+        self.basis_generator = self._blocks()
+        self.frequencies = self._frequencies()
+        self.register_buffer("initial_basis", torch.empty_like(self.basis_generator))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.basis_generator.zero_()
+        if self.init == "rope":
+            self.initial_basis.copy_(torch.eye(self.block_size, device=self._anchor.device))
+            self._reset_frequencies(self.frequencies)
+        elif not self._anchor.is_meta:
+            basis, frequencies = decompose(skew(torch.randn_like(self.initial_basis) * (self.std or 1.0)))
+            scale = torch.randn_like(self.frequencies[..., :1])
+            self.initial_basis.copy_(basis)
+            self.frequencies.copy_(frequencies * scale * (self.init == "normal" and self.std > 0))
+
+    @torch.no_grad()
+    def set_spectrum(self, basis: Tensor, frequencies: Tensor) -> None:
+        """Goes to another encoding's point of the torus: `mt.set_spectrum(*other.spectrum())`.
+
+        Args:
+            basis: Q, (H, m, b, b), orthogonal.
+            frequencies: ω, (N, H, m, b/2).
+        Raises:
+            InputError: other shapes, or a basis that is not orthogonal. Nothing has changed then.
+        """
+        for name, came, own in (("basis", basis, self.initial_basis), ("frequencies", frequencies, self.frequencies)):
+            if came.shape != own.shape:
+                raise InputError(f"{name}: got {tuple(came.shape)}, expected {tuple(own.shape)}.")
+        eye = torch.eye(self.block_size, dtype=basis.dtype, device=basis.device)
+        defect = (basis.mT @ basis - eye).abs().max().item()
+        if not defect < 1e-4:
+            raise InputError(f"basis: QᵀQ is {defect:.1e} away from the identity, expected an orthogonal matrix.")
+        self.basis_generator.zero_()
+        self.initial_basis.copy_(basis)
+        self.frequencies.copy_(frequencies)
+
+    def _spectrum(self):
+        return orthonormal(self.initial_basis) @ cayley(skew(self.basis_generator.double())), self.frequencies
+
+
+class String(LearnedEncoding, SpectralEncoding):
+    """Cayley-STRING (arXiv 2502.02562): RoPE in the learned basis Q = (I − S)(I + S)⁻¹, S = G − Gᵀ, a head wide by default.
+
+    Args:
+        learn_frequencies: whether ω is learned too, as in the paper, or stays at its start; fixed wants init="rope".
+
+    Parameters: `basis_generator` G, (H, m, b, b), and `frequencies` ω, (N, H, m, b/2) (a buffer if not learned).
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        head_dim,
+        num_axes,
+        block_size: int | None = None,
+        *,
+        init: str = "normal",
+        std: float | None = None,
+        base: float | None = None,
+        learn_frequencies: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        block_size = head_dim if block_size is None else block_size
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+        self._configure_init(init, std, base)
+        if not learn_frequencies and init != "rope":
+            raise ConfigurationError(f"learn_frequencies=False with init={init!r}: fixed frequencies want init='rope'.")
+        self.basis_generator = self._blocks()
+        self.frequencies = self._frequencies().requires_grad_(learn_frequencies)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        if self.init == "normal":
+            self.basis_generator.normal_(0, self.std)
+        else:
+            self.basis_generator.zero_()
+        self._reset_frequencies(self.frequencies)
+
+    def _spectrum(self):
+        return cayley(skew(self.basis_generator.double())), self.frequencies

@@ -1,0 +1,68 @@
+"""LieRE: angle matrices that are learned freely, and so do not commute."""
+
+import torch
+from torch import Tensor
+
+from comrope import reference
+from comrope._linalg import plane_generators, skew
+from comrope.encodings.base import LearnedEncoding, rope_frequencies
+from comrope.errors import NoSpectrumError
+from comrope.rotation import Spectrum, compute_dtype
+
+
+class LieRE(LearnedEncoding):
+    """LieRE: B_ij = P_ij − P_ijᵀ, all free. Commutes with probability 0, so R(x)ᵀR(y) = R(y − x) fails.
+
+    Every distinct position costs a matrix exponential, taken in float64, whatever the batch. Parameter: `base_matrices`
+    P, (N, H, m, b, b).
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        head_dim,
+        num_axes,
+        block_size: int = 8,
+        *,
+        init: str = "normal",
+        std: float | None = None,
+        base: float | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+        self._configure_init(init, std, base)
+        self.base_matrices = self._blocks(num_axes)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        if self.init == "normal":
+            self.base_matrices.normal_(0, self.std)
+        elif self.init == "identity":
+            self.base_matrices.zero_()
+        else:
+            self.base_matrices.copy_(plane_generators(rope_frequencies(self, self.base, self._anchor.device)) / 2)
+
+    def angle_matrices(self) -> Tensor:
+        return skew(self.base_matrices)
+
+    def spectrum(self) -> Spectrum:
+        raise NoSpectrumError(
+            "LieRE's angle matrices do not commute: no one basis brings them to planes, so there is no spectrum and "
+            "nothing to fold. Use comrope-ld, -ap or -mt, or look at angle_matrices() and rotation_matrices(positions)."
+        )
+
+    def _rotate(self, q, k, positions, key_positions):
+        rotation = self._rotation(positions)
+        key_rotation = rotation if key_positions is positions else self._rotation(key_positions)
+        turned = reference.apply(rotation.to(compute_dtype(q)), q).to(q.dtype)
+        return turned, reference.apply(key_rotation.to(compute_dtype(k)), k).to(k.dtype)
+
+    def _rotation(self, positions: Tensor) -> Tensor:
+        """R(x) once for each distinct row of `positions`, handed out to the tokens: (..., L, H, m, b, b), float64."""
+        angles = self.angle_matrices().double()
+        if positions.ndim == 2 or positions.requires_grad or torch.compiler.is_compiling():
+            return reference.rotation_matrices(angles, positions)
+        rows, which = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
+        return reference.rotation_matrices(angles, rows)[which.view(positions.shape[:2])]

@@ -1,0 +1,79 @@
+"""The plain ones: no encoding, vanilla RoPE with fixed frequencies, RoPE-Mixed with learned ones. Basis: the identity."""
+
+import torch
+from torch import Tensor
+
+from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding, axis_frequencies, rope_frequencies
+from comrope.rotation import Spectrum
+
+
+class NoEncoding(Encoding):
+    """No positions at all: A_i = 0 and R(x) = I. Queries and keys come back as they are.
+
+    `block_size` only shapes `angle_matrices()` and `spectrum()`.
+    """
+
+    def __init__(self, num_heads, head_dim, num_axes, block_size: int = 2, *, device=None, dtype=None):
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+
+    def _rotate(self, q, k, positions, key_positions):
+        return q, k
+
+    def angle_matrices(self) -> Tensor:
+        b = self.block_size
+        return self._anchor.new_zeros(self.num_axes, self.num_heads, self.num_blocks, b, b)
+
+    def spectrum(self) -> Spectrum:
+        eye = torch.eye(self.block_size, dtype=self._anchor.dtype, device=self._anchor.device)
+        frequencies = self._anchor.new_zeros(self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
+        return Spectrum(eye.repeat(self.num_heads, self.num_blocks, 1, 1), frequencies)
+
+
+class Rope(SpectralEncoding):
+    """Vanilla RoPE, axial: plane p turns with axis p mod N at base^(−2N·(p div N)/D) radians per unit. Nothing to learn.
+
+    `base` is 10000 in the paper, for relative positions in [0, 1] too; `block_size` only groups the planes in
+    `angle_matrices()` and `spectrum()`.
+    """
+
+    def __init__(
+        self, num_heads, head_dim, num_axes, block_size: int = 2, *, base: float = 10000.0, device=None, dtype=None
+    ):
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+        axis_frequencies(self, base)
+        self.base = base
+
+    def _spectrum(self):
+        return None, rope_frequencies(self, self.base, self._anchor.device)
+
+
+class RopeMixed(LearnedEncoding, SpectralEncoding):
+    """RoPE-Mixed: every plane turns with all axes, at learned frequencies ω (N, H, m, b/2). LD with block size 2.
+
+    `block_size` only groups the planes.
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        head_dim,
+        num_axes,
+        block_size: int = 2,
+        *,
+        init: str = "normal",
+        std: float | None = None,
+        base: float | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+        self._configure_init(init, std, base)
+        self.frequencies = self._frequencies()
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self._reset_frequencies(self.frequencies)
+
+    def _spectrum(self):
+        return None, self.frequencies

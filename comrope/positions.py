@@ -1,0 +1,177 @@
+"""Where tokens are: tensors of shape (L, N), one row a token, one column an axis, or (B, L, N), one set a sample.
+
+Axes come in the order of the array's dimensions: (row, column) for images, (frame, row, column) for video. Positions
+are float32 unless asked otherwise, and plain tensors: nothing here keeps state.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from comrope.errors import InputError
+
+
+def grid(
+    shape: Sequence[int],
+    *,
+    relative: bool = True,
+    centre: bool = True,
+    extents: Sequence[float] | None = None,
+    num_prefix_tokens: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Positions of the patches of a canvas, in any number of axes: x_i = (index_i + ½) / X_i.
+
+    Args:
+        shape: patches along each axis, such as (14, 14) for an image or (8, 14, 14) for a clip. Its shape decides, never
+            its count: (7, 28) and (14, 14) are different grids.
+        relative: divide by the extents X, so that the canvas is [0, 1]ᴺ whatever its patch count (the paper's
+            relative scaling); if False, positions are in patches.
+        centre: put a patch at its centre, index + ½; if False at its first corner, index.
+        extents: X_i in patches, where it is not the axis's own count. extents=(14, 14) for a (7, 14) grid keeps the
+            patches square on the canvas.
+        num_prefix_tokens: tokens before the patches (class, register): they sit at the middle of the canvas.
+        dtype: float32 or float64.
+        device: where the result lives.
+    Returns:
+        (num_prefix_tokens + Π shape, N), the patches in row-major order.
+    Raises:
+        InputError: a shape or extent that is empty or not positive, extents that do not match the axes or are given
+            although relative=False.
+
+    >>> grid((2, 2)).tolist()
+    [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
+    """
+    counts = _counts(shape)
+    _check_dtype(dtype)
+    if extents is not None and not relative:
+        raise InputError("extents= was given with relative=False, where nothing is divided by it: leave one of them out.")
+    extent = [float(e) for e in (counts if extents is None else extents)]
+    if len(extent) != len(counts) or not all(e > 0 and math.isfinite(e) for e in extent):
+        raise InputError(f"extents={extents!r}: expected {len(counts)} positive numbers, one for each axis of shape={counts}.")
+    if not isinstance(num_prefix_tokens, Integral) or num_prefix_tokens < 0:
+        raise InputError(f"num_prefix_tokens={num_prefix_tokens!r}: expected a whole number, 0 or more.")
+    scale = extent if relative else [1.0] * len(counts)
+    shift = 0.5 if centre else 0.0
+    axes = [
+        ((torch.arange(n, dtype=torch.float64, device=device) + shift) / s) for n, s in zip(counts, scale, strict=True)
+    ]
+    patches = torch.cartesian_prod(*axes).reshape(-1, len(axes))  # (Π shape, N)
+    middle = torch.tensor([n / s / 2 for n, s in zip(counts, scale, strict=True)], dtype=torch.float64, device=device)
+    return torch.cat((middle.expand(num_prefix_tokens, -1), patches)).to(dtype)
+
+
+def sequence(
+    length: int, *, start: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Tensor:
+    """Positions start, start + 1, … of a token sequence, shape (length, 1), in tokens; exact up to 2²⁴ in float32.
+
+    >>> sequence(3, start=5).tolist()
+    [[5.0], [6.0], [7.0]]
+    """
+    if not isinstance(length, Integral) or length < 1:
+        raise InputError(f"length={length!r}: expected a whole number of tokens, 1 or more.")
+    _check_dtype(dtype)
+    positions = torch.arange(start, start + int(length), dtype=torch.float64, device=device).unsqueeze(-1)
+    if dtype == torch.float32 and max(abs(start), abs(start + length - 1)) > 2**24:
+        raise InputError(f"float32 cannot tell neighbours apart at position {start + length - 1}: pass dtype=torch.float64.")
+    return positions.to(dtype)
+
+
+def perturb(
+    positions: Tensor,
+    patch_size: Sequence[float] | Tensor,
+    intensity: float,
+    *,
+    axes: Sequence[bool] | None = None,
+    num_prefix_tokens: int = 0,
+    batch_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Coordinate perturbation (paper, Eq. 11): each patch moves by a Gaussian step that ends inside its own patch.
+
+    x̂_i = x_i + ε_i p_i, ε_i ~ N(0, σ²) truncated to [−½, ½], p the patch size and σ the intensity. For training only.
+
+    Args:
+        positions: (L, N) or (B, L, N), patch centres.
+        patch_size: the patch's extent on each axis, in the unit of the positions: 1/shape for relative ones.
+        intensity: σ ≥ 0, in patches. 0 returns the positions unchanged; the paper trains with 0 and 1.
+        axes: which axes move; all by default. (False, True, True) holds the frames of a video still, as the paper does.
+        num_prefix_tokens: leading tokens that have no patch and stay where they are.
+        batch_size: draw anew for each of so many samples, giving (B, L, N); None draws once for the whole batch, which
+            keeps (L, N) and lets the rotation be shared.
+        generator: source of randomness, on the positions' device; torch's own by default.
+    """
+    _check_positions(positions)
+    num_axes = positions.shape[-1]
+    if not (isinstance(intensity, (int, float)) and math.isfinite(intensity) and intensity >= 0):
+        raise InputError(f"intensity={intensity!r}: expected a finite number, 0 or more (in patches).")
+    size = torch.as_tensor(patch_size, dtype=positions.dtype, device=positions.device)
+    if size.shape != (num_axes,) or not bool((size > 0).all()):
+        raise InputError(f"patch_size={patch_size!r}: expected {num_axes} positive numbers, one an axis of the positions.")
+    moving = torch.ones(num_axes, dtype=torch.bool) if axes is None else torch.as_tensor(axes, dtype=torch.bool)
+    if moving.shape != (num_axes,):
+        raise InputError(f"axes={axes!r}: expected {num_axes} truth values, one an axis of the positions.")
+    positions = _per_sample(positions, batch_size)
+    if intensity == 0:
+        return positions
+    # Inverse transform sampling of the truncated normal: u uniform between Φ(−½/σ) and Φ(½/σ), ε = σ Φ⁻¹(u).
+    bound = math.erf(0.5 / intensity / math.sqrt(2))
+    uniform = torch.rand(positions.shape, generator=generator, dtype=torch.float64, device=positions.device)
+    step = intensity * math.sqrt(2) * torch.erfinv((2 * uniform - 1) * bound)
+    step = step.clamp(-0.5, 0.5).to(positions.dtype) * size * moving.to(positions.device)
+    step[..., :num_prefix_tokens, :] = 0
+    return positions + step
+
+
+def offset(
+    positions: Tensor, intensity: float, *, batch_size: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Coordinate offset (paper, Eq. 12): one random shift N(0, ρ²I) for all tokens of an image, prefix tokens too.
+
+    Args:
+        positions: (L, N) or (B, L, N).
+        intensity: ρ ≥ 0, in the unit of the positions. 0 returns the positions unchanged.
+        batch_size: one shift for each of so many samples, giving (B, L, N); None shifts an (L, N) input once.
+        generator: source of randomness, on the positions' device; torch's own by default.
+    """
+    _check_positions(positions)
+    if not (isinstance(intensity, (int, float)) and math.isfinite(intensity) and intensity >= 0):
+        raise InputError(f"intensity={intensity!r}: expected a finite number, 0 or more (in units of the positions).")
+    positions = _per_sample(positions, batch_size)
+    if intensity == 0:
+        return positions
+    shape = (*positions.shape[:-2], 1, positions.shape[-1])
+    shift = torch.randn(shape, generator=generator, dtype=torch.float64, device=positions.device)
+    return positions + (intensity * shift).to(positions.dtype)
+
+
+def _counts(shape: Sequence[int]) -> list[int]:
+    counts = list(shape) if isinstance(shape, Sequence) else [shape]
+    if not counts or not all(isinstance(n, Integral) and n > 0 for n in counts):
+        raise InputError(f"shape={shape!r}: expected a sequence of positive whole numbers, patches along each axis, e.g. (14, 14).")
+    return [int(n) for n in counts]
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype={dtype}: positions need float32 or float64; lower precision merges neighbouring tokens.")
+
+
+def _check_positions(positions: Tensor) -> None:
+    if not isinstance(positions, Tensor) or positions.ndim not in (2, 3):
+        came = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
+        raise InputError(f"positions: got {came}, expected a tensor (L, N) or (B, L, N), as comrope.positions.grid makes.")
+    _check_dtype(positions.dtype)
+
+
+def _per_sample(positions: Tensor, batch_size: int | None) -> Tensor:
+    if batch_size is None:
+        return positions
+    if positions.ndim == 3 and positions.shape[0] != batch_size:
+        raise InputError(f"batch_size={batch_size}, but the positions are already for {positions.shape[0]} samples.")
+    return positions.expand(batch_size, -1, -1) if positions.ndim == 2 else positions

@@ -1,0 +1,54 @@
+"""The paper's Algorithm 1 by `torch.matrix_exp`: the oracle that the fast engine is held against, and its opponent.
+
+Slow and plain on purpose. Everything here is differentiated by autograd alone, to any order.
+"""
+
+import torch
+from torch import Tensor
+
+from comrope.errors import InputError
+
+
+def rotation_matrices(angle_matrices: Tensor, positions: Tensor) -> Tensor:
+    """R(x) = exp(Σ_i x_i A_i) (paper, Eq. 3), block by block.
+
+    Args:
+        angle_matrices: B_ij, shape (N, H, m, b, b): axes, heads, blocks, block rows and columns.
+        positions: (L, N) or (B, L, N).
+    Returns:
+        (L, H, m, b, b) or (B, L, H, m, b, b).
+    """
+    if angle_matrices.ndim != 5 or angle_matrices.shape[-1] != angle_matrices.shape[-2]:
+        raise InputError(f"angle_matrices: got {tuple(angle_matrices.shape)}, expected (N, H, m, b, b).")
+    if positions.ndim not in (2, 3) or positions.shape[-1] != angle_matrices.shape[0]:
+        raise InputError(
+            f"positions: got {tuple(positions.shape)}, expected (L, N) or (B, L, N) with N={angle_matrices.shape[0]} axes."
+        )
+    exponent = torch.einsum("...n,nhmcd->...hmcd", positions.to(angle_matrices.dtype), angle_matrices)
+    return torch.linalg.matrix_exp(exponent.contiguous())
+
+
+def rotate(q: Tensor, k: Tensor, angle_matrices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """R(x)q and R(x)k for each token (paper, Algorithm 1), with one rotation per distinct row of `positions`.
+
+    Args:
+        q: (B, H·g, L, D) with D = m·b; g > 1 where query heads share a key head (grouped-query attention).
+        k: (B, H, L, D).
+        angle_matrices: (N, H, m, b, b).
+        positions: (L, N), shared by the batch, or (B, L, N).
+    Returns:
+        Rotated q and k, same shapes, in the angle matrices' dtype.
+    """
+    rotation = rotation_matrices(angle_matrices, positions)
+    return apply(rotation, q), apply(rotation, k)
+
+
+def apply(rotation: Tensor, x: Tensor) -> Tensor:
+    """R x for dense blocks (L, H, m, b, b) or (B, L, H, m, b, b) and x (B, H·g, L, D)."""
+    batch, heads, length, head_dim = x.shape
+    num_heads, num_blocks, block_size = rotation.shape[-4:-1]
+    blocks = x.to(rotation.dtype).reshape(batch, num_heads, heads // num_heads, length, num_blocks, block_size)
+    if rotation.ndim == 5:
+        rotation = rotation.unsqueeze(0)  # shared by the batch
+    turned = torch.einsum("blhmcd,bhglmd->bhglmc", rotation, blocks)
+    return turned.reshape(batch, heads, length, head_dim)
