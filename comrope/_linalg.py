@@ -60,22 +60,23 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     mu = eigenvalues[..., b // 2 :]  # (..., h)
     rank = torch.arange(1, b // 2 + 1, dtype=s.dtype, device=s.device)
     weight = torch.where(mu > _ZERO * mu[..., -1:], rank, torch.zeros_like(rank))
-    planes = (upper * weight.unsqueeze(-2)) @ upper.mH
-    basis = torch.linalg.eigh(planes.real).eigenvectors  # (..., b, b), planes in ascending rank
+    parts = torch.cat((upper.real, upper.imag), dim=-1)  # (..., b, b)
+    planes = (parts * weight.repeat(*[1] * (weight.ndim - 1), 2).unsqueeze(-2)) @ parts.mT  # Σ_k weight_k Re(v_k v_kᴴ)
+    basis = torch.linalg.eigh(planes).eigenvectors  # (..., b, b), planes in ascending rank
     # In its own plane S is μJ up to the sign that the pair's orientation gives: turn the second column to fit.
     first, second = basis[..., 0::2], basis[..., 1::2]
-    signed = torch.einsum("...ck,...cd,...dk->...k", second, s, first)
+    signed = (second * (s @ first)).sum(-2)
     sign = torch.where(signed < 0, -1.0, 1.0).to(s.dtype)
     basis = torch.stack((first, second * sign.unsqueeze(-2)), dim=-1).flatten(-2)
     return basis, signed * sign
 
 
 # ── The derivative of the decomposition ────────────────────────────────────────────────────────────────────────────
-# Let S = Q D Qᵀ with D = diag(μ_k J), and write everything in Q's coordinates and then in the complex
-# coordinates U in which J is diagonal: v± = (1, ∓i)/√2 has J v± = ±i v±. For a change dS, with dS~ = Uᴴ QᵀdSQ U and
+# Let S = Q D Qᵀ with D = diag(μ_k J). Plane coordinates pair up into the complex ones in which J is diagonal,
+# v± = (1, ∓i)/√2 with J v± = ±i v±, so write λ = ±μ. For a change dS, seen from Q and in those coordinates as dS~, and
 # dQ = Q X:
-#     X~_ab = i dS~_ab / (λ_a − λ_b)   (a ≠ b, λ = +μ_k or −μ_k),      dμ_k = Im dS~_{+k,+k}
-# so for a loss with gradients G_Q, g_μ and A = QᵀG_Q (its skew part: dQ keeps Q orthogonal), ∂L/∂S~ = M with
+#     X~_ab = i dS~_ab / (λ_a − λ_b)   (a ≠ b),      dμ_k = Im dS~_{+k,+k}
+# so for a loss with gradients G_Q, g_μ, and A the skew part of QᵀG_Q (dQ keeps Q orthogonal), ∂L/∂S~ = M with
 #     M_ab = −i A~_ab / (λ_a − λ_b),   M_{±k,±k} = ±i g_μk / 2.
 # This divides by gaps. What the rotation exp(τS) needs at a closed gap is finite all the same (Daleckii–Krein):
 #     M_ab = Σ_n τ_n ∫₀¹ e^{i s (λ_a − λ_b) τ_n} ds · h~_na x~*_nb ≈ Σ_n (τ_n/2) (h~_na x~*_nb + g~_na y~*_nb),
@@ -83,34 +84,46 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
 # tensor, the *tilt*: zero in value, meaning S + Q·tilt·Qᵀ. The rotation (comrope.rotation) returns the sum as the
 # tilt's gradient, and here it is used wherever |Δ|·max|τ| is small. The rounding error ε/(Δτ) of the first rule and
 # the (Δτ)²/12 of the second cross at Δτ = (12 ε)^⅓: both are then ~1e-5 in float32 and ~1e-11 in float64.
+#
+# In real arithmetic: of a plane pair's 2 × 2 block [[A₁₁, A₁₂], [A₂₁, A₂₂]], 2A~_{+j,+k} = p + ir and 2A~_{+j,−k} = s + it
+# with p = A₁₁ + A₂₂, r = A₂₁ − A₁₂, s = A₁₁ − A₂₂, t = A₂₁ + A₁₂, the rest being conjugates. Multiplying by −i/Δ sends
+# (p, r) to (r, −p)/Δ.
 
 
-def _to_eigen(real: Tensor, adjoint: bool = False) -> Tensor:
-    """Uᴴ A U for A in plane coordinates (..., b, b); with adjoint, U A Uᴴ."""
-    h = real.shape[-1] // 2
-    u = torch.tensor([[1, 1], [-1j, 1j]], dtype=torch.complex128, device=real.device) / 2**0.5
-    if not adjoint:
-        u = u.mH
-    blocks = real.to(u.dtype).unflatten(-1, (h, 2)).unflatten(-3, (h, 2))
-    return torch.einsum("ac,...icjd,bd->...iajb", u, blocks, u.conj()).flatten(-2).flatten(-3, -2)
+def _pair(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p, r (planes turning alike) and s, t (against each other) of (..., b, b): each (..., h, h)."""
+    a11, a12 = matrix[..., 0::2, 0::2], matrix[..., 0::2, 1::2]
+    a21, a22 = matrix[..., 1::2, 0::2], matrix[..., 1::2, 1::2]
+    return a11 + a22, a21 - a12, a11 - a22, a21 + a12
+
+
+def _unpair(p: Tensor, r: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """The matrix (..., b, b) that `_pair` takes apart."""
+    first = torch.stack((p + s, t - r), dim=-1).flatten(-2)  # (..., h, b), the rows of first coordinates
+    second = torch.stack((r + t, p - s), dim=-1).flatten(-2)
+    return torch.stack((first, second), dim=-2).flatten(-3, -2) / 2
 
 
 def _skew_gradient(
     basis: Tensor, frequencies: Tensor, extent: Tensor, grad_basis: Tensor, grad_frequencies: Tensor, grad_tilt: Tensor
 ) -> Tensor:
     """∂L/∂S from the gradients of the basis, the frequencies and the tilt: the rule derived above, in float64."""
-    eps = torch.finfo(grad_tilt.dtype).eps
+    limit = (12 * torch.finfo(grad_tilt.dtype).eps) ** (1 / 3)
     a = basis.mT @ grad_basis.double()
-    eigenvalues = torch.stack((frequencies, -frequencies), dim=-1).flatten(-2)  # (..., b)
-    gap = eigenvalues.unsqueeze(-1) - eigenvalues.unsqueeze(-2)  # (..., b, b)
-    closed = gap.abs() * extent[..., None, None] < (12 * eps) ** (1 / 3)
-    m = torch.where(
-        closed, _to_eigen(grad_tilt.double()), -1j * _to_eigen((a - a.mT) / 2) / torch.where(closed, 1.0, gap)
-    )
-    half = grad_frequencies.double() / 2
-    diagonal = torch.complex(torch.zeros_like(eigenvalues), torch.stack((half, -half), dim=-1).flatten(-2))
-    m = torch.diagonal_scatter(m, diagonal, dim1=-2, dim2=-1)
-    grad = basis @ _to_eigen(m, adjoint=True).real @ basis.mT
+    mu, nu = frequencies.unsqueeze(-1), frequencies.unsqueeze(-2)
+    p, r, s, t = _pair((a - a.mT) / 2)
+    tilt_p, tilt_r, tilt_s, tilt_t = _pair(grad_tilt.double())
+
+    def rule(gap: Tensor, by_gap: tuple[Tensor, Tensor], by_tilt: tuple[Tensor, Tensor]) -> list[Tensor]:
+        closed = gap.abs() * extent[..., None, None] < limit
+        gap = torch.where(closed, 1.0, gap)
+        return [torch.where(closed, tilt, x / gap) for x, tilt in zip(by_gap, by_tilt, strict=True)]
+
+    p, r = rule(mu - nu, (r, -p), (tilt_p, tilt_r))
+    s, t = rule(mu + nu, (t, -s), (tilt_s, tilt_t))
+    r = torch.diagonal_scatter(r, grad_frequencies.double(), dim1=-2, dim2=-1)
+    p = torch.diagonal_scatter(p, torch.zeros_like(grad_frequencies, dtype=p.dtype), dim1=-2, dim2=-1)
+    grad = basis @ _unpair(p, r, s, t) @ basis.mT
     return (grad - grad.mT) / 2
 
 
@@ -141,8 +154,8 @@ def first_order_only(grad: Tensor | None, *anchors: Tensor) -> Tensor | None:
     return _NoSecondDerivative.apply(grad, *anchors) if grad is not None and torch.is_grad_enabled() else grad
 
 
-# Both directions are single opaque operators, so that torch.compile and torch.export see one node each and no complex
-# tensor ever reaches Inductor.
+# Both directions are single opaque operators: torch.compile and torch.export see one node each, and the only complex
+# tensors there are, inside `decompose`, never reach Inductor.
 @torch.library.custom_op("comrope::skew_spectrum", mutates_args=())
 def _spectrum_op(matrix: Tensor, extent: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     basis, frequencies = decompose(matrix)
@@ -152,7 +165,11 @@ def _spectrum_op(matrix: Tensor, extent: Tensor, compute_dtype: torch.dtype) -> 
 @_spectrum_op.register_fake
 def _(matrix, extent, compute_dtype):
     basis = matrix.new_empty(matrix.shape, dtype=torch.float64)
-    return basis, basis.new_empty(*matrix.shape[:-2], matrix.shape[-1] // 2), basis.new_empty(basis.shape, dtype=compute_dtype)
+    return (
+        basis,
+        basis.new_empty(*matrix.shape[:-2], matrix.shape[-1] // 2),
+        basis.new_empty(basis.shape, dtype=compute_dtype),
+    )
 
 
 _gradient_op = torch.library.custom_op("comrope::skew_spectrum_backward", _skew_gradient, mutates_args=())

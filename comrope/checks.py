@@ -40,10 +40,9 @@ class Report(tuple[Check, ...]):
     def __repr__(self) -> str:
         width = max(len(check.name) for check in self)
         lines = [f"{'encoding':<{width}}  commutator  RoPE equation  offset drift  holds"]
-        lines += [
-            f"{c.name:<{width}}  {c.commutator:>10.1e}  {c.equation:>13.1e}  {c.offset_drift:>12.1e}  {'yes' if c.holds else 'NO'}"
-            for c in self
-        ]
+        for c in self:
+            figures = f"{c.commutator:>10.1e}  {c.equation:>13.1e}  {c.offset_drift:>12.1e}"
+            lines.append(f"{c.name:<{width}}  {figures}  {'yes' if c.holds else 'NO'}")
         return "\n".join(lines)
 
 

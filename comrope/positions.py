@@ -49,10 +49,14 @@ def grid(
     counts = _counts(shape)
     _check_dtype(dtype)
     if extents is not None and not relative:
-        raise InputError("extents= was given with relative=False, where nothing is divided by it: leave one of them out.")
+        raise InputError(
+            "extents= was given with relative=False, where nothing is divided by it: leave one of them out."
+        )
     extent = [float(e) for e in (counts if extents is None else extents)]
     if len(extent) != len(counts) or not all(e > 0 and math.isfinite(e) for e in extent):
-        raise InputError(f"extents={extents!r}: expected {len(counts)} positive numbers, one for each axis of shape={counts}.")
+        raise InputError(
+            f"extents={extents!r}: expected {len(counts)} positive numbers, one for each axis of shape={counts}."
+        )
     if not isinstance(num_prefix_tokens, Integral) or num_prefix_tokens < 0:
         raise InputError(f"num_prefix_tokens={num_prefix_tokens!r}: expected a whole number, 0 or more.")
     scale = extent if relative else [1.0] * len(counts)
@@ -78,7 +82,9 @@ def sequence(
     _check_dtype(dtype)
     positions = torch.arange(start, start + int(length), dtype=torch.float64, device=device).unsqueeze(-1)
     if dtype == torch.float32 and max(abs(start), abs(start + length - 1)) > 2**24:
-        raise InputError(f"float32 cannot tell neighbours apart at position {start + length - 1}: pass dtype=torch.float64.")
+        raise InputError(
+            f"float32 cannot tell neighbours apart at position {start + length - 1}: pass dtype=torch.float64."
+        )
     return positions.to(dtype)
 
 
@@ -112,7 +118,9 @@ def perturb(
         raise InputError(f"intensity={intensity!r}: expected a finite number, 0 or more (in patches).")
     size = torch.as_tensor(patch_size, dtype=positions.dtype, device=positions.device)
     if size.shape != (num_axes,) or not bool((size > 0).all()):
-        raise InputError(f"patch_size={patch_size!r}: expected {num_axes} positive numbers, one an axis of the positions.")
+        raise InputError(
+            f"patch_size={patch_size!r}: expected {num_axes} positive numbers, one an axis of the positions."
+        )
     moving = torch.ones(num_axes, dtype=torch.bool) if axes is None else torch.as_tensor(axes, dtype=torch.bool)
     if moving.shape != (num_axes,):
         raise InputError(f"axes={axes!r}: expected {num_axes} truth values, one an axis of the positions.")
@@ -153,19 +161,25 @@ def offset(
 def _counts(shape: Sequence[int]) -> list[int]:
     counts = list(shape) if isinstance(shape, Sequence) else [shape]
     if not counts or not all(isinstance(n, Integral) and n > 0 for n in counts):
-        raise InputError(f"shape={shape!r}: expected a sequence of positive whole numbers, patches along each axis, e.g. (14, 14).")
+        raise InputError(
+            f"shape={shape!r}: expected a sequence of positive whole numbers, patches along each axis, e.g. (14, 14)."
+        )
     return [int(n) for n in counts]
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
     if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype={dtype}: positions need float32 or float64; lower precision merges neighbouring tokens.")
+        raise InputError(
+            f"dtype={dtype}: positions need float32 or float64; lower precision merges neighbouring tokens."
+        )
 
 
 def _check_positions(positions: Tensor) -> None:
     if not isinstance(positions, Tensor) or positions.ndim not in (2, 3):
         came = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
-        raise InputError(f"positions: got {came}, expected a tensor (L, N) or (B, L, N), as comrope.positions.grid makes.")
+        raise InputError(
+            f"positions: got {came}, expected a tensor (L, N) or (B, L, N), as comrope.positions.grid makes."
+        )
     _check_dtype(positions.dtype)
 
 

@@ -56,11 +56,12 @@ def turn(
     Gradients are those of R(x)q with the outer Q in place, exact to first order for any loss on scores; asking for
     second derivatives raises SecondDerivativeError.
     """
-    turned, table = [], None
+    turned = []
+    table = _phase_table(phases[0], compute_dtype(q))
     for i, x in enumerate((q, k)):
         dtype = compute_dtype(x)
-        if i == 0 or phases[1] is not phases[0] or dtype != compute_dtype(q):
-            table = _phase_table(phases[i], dtype)
+        if i == 1 and (phases[1] is not phases[0] or dtype != compute_dtype(q)):
+            table = _phase_table(phases[1], dtype)
         tilt, time = generators[i] or (None, None)
         turned.append(_Turn.apply(x, phases[i], basis, tilt, time, *table))
     return turned[0], turned[1]
@@ -89,7 +90,7 @@ class _Turn(Function):
     """The rotation and its backward. It saves cos, sin and its own output, which attention keeps anyway, and no input."""
 
     @staticmethod
-    def forward(x, phases, basis, tilt, time, cos, sin):
+    def forward(x, phases, basis, tilt, time, cos, sin):  # pyright: ignore[reportIncompatibleMethodOverride]
         grouped = _group_heads(x, basis, cos)
         if basis is not None:
             with torch.autocast(x.device.type, enabled=False):
@@ -104,18 +105,19 @@ class _Turn(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        turned = ctx.saved_tensors[0]
+        turned, basis, time, cos, sin = ctx.saved_tensors
+        needed, shape = ctx.needs_input_grad[:4], ctx.phases_shape
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            grads = _turn_backward(grad, *ctx.saved_tensors, ctx.phases_shape, ctx.needs_input_grad)
+            grads = _turn_backward(grad, turned, basis, time, cos, sin, shape, needed)
         return (*(first_order_only(g, grad, turned) for g in grads), None, None, None)
 
 
-def _turn_backward(grad, turned, basis, time, cos, sin, phases_shape, needs_input_grad):
+def _turn_backward(grad, turned, basis, time, cos, sin, phases_shape, needed):
     """∂L/∂(x, φ, Q, tilt). With z = Rot(φ)Qᵀx the output, g its gradient, h = Rot(−φ)g and u = Rot(−φ)z = Qᵀx:
 
     ∂L/∂x = Qh,   ∂L/∂φ = ⟨g, Jz⟩,   ∂L/∂Q = Q Σ_n (u hᵀ + g zᵀ),   ∂L/∂tilt = Σ_n (τ_n/2)(h uᵀ + g zᵀ).
     """
-    needs_x, needs_phases, needs_basis, needs_tilt = needs_input_grad[:4]
+    needs_x, needs_phases, needs_basis, needs_tilt = needed
     interleaved = basis is None
     g = _group_heads(grad, basis, cos).to(cos.dtype)  # (B, H, g, L, D)
     z = _group_heads(turned, basis, cos).to(cos.dtype)
@@ -153,7 +155,8 @@ def _planes(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
     """First and second coordinates of every plane, (..., D/2) each, as views."""
     if interleaved:
         return x[..., 0::2], x[..., 1::2]
-    return x.chunk(2, dim=-1)
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -172,15 +175,15 @@ def _dense(basis: Tensor, dtype: torch.dtype) -> Tensor:
     makes the cost the same for every block size.
     """
     num_heads, num_blocks, b, _ = basis.shape
-    eye = torch.eye(num_blocks, dtype=dtype, device=basis.device)
-    columns = basis.to(dtype).unflatten(-1, (b // 2, 2))  # (H, m, b, h, 2)
-    return torch.einsum("hmrkc,mn->hmrcnk", columns, eye).reshape(num_heads, 1, num_blocks * b, num_blocks * b)
+    columns = basis.to(dtype).unflatten(-1, (b // 2, 2)).transpose(-1, -2)  # (H, m, b, 2, h)
+    eye = torch.eye(num_blocks, dtype=dtype, device=basis.device).view(num_blocks, 1, 1, num_blocks, 1)
+    return (columns.unsqueeze(-2) * eye).reshape(num_heads, 1, num_blocks * b, num_blocks * b)
 
 
 def _gram(left: Tensor, right: Tensor, basis: Tensor) -> Tensor:
     """Σ over batch, group and tokens of left · rightᵀ, within each block: (H, m, b, b), in plane coordinates."""
     num_heads, num_blocks, b, _ = basis.shape
-    dense = torch.einsum("zhgld,zhgle->hde", left, right)
+    dense = (left.mT @ right).sum((0, 2))  # (H, D, D)
     parts = dense.view(num_heads, 2, num_blocks, b // 2, 2, num_blocks, b // 2).diagonal(dim1=2, dim2=5)
     return parts.permute(0, 5, 2, 1, 4, 3).reshape(num_heads, num_blocks, b, b)
 

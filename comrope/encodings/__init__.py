@@ -6,7 +6,9 @@ import inspect
 from torch import nn
 
 from comrope.encodings.ape import AbsoluteEncoding
-from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding
+from comrope.encodings.base import Encoding as Encoding
+from comrope.encodings.base import LearnedEncoding as LearnedEncoding
+from comrope.encodings.base import SpectralEncoding as SpectralEncoding
 from comrope.encodings.commuting import ComRoPEAP, ComRoPELD, ComRoPEMT, String
 from comrope.encodings.liere import LieRE
 from comrope.encodings.rope import NoEncoding, Rope, RopeMixed
@@ -45,7 +47,9 @@ def encoding(name: str, **settings) -> nn.Module:
     [(1, 2, 9, 16), (1, 2, 9, 16)]
     """
     if name not in ENCODINGS:
-        raise ConfigurationError(f"there is no encoding {name!r}{_nearest(name, ENCODINGS)} Known: {', '.join(ENCODINGS)}.")
+        raise ConfigurationError(
+            f"there is no encoding {name!r}{_nearest(name, ENCODINGS)} Known: {', '.join(ENCODINGS)}."
+        )
     kind = ENCODINGS[name]
     accepted = _settings_of(kind)
     for setting in settings:

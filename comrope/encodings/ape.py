@@ -41,7 +41,9 @@ class AbsoluteEncoding(PreciseModule):
         if num_axes not in (1, 2, 3):
             raise ConfigurationError(f"num_axes={num_axes!r}: the code book of ape is sampled in 1, 2 or 3 axes.")
         if len(grid) != num_axes or not all(isinstance(n, int) and n > 0 for n in grid):
-            raise ConfigurationError(f"grid={grid!r}: expected {num_axes} positive whole numbers, entries along each axis.")
+            raise ConfigurationError(
+                f"grid={grid!r}: expected {num_axes} positive whole numbers, entries along each axis."
+            )
         self.num_axes = num_axes
         self.grid = grid
         self.std = std

@@ -42,6 +42,8 @@ class Encoding(PreciseModule):
         ConfigurationError: sizes that do not fit together.
     """
 
+    _anchor: Tensor
+
     def __init__(
         self,
         num_heads: int,
@@ -216,7 +218,9 @@ class LearnedEncoding(Encoding):
             raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope'.")
         for name, value, owner in (("std", std, "normal"), ("base", base, "rope")):
             if value is not None and init != owner:
-                raise ConfigurationError(f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}.")
+                raise ConfigurationError(
+                    f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}."
+                )
         self.init = init
         self.std = 1.0 if std is None else float(std)
         self.base = 10000.0 if base is None else float(base)

@@ -10,9 +10,9 @@ from comrope.rotation import Generator, compute_dtype, turn
 
 
 class _OneParameter(LearnedEncoding, SpectralEncoding):
-    """B_ij = s_ij (P_j − P_jᵀ), so that R(x) = exp(τS) in each block, at the *time* τ = Σ_i s_i x_i. Parameter: P, `base_matrices`.
+    """B_ij = s_ij (P_j − P_jᵀ), so that R(x) = exp(τS) in each block, at the *time* τ = Σ_i s_i x_i.
 
-    AP and LD differ in the scale s alone.
+    AP and LD differ in the scale s alone. Parameter: P, `base_matrices`.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
             self.base_matrices.zero_()
         else:
             on_axis = axis_frequencies(self, self.base).view(-1, self.block_size // 2)  # (m/N, b/2)
-            frequencies = on_axis.repeat_interleave(self.num_axes, dim=0)  # (m, b/2), an axis's planes in its own blocks
+            frequencies = on_axis.repeat_interleave(
+                self.num_axes, dim=0
+            )  # (m, b/2), an axis's planes in its own blocks
             self.base_matrices.copy_(plane_generators(frequencies) / 2)
 
     def angle_matrices(self) -> Tensor:
@@ -84,7 +86,9 @@ class ComRoPEAP(_OneParameter):
         super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
         if self.num_blocks % num_axes:
             fitting = [b for b in range(2, head_dim + 1, 2) if head_dim % (b * num_axes) == 0]
-            remedy = f"Use block_size in {fitting}" if fitting else f"Use a head_dim that is a multiple of {2 * num_axes}"
+            remedy = (
+                f"Use block_size in {fitting}" if fitting else f"Use a head_dim that is a multiple of {2 * num_axes}"
+            )
             raise ConfigurationError(
                 f"comrope-ap shares {self.num_blocks} blocks (head_dim={head_dim} / block_size={block_size}) out among "
                 f"{num_axes} axes, which does not come out even. {remedy}, or comrope-ld, which has no such rule."
@@ -137,6 +141,8 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
     Parameters: `basis_generator` G, (H, m, b, b), and `frequencies` ω, (N, H, m, b/2). Buffer: `initial_basis` Q₀.
     init="normal" draws Q₀ and ω as the spectrum of a freshly drawn LD.
     """
+
+    initial_basis: Tensor
 
     def __init__(
         self,

@@ -1,0 +1,103 @@
+"""The classifier of the experiments: timm's VisionTransformer, with any encoding in its attention and nothing else changed."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+import comrope
+from comrope.encodings import AbsoluteEncoding, Encoding
+
+
+class RotaryAttention(Attention):
+    """timm's attention, with queries and keys turned by their positions after the qk-norms."""
+
+    encoding: Encoding
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, H, D)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.encoding(self.q_norm(q), self.k_norm(k), positions)
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(self.norm(x)))
+
+
+class RotaryBlock(Block):
+    """timm's block, handing the positions on to its attention."""
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), positions)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class ViT(VisionTransformer):
+    """A VisionTransformer with a class token whose only positions are those of `encoding`, at any image size.
+
+    Args:
+        encoding: name of an encoding; "ape" adds its code book to the tokens, the others turn queries and keys.
+        image_size: (height, width) that ape's code book is laid out for.
+        encoding_settings: further settings of the encoding, such as block_size=8.
+        vit: settings of timm's VisionTransformer: embed_dim, depth, num_heads, patch_size, num_classes, in_chans, ….
+
+    With the same seed all encodings start with the same weights outside of themselves.
+    """
+
+    def __init__(self, encoding: str, image_size: tuple[int, int], encoding_settings: dict | None = None, **vit):
+        super().__init__(
+            img_size=image_size,
+            dynamic_img_size=True,
+            pos_embed="none",
+            block_fn=RotaryBlock,
+            attn_layer=RotaryAttention,
+            **vit,
+        )
+        attentions: list[Any] = [block.attn for block in self.blocks]
+        attention = attentions[0]
+        shape = {"num_heads": attention.num_heads, "head_dim": attention.head_dim, "num_axes": 2}
+        settings = dict(encoding_settings or {})
+        self.ape: AbsoluteEncoding | None = None
+        if encoding == "ape":
+            self.ape = comrope.encoding("ape", **shape, grid=self.grid(image_size), **settings)  # type: ignore
+            encoding, settings = "none", {}
+        for attention in attentions:
+            attention.encoding = comrope.encoding(encoding, **shape, **settings)
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Patches along (rows, columns) of an image of `image_size`."""
+        rows, columns = self.patch_embed.dynamic_feat_size(image_size)
+        return int(rows), int(columns)
+
+    def positions(self, image_size: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
+        """Relative patch centres on [0, 1]², class token first, in the middle: (1 + rows · columns, 2)."""
+        return comrope.positions.grid(self.grid(image_size), num_prefix_tokens=self.num_prefix_tokens, device=device)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:  # pyright: ignore
+        """Logits (B, classes) of images (B, C, height, width).
+
+        `positions`, (L, 2) or (B, L, 2), replaces `self.positions(...)` where tokens are perturbed or offset.
+        """
+        return self.forward_head(self.forward_features(x, positions))
+
+    def forward_features(self, x: Tensor, positions: Tensor | None = None) -> Tensor:  # pyright: ignore
+        if positions is None:
+            positions = self.positions((x.shape[-2], x.shape[-1]), x.device)
+        x = self._pos_embed(self.patch_embed(x))
+        if self.ape is not None:
+            x = self.ape(x, positions)
+        x = self.norm_pre(x)
+        for block in self.blocks:
+            x = block(x, positions)
+        return self.norm(x)
+
+    def encoding_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that belong to the encoding, by name."""
+        owners = [n for n, m in self.named_modules() if isinstance(m, (Encoding, AbsoluteEncoding))]
+        return {n: p for n, p in self.named_parameters() if any(n.startswith(f"{o}.") for o in owners)}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay would pull towards no positions at all, beside timm's own."""
+        return super().no_weight_decay() | set(self.encoding_parameters())

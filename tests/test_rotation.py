@@ -1,0 +1,293 @@
+"""The spectral engine against the paper's Algorithm 1 by matrix_exp, in float64: values, first and second derivatives."""
+
+import pytest
+import torch
+
+from comrope import reference
+from comrope.errors import SecondDerivativeError
+from tests.helpers import (
+    LEARNED,
+    ONE_PARAMETER,
+    ROTARY,
+    SPECTRA,
+    SPECTRAL,
+    assert_close,
+    build,
+    call,
+    draw,
+    gradients,
+    nonlinear,
+    oracle,
+    scores,
+    set_skew,
+    spectra_for,
+    trainable,
+)
+
+SCORE_TOLERANCE = 1e-10
+GRADIENT_TOLERANCE = 1e-6
+
+
+def _compare(pe, q, k, x, y=None):
+    """Scores and the gradients in everything that scores depend on, engine against oracle."""
+    leaves = {"q": q, "k": k, "positions": x} | ({} if y is None else {"key positions": y})
+    leaves = {name: t.detach().requires_grad_(t.is_floating_point()) for name, t in leaves.items()}
+    inputs = tuple(leaves.values())
+    leaves = {name: t for name, t in leaves.items() if t.requires_grad} | trainable(pe)
+    ours, theirs = call(pe, *inputs), oracle(pe, *inputs)
+    assert_close(ours, theirs, SCORE_TOLERANCE, "scores")
+    expected = gradients(nonlinear(theirs), leaves)
+    # A gradient that is zero in exact arithmetic (of a basis, in a block of one plane) is only rounding on both sides.
+    rounding = 1e-13 * max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in gradients(nonlinear(ours), leaves).items():
+        if max(gradient.abs().max(), expected[name].abs().max()) > rounding:
+            assert_close(gradient, expected[name], GRADIENT_TOLERANCE, f"gradient in {name}")
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3, 4])
+@pytest.mark.parametrize(("block_size", "spectrum"), [(b, s) for b in (2, 4, 8, 16, 64) for s in spectra_for(b)])
+@pytest.mark.parametrize("name", ONE_PARAMETER)
+def test_engine_equals_reference_whatever_the_spectrum(name, block_size, spectrum, num_axes):
+    num_heads = 1 if block_size == 64 else 2
+    pe = build(name, num_heads=num_heads, head_dim=block_size * num_axes, num_axes=num_axes, block_size=block_size)
+    set_skew(pe, spectrum)
+    q, k = draw(2, num_heads, 4, pe.head_dim, seed=1), draw(2, num_heads, 4, pe.head_dim, seed=2)
+    _compare(pe, q, k, 2 * draw(4, num_axes, seed=3))
+
+
+@pytest.mark.parametrize("name", ONE_PARAMETER)
+def test_engine_equals_reference_where_blocks_differ_in_kind(name):
+    pe = build(name, head_dim=8 * 2 * len(SPECTRA), block_size=8)
+    with torch.no_grad():
+        for block, make in enumerate(2 * list(SPECTRA.values())):
+            pe.base_matrices[:, block] = make(2, 8) / 2
+    q, k = draw(2, 2, 5, pe.head_dim, seed=1), draw(2, 2, 5, pe.head_dim, seed=2)
+    _compare(pe, q, k, draw(5, 2, seed=3))
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("name", ONE_PARAMETER)
+def test_engine_equals_reference_far_from_the_origin(name, spectrum):
+    pe = build(name, block_size=8)
+    set_skew(pe, spectrum)
+    q, k = draw(1, 2, 5, 16, seed=1), draw(1, 2, 5, 16, seed=2)
+    _compare(pe, q, k, 300 * draw(5, 2, seed=3))
+
+
+@pytest.mark.parametrize(("block_size", "num_axes"), [(2, 1), (2, 3), (4, 4), (8, 2), (16, 1), (64, 2)])
+@pytest.mark.parametrize("name", ROTARY)
+def test_engine_equals_reference_for_every_size(name, block_size, num_axes):
+    pe = build(name, stir=0.3, head_dim=block_size * num_axes, num_axes=num_axes, block_size=block_size)
+    q, k = draw(2, 2, 4, pe.head_dim, seed=1), draw(2, 2, 4, pe.head_dim, seed=2)
+    _compare(pe, q, k, draw(4, num_axes, seed=3))
+
+
+def _strided(*shape: int, seed: int):
+    """(B, H, L, D) as attention layers make it: a transposed view of (B, L, H, D)."""
+    batch, heads, length, head_dim = shape
+    return draw(batch, length, heads, head_dim, seed=seed).transpose(1, 2)
+
+
+LAYOUTS = {
+    "shared positions": lambda: (draw(3, 2, 5, 16), draw(3, 2, 5, 16, seed=1), draw(5, 2)),
+    "positions per sample": lambda: (draw(3, 2, 5, 16), draw(3, 2, 5, 16, seed=1), draw(3, 5, 2)),
+    "grouped queries": lambda: (draw(3, 6, 5, 16), draw(3, 2, 5, 16, seed=1), draw(5, 2)),
+    "grouped queries, per sample": lambda: (draw(3, 4, 5, 16), draw(3, 2, 5, 16, seed=1), draw(3, 5, 2)),
+    "keys elsewhere": lambda: (draw(3, 2, 5, 16), draw(3, 2, 4, 16, seed=1), draw(5, 2), draw(4, 2, seed=3)),
+    "keys elsewhere, per sample": lambda: (
+        *(draw(3, 4, 2, 16), draw(3, 2, 6, 16, seed=1)),
+        *(draw(3, 2, 2), draw(3, 6, 2, seed=3)),
+    ),
+    "queries shared, keys per sample": lambda: (
+        *(draw(3, 2, 2, 16), draw(3, 2, 6, 16, seed=1)),
+        *(draw(2, 2), draw(3, 6, 2, seed=3)),
+    ),
+    "one query at the end": lambda: (draw(3, 4, 1, 16), draw(3, 2, 6, 16, seed=1), draw(6, 2)[-1:], draw(6, 2)),
+    "one sample": lambda: (draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(1, 5, 2)),
+    "transposed views": lambda: (_strided(3, 4, 5, 16, seed=0), _strided(3, 2, 5, 16, seed=1), draw(3, 5, 2)),
+    "whole-number positions": lambda: (
+        *(draw(3, 2, 4, 16), draw(3, 2, 4, 16, seed=1)),
+        torch.tensor([[0, 0], [0, 1], [7, 0], [-2, 3]]),
+    ),
+    "repeated positions": lambda: (draw(3, 2, 4, 16), draw(3, 2, 4, 16, seed=1), draw(2, 2).repeat(2, 1)),
+    "repeated positions per sample": lambda: (
+        *(draw(3, 2, 4, 16), draw(3, 2, 4, 16, seed=1)),
+        draw(4, 2).expand(3, -1, -1).contiguous(),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ROTARY)
+def test_engine_equals_reference_in_every_layout(name, layout):
+    _compare(build(name, stir=0.3, block_size=8), *LAYOUTS[layout]())
+
+
+@pytest.mark.parametrize("layout", ["repeated positions per sample", "positions per sample"])
+@pytest.mark.parametrize("name", ROTARY)
+def test_positions_that_need_no_gradient_give_the_same(name, layout):
+    pe = build(name, stir=0.3, block_size=8)
+    q, k, x = LAYOUTS[layout]()
+    expected = gradients(nonlinear(oracle(pe, q.requires_grad_(), k, x)), {"q": q} | trainable(pe))
+    for leaf, gradient in gradients(nonlinear(call(pe, q, k, x)), {"q": q} | trainable(pe)).items():
+        assert_close(gradient, expected[leaf], GRADIENT_TOLERANCE, leaf)
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_each_gradient_is_the_same_asked_for_alone_or_with_all(name):
+    pe = build(name, stir=0.3, block_size=8)
+    inputs = {"q": draw(2, 4, 5, 16), "k": draw(2, 2, 5, 16, seed=1), "x": draw(5, 2)}
+    everything = inputs | trainable(pe)
+    for leaf in everything.values():
+        leaf.requires_grad_(True)
+    expected = gradients(nonlinear(call(pe, *inputs.values())), everything)
+    for alone, leaf in everything.items():
+        for other in everything.values():
+            other.requires_grad_(other is leaf)
+        value = nonlinear(call(pe, *inputs.values()))
+        if value.requires_grad:
+            assert_close(gradients(value, {alone: leaf})[alone], expected[alone], 1e-12, alone)
+        else:  # no positions in it
+            assert name == "none"
+            assert alone == "x"
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_gradients_that_arrive_expanded_are_taken_as_they_are(name):
+    pe = build(name, stir=0.3, block_size=8)
+    q, k, x = draw(2, 2, 5, 16).requires_grad_(), draw(2, 2, 5, 16, seed=1), draw(5, 2)
+    weight = torch.ones(2, 2, 5, 16, dtype=torch.float64)
+    leaves = {"q": q} | trainable(pe)
+    plain = gradients((pe(q, k, x)[0] * weight).sum(), leaves)
+    expanded = gradients(pe(q, k, x)[0].sum(), leaves)
+    for leaf in leaves:
+        assert_close(expanded[leaf], plain[leaf], 1e-12, leaf)
+
+
+GRADCHECK_SPECTRA = ("random", "zero", "equal", "rank-deficient", "gaps of 1e-2", "gaps of 1e-4")
+
+
+@pytest.mark.parametrize("spectrum", GRADCHECK_SPECTRA)
+@pytest.mark.parametrize("name", ONE_PARAMETER)
+def test_gradcheck_where_frequencies_meet(name, spectrum):
+    pe = build(name, num_heads=1, head_dim=8, block_size=4)
+    set_skew(pe, spectrum)
+    _gradcheck(pe)
+
+
+@pytest.mark.parametrize("frequencies", [0.0, 1.3, None], ids=["zero", "equal", "random"])
+@pytest.mark.parametrize("name", [name for name in SPECTRAL if name in LEARNED and name not in ONE_PARAMETER])
+def test_gradcheck_of_encodings_with_free_frequencies(name, frequencies):
+    pe = build(name, stir=0.2, num_heads=1, head_dim=8, block_size=4)
+    if frequencies is not None:
+        torch.nn.init.constant_(pe.frequencies, frequencies)
+    _gradcheck(pe)
+
+
+def test_gradcheck_of_fixed_frequencies():
+    _gradcheck(build("rope", num_heads=1, head_dim=8))
+
+
+def _gradcheck(pe):
+    q, k, x = draw(1, 2, 2, 8), draw(1, 1, 2, 8, seed=1), draw(2, 2)
+    inputs = [t.requires_grad_() for t in (q, k, x)] + list(trainable(pe).values())
+    assert torch.autograd.gradcheck(lambda q, k, x, *_: call(pe, q, k, x), inputs)
+
+
+# Second derivatives: the engine refuses them in every way they can be asked for, the reference has them.
+def _leaves_for_second(pe):
+    inputs = {"q": draw(1, 2, 3, 16), "k": draw(1, 2, 3, 16, seed=1), "x": draw(3, 2)}
+    for t in inputs.values():
+        t.requires_grad_()
+    return inputs, inputs | trainable(pe)
+
+
+def _gradients_with_graph(value, leaves):
+    found = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+def _linear(s):
+    return (s * draw(*s.shape, seed=9)).sum()
+
+
+@pytest.mark.parametrize("loss", [nonlinear, _linear])
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_gradient_penalty_is_refused(name, loss):
+    pe = build(name, stir=0.1, block_size=8)
+    inputs, leaves = _leaves_for_second(pe)
+    for tensor in leaves.values():
+        (first,) = torch.autograd.grad(loss(call(pe, *inputs.values())), tensor, create_graph=True)
+        with pytest.raises(SecondDerivativeError, match=r"second derivative.*comrope\.reference\.rotate"):
+            first.square().sum().backward()
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_every_mixed_second_derivative_is_refused(name):
+    """None may come out as zero or as nothing: each is asked for by itself, so that no other one raises for it."""
+    pe = build(name, stir=0.1, block_size=8)
+    inputs, leaves = _leaves_for_second(pe)
+    silent = []
+    for once, first_leaf in leaves.items():
+        for twice, second_leaf in leaves.items():
+            (first,) = torch.autograd.grad(nonlinear(call(pe, *inputs.values())), first_leaf, create_graph=True)
+            try:
+                torch.autograd.grad(first.square().sum(), second_leaf, materialize_grads=True)
+            except SecondDerivativeError:
+                continue
+            silent.append((once, twice))
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_second_derivative_is_refused_where_the_incoming_gradient_is_a_constant(name):
+    pe = build(name, stir=0.1, block_size=8)
+    inputs, leaves = _leaves_for_second(pe)
+    del leaves["k"]  # no part of the turned queries
+    constant = draw(1, 2, 3, 16, seed=9)
+    for once, first_leaf in leaves.items():
+        (first,) = torch.autograd.grad((pe(*inputs.values())[0] * constant).sum(), first_leaf, create_graph=True)
+        assert first.requires_grad, once
+        with pytest.raises(SecondDerivativeError):
+            first.square().sum().backward()
+
+
+@pytest.mark.parametrize("name", [name for name in ROTARY if name not in SPECTRAL])
+def test_second_derivatives_of_the_others_are_the_references(name):
+    pe = build(name, block_size=4)
+    inputs, leaves = _leaves_for_second(pe)
+    both = []
+    for way in (call, oracle):
+        first = _gradients_with_graph(nonlinear(way(pe, *inputs.values())), leaves)
+        both.append(gradients(sum((g * g).sum() for g in first.values()), leaves))
+    for leaf in leaves:
+        assert_close(both[0][leaf], both[1][leaf], GRADIENT_TOLERANCE, leaf)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_first_derivatives_with_create_graph_are_the_plain_ones(name):
+    pe = build(name, stir=0.1, block_size=8)
+    inputs, leaves = _leaves_for_second(pe)
+    plain = gradients(nonlinear(call(pe, *inputs.values())), leaves)
+    for leaf, gradient in _gradients_with_graph(nonlinear(call(pe, *inputs.values())), leaves).items():
+        assert_close(gradient.detach(), plain[leaf], 1e-12, leaf)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_scores_of_many_equal_samples_add_up_their_gradients(name):
+    pe = build(name, stir=0.1, block_size=8)
+    q, k, x = draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(5, 2).requires_grad_()
+    leaves = {"x": x} | trainable(pe)
+    one = gradients(call(pe, q, k, x).sin().sum(), leaves)
+    three = gradients(call(pe, q.expand(3, -1, -1, -1), k.expand(3, -1, -1, -1), x).sin().sum(), leaves)
+    for leaf in leaves:
+        assert_close(three[leaf], 3 * one[leaf], 1e-12, leaf)
+
+
+def test_rotated_tensors_keep_length_and_places_without_a_basis():
+    pe = build("rope-mixed", block_size=2)
+    q, k, x = draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(5, 2)
+    turned = pe(q, k, x)
+    for ours, theirs in zip(turned, reference.rotate(q, k, pe.angle_matrices(), x), strict=True):
+        assert_close(ours, theirs, 1e-12)
+    assert_close(scores(*turned), scores(*reference.rotate(q, k, pe.angle_matrices(), x)), 1e-12)
