@@ -191,7 +191,7 @@ def _backward(ctx, grad_basis, grad_frequencies, grad_tilt):
     basis, frequencies, extent = ctx.saved_tensors
     with torch.no_grad():
         grad = _gradient_op(basis, frequencies, extent, grad_basis, grad_frequencies, grad_tilt).to(ctx.matrix_dtype)
-    return first_order_only(grad, basis), None, None
+    return first_order_only(grad, basis, grad_basis, grad_frequencies, grad_tilt), None, None
 
 
 _spectrum_op.register_autograd(_backward, setup_context=_setup_context)
@@ -211,3 +211,58 @@ def skew_spectrum(matrix: Tensor, extent: Tensor, compute_dtype: torch.dtype) ->
         Q (..., b, b) and μ (..., b/2), ascending, in float64, and the tilt, zeros (..., b, b) in `compute_dtype`.
     """
     return _spectrum_op(matrix, extent, compute_dtype)
+
+
+# ── The exponential ────────────────────────────────────────────────────────────────────────────────────────────────
+# Where angle matrices do not commute (LieRE) each position needs an exponential of its own. A skew-symmetric S is normal,
+# S = V diag(iλ) Vᴴ with V unitary, so exp(S) = V diag(e^{iλ}) Vᴴ, and its derivative (Daleckii–Krein) is
+#     d exp(S) = V (Φ ∘ (Vᴴ dS V)) Vᴴ,   Φ_jk = (e^{iλ_j} − e^{iλ_k}) / (iλ_j − iλ_k) = e^{i(λ_j + λ_k)/2} sinc((λ_j − λ_k)/2),
+# with nothing to divide by where eigenvalues meet. The gradient is the adjoint: conjugate Φ.
+
+
+@torch.library.custom_op("comrope::exp_skew", mutates_args=())
+def _exp_op(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    eigenvalues, eigenvectors = torch.linalg.eigh(-1j * matrix.double())
+    exponential = (eigenvectors * torch.exp(1j * eigenvalues).unsqueeze(-2)) @ eigenvectors.mH
+    return exponential.real.to(matrix.dtype).contiguous(), eigenvalues, torch.view_as_real(eigenvectors.contiguous())
+
+
+@_exp_op.register_fake
+def _(matrix):
+    eigenvalues = matrix.new_empty(matrix.shape[:-1], dtype=torch.float64)
+    return matrix.new_empty(matrix.shape), eigenvalues, matrix.new_empty((*matrix.shape, 2), dtype=torch.float64)
+
+
+@torch.library.custom_op("comrope::exp_skew_backward", mutates_args=())
+def _exp_gradient_op(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
+    v = torch.view_as_complex(eigenvectors)
+    first, second = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)
+    sinc = torch.sinc((first - second) / (2 * torch.pi))  # torch's sinc has the π inside
+    phi = torch.exp(-0.5j * (first + second)) * sinc
+    grad_eigen = v.mH @ grad.to(v.dtype).contiguous() @ v
+    gradient = (v @ (phi * grad_eigen) @ v.mH).real
+    return ((gradient - gradient.mT) / 2).to(grad.dtype).contiguous()
+
+
+@_exp_gradient_op.register_fake
+def _(grad, eigenvalues, eigenvectors):
+    return grad.new_empty(grad.shape)
+
+
+def _exp_setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*output)
+
+
+def _exp_backward(ctx, grad, *unused):
+    exponential, eigenvalues, eigenvectors = ctx.saved_tensors
+    with torch.no_grad():
+        gradient = _exp_gradient_op(grad, eigenvalues, eigenvectors)
+    return first_order_only(gradient, grad, exponential)
+
+
+_exp_op.register_autograd(_exp_backward, setup_context=_exp_setup_context)
+
+
+def exp_skew(matrix: Tensor) -> Tensor:
+    """exp(S) of skew-symmetric `matrix` (..., b, b), by its eigenvectors, worked out in float64. First derivatives only."""
+    return _exp_op(matrix)[0]

@@ -1,5 +1,6 @@
 """Does it commute, and does the RoPE equation hold? Measured on an encoding, or on every encoding in a model."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,8 @@ def _check(name: str, encoding: Encoding, num_positions: int, seed: int) -> Chec
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
 
-    angles = encoding.angle_matrices().double()  # (N, H, m, b, b)
+    encoding = copy.deepcopy(encoding).double()
+    angles = encoding.angle_matrices()  # (N, H, m, b, b)
     x, y = draw(2, num_positions, encoding.num_axes)
     rx, ry, rxy = (reference.rotation_matrices(angles, p) for p in (x, y, y - x))
     q, k = nn.functional.normalize(draw(2, 1, encoding.num_heads, num_positions, encoding.head_dim), dim=-1)

@@ -26,24 +26,19 @@ class Demo:
     """How long each model is trained; the demo's own setting by default."""
     encodings: tuple[str, ...] = ()
     """Which to compare; all by default."""
-    threads: int = 2
-    """Processor threads. Sums are rounded differently with another number, so numbers then differ slightly."""
+    workers: int = 2
+    """Models trained at a time, each in a process of one thread. The numbers do not depend on it."""
 
     def run(self) -> None:
-        import torch
-
         from comrope.encodings import ENCODINGS
-        from comrope.lab import demo, report, results, terminal
+        from comrope.lab import demo, results, terminal
 
-        torch.set_num_threads(self.threads)
         recipe = replace(demo.RECIPE, seed=self.seed, epochs=self.epochs or demo.RECIPE.epochs)
         names = self.encodings or tuple(ENCODINGS)
         with results.whole_or_nothing(self.out) as folder:
             with terminal.progress(names) as progress:
-                result = demo.run(names, recipe=recipe, command=_command(), progress=progress)
-            results.write(result, folder / "results.json")
-            report.write_report(result, folder / "report.html")
-            report.write_figures(result, folder)
+                result = demo.run(names, recipe=recipe, workers=self.workers, command=_command(), progress=progress)
+            results.save(result, folder)
         terminal.console.print(terminal.table(result))
         print(f"wrote {self.out}: report.html, results.json and the figures, in {result['timing']['seconds']:.0f} s")
 

@@ -52,13 +52,13 @@ def grid(
         raise InputError(
             "extents= was given with relative=False, where nothing is divided by it: leave one of them out."
         )
-    extent = [float(e) for e in (counts if extents is None else extents)]
+    given = extents if isinstance(extents, Sequence) else counts if extents is None else [extents]
+    extent = [float(e) for e in given]
     if len(extent) != len(counts) or not all(e > 0 and math.isfinite(e) for e in extent):
         raise InputError(
             f"extents={extents!r}: expected {len(counts)} positive numbers, one for each axis of shape={counts}."
         )
-    if not isinstance(num_prefix_tokens, Integral) or num_prefix_tokens < 0:
-        raise InputError(f"num_prefix_tokens={num_prefix_tokens!r}: expected a whole number, 0 or more.")
+    _check_prefix(num_prefix_tokens)
     scale = extent if relative else [1.0] * len(counts)
     shift = 0.5 if centre else 0.0
     axes = [
@@ -124,6 +124,7 @@ def perturb(
     moving = torch.ones(num_axes, dtype=torch.bool) if axes is None else torch.as_tensor(axes, dtype=torch.bool)
     if moving.shape != (num_axes,):
         raise InputError(f"axes={axes!r}: expected {num_axes} truth values, one an axis of the positions.")
+    _check_prefix(num_prefix_tokens)
     positions = _per_sample(positions, batch_size)
     if intensity == 0:
         return positions
@@ -165,6 +166,11 @@ def _counts(shape: Sequence[int]) -> list[int]:
             f"shape={shape!r}: expected a sequence of positive whole numbers, patches along each axis, e.g. (14, 14)."
         )
     return [int(n) for n in counts]
+
+
+def _check_prefix(num_prefix_tokens: int) -> None:
+    if not isinstance(num_prefix_tokens, Integral) or num_prefix_tokens < 0:
+        raise InputError(f"num_prefix_tokens={num_prefix_tokens!r}: expected a whole number, 0 or more.")
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -5,6 +5,7 @@ Rot(ωᵀx)·Qᵀq: plain RoPE after a change of basis. No matrix exponential, a
 """
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -86,6 +87,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def full_precision(device: torch.device):
+    """A context in which autocast, where the device has one, does not round matrix products."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 class _Turn(Function):
     """The rotation and its backward. It saves cos, sin and its own output, which attention keeps anyway, and no input."""
 
@@ -93,7 +101,7 @@ class _Turn(Function):
     def forward(x, phases, basis, tilt, time, cos, sin):  # pyright: ignore[reportIncompatibleMethodOverride]
         grouped = _group_heads(x, basis, cos)
         if basis is not None:
-            with torch.autocast(x.device.type, enabled=False):
+            with full_precision(x.device):
                 grouped = grouped.to(cos.dtype) @ _dense(basis, cos.dtype)
         return _rotate(grouped, cos, sin, interleaved=basis is None).view(x.shape).to(x.dtype)
 
@@ -107,7 +115,7 @@ class _Turn(Function):
     def backward(ctx, grad):
         turned, basis, time, cos, sin = ctx.saved_tensors
         needed, shape = ctx.needs_input_grad[:4], ctx.phases_shape
-        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+        with torch.no_grad(), full_precision(grad.device):
             grads = _turn_backward(grad, turned, basis, time, cos, sin, shape, needed)
         return (*(first_order_only(g, grad, turned) for g in grads), None, None, None)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comrope.encodings.base import PreciseModule, check_positions
+from comrope.encodings.base import PreciseModule, check_parameter_dtype, check_positions, check_sizes, check_std
 from comrope.errors import ConfigurationError, InputError
 
 
@@ -37,6 +37,8 @@ class AbsoluteEncoding(PreciseModule):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        check_sizes(num_heads=num_heads, head_dim=head_dim)
+        dtype = check_parameter_dtype(dtype)
         grid = tuple(grid) if isinstance(grid, Sequence) else (grid,)
         if num_axes not in (1, 2, 3):
             raise ConfigurationError(f"num_axes={num_axes!r}: the code book of ape is sampled in 1, 2 or 3 axes.")
@@ -46,7 +48,7 @@ class AbsoluteEncoding(PreciseModule):
             )
         self.num_axes = num_axes
         self.grid = grid
-        self.std = std
+        self.std = check_std(std)
         self.code_book = nn.Parameter(torch.empty(num_heads * head_dim, *grid, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -66,11 +68,14 @@ class AbsoluteEncoding(PreciseModule):
         """
         positions = check_positions(positions, "positions", self.num_axes)
         width = self.code_book.shape[0]
-        if tokens.ndim != 3 or tokens.shape[-1] != width or positions.shape[-2] != tokens.shape[1]:
+        fits = tokens.ndim == 3 and tokens.shape[-1] == width and tokens.shape[1] == positions.shape[-2]
+        if not fits or (positions.ndim == 3 and positions.shape[0] != tokens.shape[0]):
             raise InputError(
                 f"tokens: got {tuple(tokens.shape)} with positions {tuple(positions.shape)}, expected (B, L, {width}) and "
-                "positions (L, N) or (B, L, N) for the same L tokens."
+                "positions (L, N) or (B, L, N) for the same L tokens and B samples."
             )
+        if not tokens.is_floating_point():
+            raise InputError(f"tokens: got {tokens.dtype}, expected a floating-point tensor.")
         return tokens + self.codes(positions).to(tokens.dtype)
 
     def codes(self, positions: Tensor) -> Tensor:

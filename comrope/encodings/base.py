@@ -55,19 +55,14 @@ class Encoding(PreciseModule):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        sizes = {"num_heads": num_heads, "head_dim": head_dim, "num_axes": num_axes, "block_size": block_size}
-        for name, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name}={value!r}: expected a whole number, 1 or more.")
+        check_sizes(num_heads=num_heads, head_dim=head_dim, num_axes=num_axes, block_size=block_size)
+        dtype = check_parameter_dtype(dtype)
         if block_size % 2 or head_dim % block_size:
             fitting = [b for b in range(2, head_dim + 1, 2) if head_dim % b == 0]
             remedy = f"Use one of {fitting}." if fitting else "There is none: head_dim must be even."
             raise ConfigurationError(
                 f"block_size={block_size} with head_dim={head_dim}: expected an even divisor of head_dim. {remedy}"
             )
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in (torch.float32, torch.float64):
-            raise ConfigurationError(f"dtype={dtype}: angles are kept in float32 or float64; cast the model, not them.")
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.num_axes = num_axes
@@ -184,7 +179,7 @@ class SpectralEncoding(Encoding):
             if basis is None:
                 eye = torch.eye(self.block_size, device=frequencies.device)
                 basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
-        return Spectrum(basis.to(self._anchor.dtype), frequencies.to(self._anchor.dtype, copy=True))
+            return Spectrum(basis.to(self._anchor.dtype), frequencies.to(self._anchor.dtype, copy=True))
 
     def angle_matrices(self) -> Tensor:
         basis, frequencies = self._spectrum()
@@ -222,10 +217,8 @@ class LearnedEncoding(Encoding):
                     f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}."
                 )
         self.init = init
-        self.std = 1.0 if std is None else float(std)
-        self.base = 10000.0 if base is None else float(base)
-        if not (self.std >= 0 and math.isfinite(self.std)):
-            raise ConfigurationError(f"std={std!r}: expected a finite number, 0 or more.")
+        self.std = 1.0 if std is None else check_std(std)
+        self.base = 10000.0 if base is None else base
         if init == "rope":
             axis_frequencies(self, self.base)  # refuses what does not fit before anything is built
 
@@ -252,6 +245,28 @@ class LearnedEncoding(Encoding):
             frequencies.zero_()
         else:
             frequencies.copy_(rope_frequencies(self, self.base, frequencies.device))
+
+
+def check_std(std: float) -> float:
+    """`std` if it is a standard deviation; ConfigurationError otherwise."""
+    if not (isinstance(std, (int, float)) and math.isfinite(std) and std >= 0):
+        raise ConfigurationError(f"std={std!r}: expected a finite number, 0 or more.")
+    return float(std)
+
+
+def check_sizes(**sizes: int) -> None:
+    """ConfigurationError unless every size is a whole number, 1 or more."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigurationError(f"{name}={value!r}: expected a whole number, 1 or more.")
+
+
+def check_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of positional parameters, torch's default for None; ConfigurationError unless float32 or float64."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigurationError(f"dtype={dtype}: angles are kept in float32 or float64; cast the model, not them.")
+    return dtype
 
 
 def axis_frequencies(encoding: Encoding, base: float) -> Tensor:

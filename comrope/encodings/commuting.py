@@ -1,6 +1,7 @@
 """Learned angle matrices that commute: ComRoPE-AP and -LD of the paper, ComRoPE-MT, which holds them all, and STRING."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comrope._linalg import cayley, decompose, orthonormal, plane_generators, skew, skew_spectrum
@@ -36,6 +37,10 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         """s, (N, H or 1, m)."""
         raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
 
+    def _skew(self) -> Tensor:
+        """S = P − Pᵀ in float64: far positions multiply the rounding of a float32 subtraction, (H, m, b, b)."""
+        return skew(self.base_matrices.double())
+
     def _one_axis_a_block(self) -> Tensor:
         """1 where block j belongs to axis i, that is j ≡ i (mod N), else 0: (N, 1, m)."""
         eye = torch.eye(self.num_axes, dtype=self._anchor.dtype, device=self._anchor.device)
@@ -54,10 +59,10 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
             self.base_matrices.copy_(plane_generators(frequencies) / 2)
 
     def angle_matrices(self) -> Tensor:
-        return self._scale()[..., None, None] * skew(self.base_matrices)
+        return (self._scale().double()[..., None, None] * self._skew()).to(self._anchor.dtype)
 
     def _spectrum(self):
-        basis, frequencies = decompose(skew(self.base_matrices))
+        basis, frequencies = decompose(self._skew())
         return basis, self._scale().double().unsqueeze(-1) * frequencies
 
     def _rotate(self, q, k, positions, key_positions):
@@ -65,8 +70,9 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         times = [torch.einsum("...ln,nhm->...lhm", positions.double(), scale)] * 2  # (B or none, L, H or 1, m)
         if key_positions is not positions:
             times[1] = torch.einsum("...ln,nhm->...lhm", key_positions.double(), scale)
-        reach = [time.detach().abs().flatten(0, -3).amax(0) for time in times]  # (H or 1, m)
-        matrix = skew(self.base_matrices)
+        matrix = self._skew()
+        # The zero row keeps an empty sequence from having no largest time.
+        reach = [F.pad(t.detach().abs().flatten(0, -3), (0, 0, 0, 0, 0, 1)).amax(0) for t in times]  # (H or 1, m)
         extent = torch.maximum(*reach).expand(matrix.shape[:2]).contiguous()
         basis, frequencies, tilt = skew_spectrum(matrix, extent, torch.promote_types(compute_dtype(q), k.dtype))
         phases = [(times[0].unsqueeze(-1) * frequencies).flatten(-2)] * 2
@@ -202,12 +208,15 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
 
 
 class String(LearnedEncoding, SpectralEncoding):
-    """Cayley-STRING (arXiv 2502.02562): RoPE in the learned basis Q = (I − S)(I + S)⁻¹, S = G − Gᵀ, a head wide by default.
+    """Cayley-STRING (arXiv 2502.02562): RoPE in the learned basis Q = (I − S)(I + S)⁻¹, S = G − Gᵀ.
+
+    The basis spans a whole head by default (block_size=head_dim).
 
     Args:
         learn_frequencies: whether ω is learned too, as in the paper, or stays at its start; fixed wants init="rope".
 
-    Parameters: `basis_generator` G, (H, m, b, b), and `frequencies` ω, (N, H, m, b/2) (a buffer if not learned).
+    Parameters: `basis_generator` G, (H, m, b, b), and `frequencies` ω, (N, H, m, b/2), without a gradient if
+    not learned.
     """
 
     def __init__(

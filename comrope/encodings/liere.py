@@ -4,16 +4,16 @@ import torch
 from torch import Tensor
 
 from comrope import reference
-from comrope._linalg import plane_generators, skew
+from comrope._linalg import exp_skew, plane_generators, skew
 from comrope.encodings.base import LearnedEncoding, rope_frequencies
 from comrope.errors import NoSpectrumError
-from comrope.rotation import Spectrum, compute_dtype
+from comrope.rotation import Spectrum, compute_dtype, full_precision
 
 
 class LieRE(LearnedEncoding):
     """LieRE: B_ij = P_ij − P_ijᵀ, all free. Commutes with probability 0, so R(x)ᵀR(y) = R(y − x) fails.
 
-    Every distinct position costs a matrix exponential, taken in float64, whatever the batch. Parameter: `base_matrices`
+    Every distinct position costs an exponential, taken in float64, whatever the batch. Parameter: `base_matrices`
     P, (N, H, m, b, b).
     """
 
@@ -56,13 +56,18 @@ class LieRE(LearnedEncoding):
     def _rotate(self, q, k, positions, key_positions):
         rotation = self._rotation(positions)
         key_rotation = rotation if key_positions is positions else self._rotation(key_positions)
-        turned = reference.apply(rotation.to(compute_dtype(q)), q).to(q.dtype)
-        return turned, reference.apply(key_rotation.to(compute_dtype(k)), k).to(k.dtype)
+        with full_precision(q.device):
+            turned = reference.apply(rotation.to(compute_dtype(q)), q).to(q.dtype)
+            return turned, reference.apply(key_rotation.to(compute_dtype(k)), k).to(k.dtype)
 
     def _rotation(self, positions: Tensor) -> Tensor:
         """R(x) once for each distinct row of `positions`, handed out to the tokens: (..., L, H, m, b, b), float64."""
-        angles = self.angle_matrices().double()
-        if positions.ndim == 2 or positions.requires_grad or torch.compiler.is_compiling():
-            return reference.rotation_matrices(angles, positions)
-        rows, which = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
-        return reference.rotation_matrices(angles, rows)[which.view(positions.shape[:2])]
+        angles = skew(self.base_matrices.double())
+        if positions.ndim == 3 and not positions.requires_grad and not torch.compiler.is_compiling():
+            rows, which = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
+            return self._exponential(angles, rows)[which.view(positions.shape[:2])]
+        return self._exponential(angles, positions)
+
+    @staticmethod
+    def _exponential(angles: Tensor, positions: Tensor) -> Tensor:
+        return exp_skew(torch.einsum("...ln,nhmcd->...lhmcd", positions.double(), angles))

@@ -1,10 +1,16 @@
 """The main job: train the same small ViT with every encoding on real images, compare them, verify their laws, report."""
 
+import multiprocessing
 import platform
+import queue
+import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,36 +63,31 @@ def run(
     setting: Setting = Setting(),
     recipe: Recipe = RECIPE,
     *,
+    workers: int = 2,
     command: str = "",
     progress: Callable[[str, str, int, int], None] = lambda encoding, stage, done, total: None,
 ) -> dict:
-    """Trains and measures one model an encoding.
+    """Trains and measures one model an encoding, each in one thread of its own process.
 
     Args:
         encodings: names, in the order of the report.
         setting, recipe: what is trained, and how.
+        workers: processes at a time. The numbers do not depend on it.
         command: what was typed, for the record.
         progress: called with (encoding, stage, steps done, steps in all).
     Returns:
         The results as JSON-ready dicts and lists; everything but `timing` is the same for the same seed and machine.
     """
     unknown = [name for name in encodings if name not in ENCODINGS]
-    if unknown or not encodings:
-        raise ConfigurationError(f"encodings={list(encodings)}: expected some of {', '.join(ENCODINGS)}.")
-    torch.use_deterministic_algorithms(True)
+    if unknown or not encodings or len(set(encodings)) < len(encodings):
+        raise ConfigurationError(
+            f"encodings: got {list(encodings)}, expected different ones of {', '.join(ENCODINGS)}."
+        )
+    if workers < 1:
+        raise ConfigurationError(f"workers={workers}: expected 1 or more.")
     started = time.perf_counter()
     train_images, test_images = digits()
-    runs, train_seconds = [], {}
-    for name in encodings:
-        model = build(name, setting, recipe, len(train_images.classes), train_images.pixels.shape[1])
-        begun = time.perf_counter()
-        history = train(
-            model, train_images, recipe, lambda done, total, name=name: progress(name, "train", done, total)
-        )
-        train_seconds[name] = round(time.perf_counter() - begun, 2)
-        progress(name, "evaluate", 0, 1)
-        runs.append(_measure(name, model, history, test_images, setting, recipe))
-        progress(name, "evaluate", 1, 1)
+    runs, seconds = zip(*_in_processes(workers, encodings, setting, recipe, progress), strict=True)
     return {
         "command": command,
         "versions": {
@@ -101,13 +102,53 @@ def run(
             "num_test": len(test_images),
             "data": "scikit-learn's digits, upsampled from 8 x 8",
         },
-        "runs": runs,
+        "runs": list(runs),
         "timing": {
-            "threads": torch.get_num_threads(),
-            "seconds": round(time.perf_counter() - started, 2),
-            "train_seconds": train_seconds,
+            "threads": workers,
+            "seconds": round(time.perf_counter() - started, 1),
+            "train_seconds": dict(zip(encodings, seconds, strict=True)),
         },
     }
+
+
+def _in_processes(workers, encodings, setting, recipe, progress) -> list[tuple[dict, float]]:
+    """`_train_and_measure` for every encoding, in order; whatever goes wrong here or there, no process is left over."""
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(reports,)) as pool:
+        try:
+            futures = [pool.submit(_train_and_measure, name, setting, recipe) for name in encodings]
+            while not all(future.done() and future.result() for future in futures):
+                with suppress(queue.Empty):
+                    progress(*reports.get(timeout=0.2))
+            return [future.result() for future in futures]
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+_reports: Any = None  # in a worker process: where its progress goes
+
+
+def _start_worker(reports) -> None:
+    global _reports
+    _reports = reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+def _train_and_measure(name: str, setting: Setting, recipe: Recipe) -> tuple[dict, float]:
+    """In a worker: the row of one encoding, and the seconds that training took."""
+    train_images, test_images = digits()
+    model = build(name, setting, recipe, len(train_images.classes), train_images.pixels.shape[1])
+    begun = time.perf_counter()
+    history = train(model, train_images, recipe, lambda done, total: _reports.put((name, "training", done, total)))
+    seconds = round(time.perf_counter() - begun, 1)
+    row = _measure(name, model, history, test_images, setting, recipe)
+    _reports.put((name, "measured", 1, 1))
+    return row, seconds
 
 
 def _measure(name: str, model: ViT, history: list[dict], test: Images, setting: Setting, recipe: Recipe) -> dict:

@@ -83,15 +83,17 @@ def render(results: Mapping[str, Any]) -> str:
     template = environment.from_string(resources.files("comrope.lab").joinpath("report.html").read_text("utf-8"))
     try:
         return template.render(_context(results))
-    except KeyError as error:
-        raise DataError(f"results: {error} is missing. Expected what `comrope demo` writes to results.json.") from error
+    except (KeyError, jinja2.UndefinedError) as error:
+        raise DataError(
+            f"results: {error} is missing or incomplete. Expected what `comrope demo` writes to results.json."
+        ) from error
 
 
 def half_width(correct: float, total: int) -> float:
     """Half the width in percentage points of the 95 % interval of an accuracy on `total` images (Wilson's).
 
     >>> round(half_width(225, 450), 1), round(half_width(441, 450), 1)
-    (4.6, 1.3)
+    (4.6, 1.4)
     """
     p = correct / total
     return 100 * _Z / (1 + _Z**2 / total) * math.sqrt(p * (1 - p) / total + (_Z / (2 * total)) ** 2)
@@ -218,7 +220,9 @@ def _findings(training_size: Sequence[int], runs: Sequence[Mapping[str, Any]]) -
     lawful, others = ([m for m in moved if m["holds"] is holds] for holds in (True, False))
     return {
         "trained": at_size(training_size),
-        "ends": [{"size": figures.size_text(size).replace(" ", _NBSP), "ranking": at_size(size)} for size in ends],
+        "ends": [
+            {"size": figures.size_text(s).replace(" ", _NBSP), "ranking": ranks} for s in ends if (ranks := at_size(s))
+        ],
         "largest_offset": f"{offsets[-1]:g}" if offsets else None,
         "lawful": lawful,
         "lawful_changed": max((m["changed"] for m in lawful), default=0),

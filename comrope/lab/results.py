@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from comrope.errors import DataError
+from comrope.lab import figures, report
 
 
 @contextmanager
@@ -54,6 +55,16 @@ def read(path: Path) -> dict:
         raise DataError(f"{path} is damaged ({error}): run the command that made it again.") from None
 
 
-def write(results: dict, path: Path) -> None:
-    """Writes results.json, readable by a person and by `read`."""
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+def save(results: dict, folder: Path) -> None:
+    """Writes results.json, report.html, and each figure as SVG and PNG into `folder`."""
+    (folder / "results.json").write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
+    report.write_report(results, folder / "report.html")
+    for draw in (
+        figures.accuracy_against_resolution,
+        figures.accuracy_against_offset,
+        figures.spectra,
+        figures.training,
+    ):
+        figure = draw(results)
+        for kind in ("svg", "png"):
+            figure.savefig(folder / f"{draw.__name__}.{kind}", dpi=150, facecolor="white", bbox_inches="tight")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -12,15 +13,16 @@ console = Console()
 
 @contextmanager
 def progress(encodings: Sequence[str]) -> Iterator[Callable[[str, str, int, int], None]]:
-    """Two bars, models and steps, as a function of (encoding, stage, steps done, steps in all); off a terminal, lines."""
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    """Bars for the models being trained, as a function of (encoding, stage, steps done, steps in all); lines off a terminal."""
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
         models = bars.add_task("models", total=len(encodings))
-        steps = bars.add_task("", total=None)
+        steps = {name: bars.add_task(name, total=None, visible=False) for name in encodings}
 
         def update(encoding: str, stage: str, done: int, total: int) -> None:
-            bars.update(steps, description=f"{encoding}: {stage}", completed=done, total=total)
-            if stage == "evaluate" and done == total:
+            measured = stage == "measured"
+            bars.update(steps[encoding], completed=done, total=total, visible=not measured)
+            if measured:
                 bars.advance(models)
                 if not console.is_terminal:
                     console.print(f"{encoding}: trained and measured", highlight=False)
@@ -31,26 +33,27 @@ def progress(encodings: Sequence[str]) -> Iterator[Callable[[str, str, int, int]
 def table(results: dict) -> Table:
     """Accuracy of every encoding at every resolution and offset, in percent, and whether the RoPE equation holds."""
     settings = results["settings"]
-    trained = settings["training_size"]
     shown = Table(
-        title=f"top-1 % on {settings['num_test']} test images, trained at {trained[0]}×{trained[1]}, "
-        f"σ = {settings['perturbation']:g}, seed {settings['seed']}",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        title=f"top-1 % on {settings['num_test']} test images, σ = {settings['perturbation']:g}, seed {settings['seed']}",
+        caption="Each column: an image size (* the one trained at), or a random offset ρ, in canvas widths, of an image's "
+        "coordinates at that size. changed: labels that the worst offset changes. residual: largest element of "
+        "R(x)ᵀR(y) − R(y − x), in float64.",
     )
     first = results["runs"][0]
-    shown.add_column("encoding")
+    shown.add_column("encoding", no_wrap=True)
     for row in first["resolutions"]:
-        shown.add_column("×".join(map(str, row["size"])) + ("*" if row["size"] == trained else ""), justify="right")
+        mark = "*" if row["size"] == settings["training_size"] else ""
+        shown.add_column(f"{row['size'][0]}\n×{row['size'][1]}{mark}", justify="right", no_wrap=True)
     for row in first["offsets"]:
-        shown.add_column(f"ρ={row['offset']:g}", justify="right")
-    shown.add_column("labels changed", justify="right")
-    shown.add_column("RoPE equation", justify="right")
+        shown.add_column(f"ρ\n{row['offset']:g}", justify="right", no_wrap=True)
+    shown.add_column("chan-\nged", justify="right", no_wrap=True)
+    shown.add_column("resi-\ndual", justify="right", no_wrap=True)
     for run in results["runs"]:
         cells = [f"{100 * row['correct'] / row['total']:.1f}" for row in (*run["resolutions"], *run["offsets"])]
         changed = max(row["changed"] for row in run["offsets"])
-        residual = f"{max(c['equation'] for c in run['check']):.0e}" if run["check"] else "not a rotation"
+        residual = f"{max(c['equation'] for c in run['check']):.0e}" if run["check"] else "–"
         shown.add_row(run["encoding"], *cells, str(changed), residual)
-    shown.caption = (
-        "* training resolution. ρ: strength of the random offset of all of an image's coordinates, in canvas widths; "
-        "labels changed: by the worst ρ. RoPE equation: largest residual of R(x)ᵀR(y) = R(y − x)."
-    )
     return shown

@@ -1,0 +1,180 @@
+"""Which family holds which: the same rotations from other parameters, and all of them from init="rope"."""
+
+import math
+
+import pytest
+import torch
+
+import comrope
+from comrope.errors import InputError
+from tests.helpers import COMMUTING, LEARNED, assert_close, build, call, draw, oracle, orthogonal
+
+# With blocks above 2 and several axes, AP and LD can hold vanilla RoPE's frequencies only gathered by axis.
+GATHERS_AXES = ("comrope-ap", "comrope-ld")
+
+
+def _inputs(num_axes=2, head_dim=24):
+    return draw(2, 4, 7, head_dim, seed=1), draw(2, 2, 7, head_dim, seed=2), 3 * draw(7, num_axes, seed=3)
+
+
+def _axial_rope(t, x, base=10000.0):
+    """Vanilla RoPE written out: features (2p, 2p+1) turn with axis p mod N by x · base^(−2N·(p div N)/D)."""
+    batch, heads, length, head_dim = t.shape
+    axes = x.shape[-1]
+    out = torch.empty_like(t)
+    for p in range(head_dim // 2):
+        angle = x[:, p % axes] * base ** (-2.0 * axes * (p // axes) / head_dim)
+        first, second = t[..., 2 * p], t[..., 2 * p + 1]
+        out[..., 2 * p] = first * angle.cos() - second * angle.sin()
+        out[..., 2 * p + 1] = first * angle.sin() + second * angle.cos()
+    return out.view(batch, heads, length, head_dim)
+
+
+@pytest.mark.parametrize("block_size", [2, 4, 8])
+@pytest.mark.parametrize("base", [10000.0, 100])
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_rope_is_axial_rope(num_axes, base, block_size):
+    q, k, x = _inputs(num_axes)
+    pe = build("rope", head_dim=24, num_axes=num_axes, base=base, block_size=block_size)
+    turned = pe(q, k, x)
+    assert_close(turned[0], _axial_rope(q, x, base), 1e-13)
+    assert_close(turned[1], _axial_rope(k, x, base), 1e-13)
+
+
+def test_rope_in_one_axis_is_the_language_models():
+    """θ_p = 10000^(−2p/D), interleaved."""
+    pe = build("rope", head_dim=8, num_axes=1)
+    expected = [10000 ** (-2 * p / 8) for p in range(4)]
+    assert pe.spectrum().frequencies[0, 0].flatten().tolist() == pytest.approx(expected, rel=1e-14)
+    assert math.isclose(expected[0], 1.0)
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_ap_with_block_size_2_started_as_rope_is_rope(num_axes):
+    q, k, x = _inputs(num_axes)
+    ap = build("comrope-ap", head_dim=24, num_axes=num_axes, block_size=2, init="rope")
+    rope = build("rope", head_dim=24, num_axes=num_axes, block_size=2)
+    assert_close(ap.rotation_matrices(x), rope.rotation_matrices(x), 1e-14)
+    assert_close(call(ap, q, k, x), call(rope, q, k, x), 1e-13)
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_ld_with_block_size_2_is_rope_mixed(num_axes):
+    """A block of 2 is P − Pᵀ = μJ with one number μ, and θμ is a free frequency on each axis."""
+    q, k, x = _inputs(num_axes)
+    ld = build("comrope-ld", head_dim=24, num_axes=num_axes, block_size=2)
+    mixed = build("rope-mixed", head_dim=24, num_axes=num_axes, block_size=2)
+    with torch.no_grad():
+        angle = ld.base_matrices[..., 1, 0] - ld.base_matrices[..., 0, 1]
+        mixed.frequencies.copy_((ld.axis_scale * angle).unsqueeze(-1))
+    assert_close(ld.rotation_matrices(x), mixed.rotation_matrices(x), 1e-14)
+    assert_close(call(ld, q, k, x), call(mixed, q, k, x), 1e-13)
+    # And back: any RoPE-Mixed is an LD.
+    other = build("rope-mixed", seed=8, head_dim=24, num_axes=num_axes, block_size=2)
+    with torch.no_grad():
+        ld.base_matrices.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        ld.axis_scale.copy_(other.frequencies.squeeze(-1))
+    assert_close(call(ld, q, k, x), call(other, q, k, x), 1e-13)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_zero_angles_are_no_encoding(name):
+    q, k, x = _inputs(2, 16)
+    pe = build(name, block_size=8, init="identity")
+    assert torch.equal(pe.angle_matrices(), build("none", block_size=8).angle_matrices())
+    assert_close(call(pe, q, k, x), call(build("none"), q, k, x), 1e-14)
+
+
+def test_no_encoding_returns_what_it_was_given():
+    q, k, x = _inputs(2, 16)
+    turned = build("none")(q, k, x)
+    assert torch.equal(turned[0], q)
+    assert torch.equal(turned[1], k)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, 2), (8, 1), (8, 3)], ids=str)
+@pytest.mark.parametrize("name", COMMUTING)
+def test_mt_holds_every_commuting_encoding(name, size):
+    block_size, num_axes = size
+    sizes = {"head_dim": 24, "num_axes": num_axes, "block_size": block_size}
+    other, mt = build(name, stir=0.2, **sizes), build("comrope-mt", seed=5, stir=0.2, **sizes)
+    q, k, x = _inputs(num_axes)
+    assert (call(mt, q, k, x) - call(other, q, k, x)).abs().max() > 0.1
+    mt.set_spectrum(*other.spectrum())
+    assert_close(call(mt, q, k, x), call(other, q, k, x), 1e-12)
+    assert_close(mt.rotation_matrices(x), other.rotation_matrices(x), 1e-12)
+
+
+@pytest.mark.parametrize("name", COMMUTING)
+def test_mt_holds_every_commuting_encoding_in_float32(name):
+    other = build(name, block_size=8, dtype=torch.float32)
+    mt = build("comrope-mt", seed=5, block_size=8, dtype=torch.float32)
+    mt.set_spectrum(*other.spectrum())
+    q, k, x = (t.float() for t in _inputs(2, 16))
+    assert_close(call(mt, q, k, x), call(other, q, k, x), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("basis", "frequencies", "message"),
+    [
+        (orthogonal(2, 4, 4), draw(2, 2, 2, 2), r"basis: got \(2, 4, 4, 4\), expected \(2, 2, 8, 8\)"),
+        (orthogonal(2, 2, 8), draw(2, 2, 2, 2), r"frequencies: got \(2, 2, 2, 2\), expected \(2, 2, 2, 4\)"),
+        (
+            1.1 * orthogonal(2, 2, 8),
+            draw(2, 2, 2, 4),
+            r"basis: QᵀQ is 2\.1e-01 away from the identity, expected an orth",
+        ),
+        (math.nan * orthogonal(2, 2, 8), draw(2, 2, 2, 4), r"basis: QᵀQ is nan away"),
+    ],
+    ids=["basis shape", "frequencies shape", "not orthogonal", "nan"],
+)
+def test_mt_refuses_what_is_no_spectrum_and_stays_where_it_is(basis, frequencies, message):
+    mt = build("comrope-mt", stir=0.2, block_size=8)
+    before = {key: value.clone() for key, value in mt.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        mt.set_spectrum(basis, frequencies)
+    assert all(torch.equal(value, before[key]) for key, value in mt.state_dict().items())
+
+
+@pytest.mark.parametrize("block_size", [2, 4])
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+@pytest.mark.parametrize("name", LEARNED)
+def test_init_rope_is_vanilla_rope(name, num_axes, block_size):
+    q, k, x = _inputs(num_axes)
+    sizes = {"head_dim": 24, "num_axes": num_axes, "block_size": block_size}
+    pe, rope = build(name, init="rope", base=500.0, **sizes), build("rope", base=500.0, **sizes)
+    if name in GATHERS_AXES and num_axes > 1 and block_size > 2:
+        turning, expected = (torch.linalg.eigvalsh(1j * e.angle_matrices()) for e in (pe, rope))  # (N, H, m, b)
+        for axis in range(num_axes):
+            assert_close(turning[axis].flatten(1).sort().values, expected[axis].flatten(1).sort().values, 1e-14)
+        for block, per_axis in enumerate(turning.abs().amax((1, 3)).T):  # one axis a block, each in its turn
+            assert torch.equal(per_axis > 1e-10, torch.arange(num_axes) == block % num_axes)
+        assert_close(call(pe, q, k, x), oracle(pe, q, k, x), 1e-12)
+    else:
+        assert_close(pe.angle_matrices(), rope.angle_matrices(), 1e-14)
+        assert_close(call(pe, q, k, x), call(rope, q, k, x), 1e-12)
+        assert_close(
+            call(pe, q, k, x), _axial_rope(q, x, 500.0) @ _axial_rope(k, x, 500.0).repeat_interleave(2, 1).mT, 1e-12
+        )
+
+
+def test_init_rope_keeps_gathered_planes_in_order():
+    """Two axes, blocks of 4: axis 0 has blocks 0, 2 and axis 1 blocks 1, 3, each with its frequencies falling."""
+    pe = build("comrope-ap", head_dim=16, num_axes=2, block_size=4, init="rope")
+    frequency = [10000 ** (-4 * j / 16) for j in range(4)]
+    angles = pe.angle_matrices()[:, 0]
+    expected = {(0, 0): frequency[:2], (1, 1): frequency[:2], (0, 2): frequency[2:], (1, 3): frequency[2:]}
+    for axis in range(2):
+        for block in range(4):
+            found = [angles[axis, block, 1, 0].item(), angles[axis, block, 3, 2].item()]
+            assert found == pytest.approx(expected.get((axis, block), [0.0, 0.0]), rel=1e-14)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_init_normal_spreads_the_angles_as_asked(name):
+    """Elements of the skew-symmetric matrices have standard deviation √2·std (times θ, which is standard normal)."""
+    torch.manual_seed(0)
+    wide = comrope.encoding(name, num_heads=64, head_dim=32, num_axes=1, block_size=2, std=0.25)
+    with torch.no_grad():
+        angles = wide.angle_matrices()[..., 1, 0]
+    assert angles.square().mean().sqrt().item() == pytest.approx(math.sqrt(2) * 0.25, rel=0.15)

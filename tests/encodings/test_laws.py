@@ -1,0 +1,190 @@
+"""The laws every encoding claims, in float64: skew, orthogonal, commuting, R(x)ᵀR(y) = R(y − x), identity at zero."""
+
+import pytest
+import torch
+
+from comrope.errors import NoSpectrumError
+from tests.helpers import (
+    COMMUTING,
+    LEARNED,
+    ROTARY,
+    assert_close,
+    build,
+    call,
+    draw,
+    oracle,
+    planes,
+    trainable,
+)
+
+SIZES = [(2, 1), (2, 3), (4, 2), (8, 1), (8, 2), (4, 4), (16, 3)]
+EYE = torch.eye(64, dtype=torch.float64)
+
+
+def _encoding(name, size, **settings):
+    block_size, num_axes = size
+    sizes = {"head_dim": 2 * block_size * num_axes, "num_axes": num_axes, "block_size": block_size}
+    return build(name, stir=0.2, **sizes, **settings)
+
+
+def _by_hand(name, pe):
+    """B_ij from the parameters, as the paper (or the encoding's own) defines it, loop by loop."""
+    axes, heads, blocks, b = pe.num_axes, pe.num_heads, pe.num_blocks, pe.block_size
+    out = torch.zeros(axes, heads, blocks, b, b, dtype=torch.float64)
+    eye = torch.eye(b, dtype=torch.float64)
+    for i in range(axes):
+        for h in range(heads):
+            for j in range(blocks):
+                if name == "rope":
+                    for plane in range(b // 2):
+                        p = j * (b // 2) + plane
+                        if p % axes == i:
+                            angle = 10000.0 ** (-2 * axes * (p // axes) / pe.head_dim)
+                            out[i, h, j, 2 * plane + 1, 2 * plane] = angle
+                            out[i, h, j, 2 * plane, 2 * plane + 1] = -angle
+                elif name == "rope-mixed":
+                    out[i, h, j] = planes(pe.frequencies[i, h, j])
+                elif name == "liere":
+                    out[i, h, j] = pe.base_matrices[i, h, j] - pe.base_matrices[i, h, j].T
+                elif name == "comrope-ap" and j % axes == i:
+                    out[i, h, j] = pe.base_matrices[h, j] - pe.base_matrices[h, j].T
+                elif name == "comrope-ld":
+                    out[i, h, j] = pe.axis_scale[i, h, j] * (pe.base_matrices[h, j] - pe.base_matrices[h, j].T)
+                elif name in ("string", "comrope-mt"):
+                    s = pe.basis_generator[h, j] - pe.basis_generator[h, j].T
+                    basis = (eye - s) @ torch.linalg.inv(eye + s)
+                    if name == "comrope-mt":
+                        basis = pe.initial_basis[h, j] @ basis
+                    out[i, h, j] = basis @ planes(pe.frequencies[i, h, j]) @ basis.T
+    return out
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ROTARY)
+def test_angle_matrices_are_what_the_definition_says(name, size):
+    pe = _encoding(name, size)
+    with torch.no_grad():
+        expected = _by_hand(name, pe)
+        assert (expected != 0).any() == (name != "none")
+        assert_close(pe.angle_matrices(), expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_angle_matrices_can_be_differentiated_in_every_parameter(name):
+    pe = build(name, stir=0.2, block_size=8)
+    leaves = trainable(pe)
+    found = torch.autograd.grad((pe.angle_matrices() * draw(2, 2, 2, 8, 8, seed=4)).sum(), list(leaves.values()))
+    assert all(gradient.abs().max() > 1e-3 for gradient in found)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ROTARY)
+def test_angle_matrices_are_skew_symmetric(name, size):
+    angles = _encoding(name, size).angle_matrices()
+    assert (angles + angles.mT).abs().max() <= 1e-14 * max(1.0, angles.abs().max().item())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ROTARY)
+def test_rotations_are_orthogonal_with_determinant_one_and_the_identity_at_zero(name, size):
+    pe = _encoding(name, size)
+    rotation = pe.rotation_matrices(draw(2, 5, pe.num_axes))
+    assert rotation.shape == (2, 5, 2, pe.num_blocks, pe.block_size, pe.block_size)
+    eye = EYE[: pe.block_size, : pe.block_size]
+    assert (rotation.mT @ rotation - eye).abs().max() < 1e-12
+    assert (torch.linalg.det(rotation) - 1).abs().max() < 1e-12
+    assert torch.equal(pe.rotation_matrices(torch.zeros(1, pe.num_axes))[0], eye.expand(2, pe.num_blocks, -1, -1))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ROTARY)
+def test_scores_at_position_zero_are_those_of_no_encoding(name, size):
+    pe = _encoding(name, size)
+    q, k = draw(2, 2, 5, pe.head_dim, seed=1), draw(2, 2, 5, pe.head_dim, seed=2)
+    assert_close(call(pe, q, k, torch.zeros(5, pe.num_axes)), q @ k.mT, 1e-13)
+
+
+def _bracket(angles):
+    first, second = angles.unsqueeze(0), angles.unsqueeze(1)
+    return (first @ second - second @ first).abs().max()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", COMMUTING)
+def test_angle_matrices_commute(name, size):
+    angles = _encoding(name, size).angle_matrices()
+    assert _bracket(angles) <= 1e-13 * max(1.0, angles.abs().max().item() ** 2)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", COMMUTING)
+def test_the_rope_equation_holds(name, size):
+    pe = _encoding(name, size)
+    x, y = draw(2, 6, pe.num_axes)
+    rx, ry, between = (pe.rotation_matrices(p) for p in (x, y, y - x))
+    assert (rx.mT @ ry - between).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", COMMUTING)
+def test_the_engines_scores_depend_on_differences_alone(name, size):
+    """⟨R(x)q, R(y)k⟩ = ⟨q, R(y − x)k⟩, pair by pair."""
+    pe = _encoding(name, size)
+    q, k = draw(1, 2, 4, pe.head_dim, seed=1), draw(1, 2, 4, pe.head_dim, seed=2)
+    x, y = draw(4, pe.num_axes, seed=3), draw(4, pe.num_axes, seed=4)
+    found = call(pe, q, k, x, y)
+    for n in range(4):
+        at_zero = call(pe, q[:, :, n : n + 1], k, torch.zeros(1, pe.num_axes), y - x[n])
+        assert_close(found[:, :, n : n + 1], at_zero, 1e-12)
+
+
+@pytest.mark.parametrize("size", [0.3, 100.0, 1e5])
+@pytest.mark.parametrize("name", COMMUTING)
+def test_no_offset_changes_the_scores(name, size):
+    pe = build(name, stir=0.2, block_size=8)
+    q, k, x = draw(2, 4, 6, 16, seed=1), draw(2, 2, 6, 16, seed=2), draw(6, 2, seed=3)
+    shift = size * draw(2, 1, 2, seed=4)  # another one for each sample
+    # Phases around size × frequency are rounded to 1e-16 of themselves.
+    assert_close(call(pe, q, k, x + shift), call(pe, q, k, x), 1e-13 * max(1.0, size))
+
+
+def test_liere_breaks_every_one_of_these_laws():
+    pe = build("liere", block_size=8)
+    q, k, x, y = draw(2, 2, 6, 16, seed=1), draw(2, 2, 6, 16, seed=2), draw(6, 2, seed=3), draw(6, 2, seed=4)
+    rx, ry, between = (pe.rotation_matrices(p) for p in (x, y, y - x))
+    assert _bracket(pe.angle_matrices()) > 1e-2
+    assert (rx.mT @ ry - between).abs().max() > 1e-2
+    shifted, still = call(pe, q, k, x + torch.tensor([0.5, -0.3])), call(pe, q, k, x)
+    assert (shifted - still).abs().max() > 1e-2 * still.abs().max()
+    assert_close(still, oracle(pe, q, k, x), 1e-12)  # and is right all the same
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", COMMUTING)
+def test_the_spectrum_is_that_of_the_angle_matrices(name, size):
+    pe = _encoding(name, size)
+    basis, frequencies = pe.spectrum()
+    assert basis.shape == (2, pe.num_blocks, pe.block_size, pe.block_size)
+    assert frequencies.shape == (pe.num_axes, 2, pe.num_blocks, pe.block_size // 2)
+    assert (basis.mT @ basis - EYE[: pe.block_size, : pe.block_size]).abs().max() < 1e-12
+    with torch.no_grad():
+        angles = pe.angle_matrices()
+    assert (basis @ planes(frequencies) @ basis.mT - angles).abs().max() <= 1e-12 * max(1.0, angles.abs().max().item())
+
+
+def test_liere_has_no_spectrum():
+    with pytest.raises(NoSpectrumError, match=r"do not commute.*comrope-ld.*angle_matrices\(\)"):
+        build("liere").spectrum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", COMMUTING)
+def test_the_spectrum_is_a_copy_of_values_alone(name, dtype):
+    pe = build(name, dtype=dtype)
+    before = pe.angle_matrices().detach().clone()
+    spectrum = pe.spectrum()
+    assert [t.dtype for t in spectrum] == [dtype, dtype]
+    assert [t.requires_grad for t in spectrum] == [False, False]
+    for tensor in spectrum:
+        tensor.zero_()
+    assert torch.equal(pe.angle_matrices(), before)

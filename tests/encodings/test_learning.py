@@ -1,0 +1,49 @@
+"""Starting from the model you had: at init="identity" nothing has changed yet, and everything can be learned."""
+
+import pytest
+import torch
+
+from tests.helpers import LEARNED, assert_close, build, call, draw, gradients, nonlinear, oracle, trainable
+
+
+@pytest.mark.parametrize("block_size", [2, 8])
+@pytest.mark.parametrize("name", LEARNED)
+def test_at_the_identity_scores_are_those_without_an_encoding(name, block_size):
+    pe = build(name, block_size=block_size, init="identity")
+    q, k, x = draw(2, 4, 6, 16, seed=1), draw(2, 2, 6, 16, seed=2), 100 * draw(6, 2, seed=3)
+    assert torch.equal(pe.angle_matrices(), torch.zeros(2, 2, pe.num_blocks, block_size, block_size))
+    assert_close(call(pe, q, k, x), q @ k.repeat_interleave(2, dim=1).mT, 1e-14)
+
+
+@pytest.mark.parametrize("block_size", [2, 8])
+@pytest.mark.parametrize("name", LEARNED)
+def test_at_the_identity_gradients_are_true_and_not_zero(name, block_size):
+    pe = build(name, block_size=block_size, init="identity")
+    q, k, x = draw(2, 4, 6, 16, seed=1), draw(2, 2, 6, 16, seed=2), draw(6, 2, seed=3)
+    ours = gradients(nonlinear(call(pe, q, k, x)), trainable(pe))
+    theirs = gradients(nonlinear(oracle(pe, q, k, x)), trainable(pe))
+    angles = "frequencies" if "frequencies" in ours else "base_matrices"
+    assert ours[angles].abs().max() > 1e-2
+    assert_close(ours[angles], theirs[angles], 1e-6)
+    for leaf in set(ours) - {angles}:  # where nothing turns yet, a basis and a scale have nothing to act on
+        assert max(ours[leaf].abs().max(), theirs[leaf].abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_from_the_identity_another_encodings_scores_are_learned(name):
+    """The loss falls at least a hundredfold, to scores made by other parameters of the same family."""
+    sizes = {"num_heads": 1, "head_dim": 8, "num_axes": 2, "block_size": 4}
+    teacher, student = build(name, seed=1, std=0.2, **sizes), build(name, seed=2, init="identity", **sizes)
+    q, k, x = draw(8, 1, 6, 8, seed=1), draw(8, 1, 6, 8, seed=2), 0.5 * draw(6, 2, seed=3)
+    with torch.no_grad():
+        target = call(teacher, q, k, x)
+    optimiser = torch.optim.Adam(student.parameters(), lr=0.03)
+    losses = []
+    for _ in range(300):
+        loss = (call(student, q, k, x) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.1
+    assert losses[-1] < losses[0] / 100

@@ -1,0 +1,76 @@
+"""What `import comrope` offers, and what it costs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import comrope
+from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, SpectralEncoding
+from tests import helpers
+
+PUBLIC = {"__version__", "check", "encoding", "errors", "positions", "reference"}
+"""Every public name of the package. Changing this line is changing what users may rely on."""
+
+SUBPACKAGES = {"checks", "cli", "encodings", "hosts", "lab", "rotation"}
+"""Modules that become attributes when imported, and are reached by their own path."""
+
+OPTIONAL = ("timm", "transformers", "torchvision", "sklearn", "matplotlib", "accelerate", "tyro", "jinja2", "rich")
+
+_MEASURE = """
+import json, sys, time
+start = time.perf_counter()
+import torch
+with_torch, alone = time.perf_counter(), set(sys.modules)
+import comrope
+done = time.perf_counter()
+names = sorted(name for name in vars(comrope) if name == "__version__" or not name.startswith("_"))
+json.dump({"seconds": done - with_torch, "modules": sorted(sys.modules), "names": names}, sys.stdout)
+"""
+
+
+def _import_afresh() -> dict:
+    done = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True, timeout=120)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """Imports of comrope in fresh interpreters: up to three, until one is as fast as promised."""
+    found = [_import_afresh()]
+    while len(found) < 3 and found[-1]["seconds"] > 0.2:
+        found.append(_import_afresh())
+    return found
+
+
+def test_the_public_names_are_these(imports):
+    assert set(imports[0]["names"]) - SUBPACKAGES == PUBLIC
+    assert all(hasattr(comrope, name) for name in PUBLIC)
+
+
+def test_importing_it_needs_torch_alone(imports):
+    top = {module.partition(".")[0] for module in imports[0]["modules"]}
+    assert "comrope" in top
+    assert top.isdisjoint(OPTIONAL)
+
+
+def test_importing_it_takes_torchs_time_and_a_fifth_of_a_second(imports):
+    assert min(run["seconds"] for run in imports) <= 0.2
+
+
+def test_every_encoding_there_is_is_tested_for_what_it_promises():
+    rotary = {name for name, kind in ENCODINGS.items() if issubclass(kind, Encoding)}
+    assert set(helpers.EVERY) == set(ENCODINGS)
+    assert set(helpers.ROTARY) == rotary
+    assert set(helpers.SPECTRAL) == {name for name in rotary if issubclass(ENCODINGS[name], SpectralEncoding)}
+    assert set(helpers.LEARNED) == {name for name in rotary if issubclass(ENCODINGS[name], LearnedEncoding)}
+
+
+def test_an_encoding_is_asked_for_by_name():
+    for name, kind in ENCODINGS.items():
+        assert type(helpers.build(name)) is kind
+
+
+def test_the_version_is_three_numbers():
+    assert [part.isdigit() for part in comrope.__version__.split(".")] == [True] * 3
