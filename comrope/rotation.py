@@ -50,9 +50,8 @@ def turn(
         basis: Q, (H, m, b, b), or None for the identity.
         generators: for a basis that `skew_spectrum` found: where its gradient's token sums go.
     Returns:
-        Same shapes and dtypes. Inner products between tokens are those of R(x)q and R(y)k. Without a basis the planes
-        stay where they were, (2k, 2k+1), and the results are R(x)q and R(y)k themselves; with one, the first coordinates
-        of all planes come before the second ones.
+        Same shapes and dtypes. Inner products between tokens are those of R(x)q and R(y)k; without a basis the results are
+        R(x)q and R(y)k themselves.
 
     Gradients are those of R(x)q with the outer Q in place, exact to first order for any loss on scores; asking for
     second derivatives raises SecondDerivativeError.
@@ -64,22 +63,22 @@ def turn(
         if i == 1 and (phases[1] is not phases[0] or dtype != compute_dtype(q)):
             table = _phase_table(phases[1], dtype)
         tilt, time = generators[i] or (None, None)
-        turned.append(_Turn.apply(x, phases[i], basis, tilt, time, *table))
+        turned.append(_Turn.apply(x, phases[i], basis, tilt, time, table))
     return turned[0], turned[1]
 
 
-def _phase_table(phases: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _phase_table(phases: Tensor, dtype: torch.dtype) -> Tensor:
     """cos φ and sin φ in `dtype`, accurate however large the phases: whole turns are taken off in float64.
 
-    (B or none, L, H, D/2) in, (B or 1, H, 1, L, D/2) out: laid out beside queries (B, H, g, L, D).
+    (B or none, L, H, D/2) in, (B or 1, H, 1, L, D/2, 2) out: laid out beside the planes of queries (B, H, g, L, D).
     """
     phases = phases.detach()
     if dtype != torch.float64:
         phases = (phases - (2 * math.pi) * torch.round(phases / (2 * math.pi))).to(dtype)
     if phases.ndim == 3:
         phases = phases.unsqueeze(0)
-    phases = phases.transpose(1, 2).unsqueeze(2).contiguous()
-    return phases.cos(), phases.sin()
+    phases = phases.transpose(1, 2).unsqueeze(2)
+    return torch.stack((phases.cos(), phases.sin()), dim=-1)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -95,113 +94,127 @@ def full_precision(device: torch.device):
 
 
 class _Turn(Function):
-    """The rotation and its backward. It saves cos, sin and its own output, which attention keeps anyway, and no input."""
+    """The rotation and its backward. It saves the table and its own output, which attention keeps anyway, and no input."""
 
     @staticmethod
-    def forward(x, phases, basis, tilt, time, cos, sin):  # pyright: ignore[reportIncompatibleMethodOverride]
-        grouped = _group_heads(x, basis, cos)
+    def forward(x, phases, basis, tilt, time, table):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grouped = _group_heads(x, table, basis).to(table.dtype)
         if basis is not None:
             with full_precision(x.device):
-                grouped = grouped.to(cos.dtype) @ _dense(basis, cos.dtype)
-        return _rotate(grouped, cos, sin, interleaved=basis is None).view(x.shape).to(x.dtype)
+                grouped = grouped @ _dense(basis, table.dtype)
+        return _rotate(grouped, table, in_place=basis is not None).view(x.shape).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, phases, basis, _, time, cos, sin = inputs
-        ctx.save_for_backward(output, basis, time, cos, sin)
+        _, phases, basis, _, time, table = inputs
+        ctx.save_for_backward(output, basis, time, table)
         ctx.phases_shape = phases.shape
 
     @staticmethod
     def backward(ctx, grad):
-        turned, basis, time, cos, sin = ctx.saved_tensors
+        turned, basis, time, table = ctx.saved_tensors
         needed, shape = ctx.needs_input_grad[:4], ctx.phases_shape
         with torch.no_grad(), full_precision(grad.device):
-            grads = _turn_backward(grad, turned, basis, time, cos, sin, shape, needed)
-        return (*(first_order_only(g, grad, turned) for g in grads), None, None, None)
+            grads = _turn_backward(grad, turned, basis, time, table, shape, needed)
+        return (*(first_order_only(g, grad, turned) for g in grads), None, None)
 
 
-def _turn_backward(grad, turned, basis, time, cos, sin, phases_shape, needed):
+def _turn_backward(grad, turned, basis, time, table, phases_shape, needed):
     """∂L/∂(x, φ, Q, tilt). With z = Rot(φ)Qᵀx the output, g its gradient, h = Rot(−φ)g and u = Rot(−φ)z = Qᵀx:
 
-    ∂L/∂x = Qh,   ∂L/∂φ = ⟨g, Jz⟩,   ∂L/∂Q = Q Σ_n (u hᵀ + g zᵀ),   ∂L/∂tilt = Σ_n (τ_n/2)(h uᵀ + g zᵀ).
+    ∂L/∂x = Qh,   ∂L/∂φ = ⟨g, Jz⟩,   ∂L/∂Q = Q Σ_n (g zᵀ − h uᵀ),   ∂L/∂tilt = Σ_n (τ_n/2)(h uᵀ + g zᵀ).
+
+    (For Q, u hᵀ + g zᵀ is what differentiation gives; h uᵀ differs from −u hᵀ by a symmetric matrix, which no change of
+    an orthogonal Q can see.)
     """
     needs_x, needs_phases, needs_basis, needs_tilt = needed
-    interleaved = basis is None
-    g = _group_heads(grad, basis, cos).to(cos.dtype)  # (B, H, g, L, D)
-    z = _group_heads(turned, basis, cos).to(cos.dtype)
+    g = _group_heads(grad, table, basis).to(table.dtype)  # (B, H, g, L, D)
+    z = _group_heads(turned, table, basis).to(table.dtype)
     grad_x = grad_phases = grad_basis = grad_tilt = None
     if needs_phases:
-        (g1, g2), (z1, z2) = _planes(g, interleaved), _planes(z, interleaved)
+        (g1, g2), (z1, z2) = _planes(g), _planes(z)
         grad_phases = _sum_to(torch.addcmul(g2 * z1, g1, z2, value=-1), phases_shape)
     if needs_x or needs_basis or needs_tilt:
-        h = _rotate(g, cos, -sin, interleaved)
+        h = _rotate(g, table, backwards=True)
     if needs_x:
-        grad_x = h if interleaved else h @ _dense(basis, cos.dtype).mT
+        grad_x = h if basis is None else h @ _dense(basis, table.dtype).mT
         grad_x = grad_x.view(grad.shape).to(grad.dtype)
     if needs_basis or needs_tilt:
-        u = _rotate(z, cos, -sin, interleaved=False)
+        u = _rotate(z, table, backwards=True)
     if needs_basis:
-        grad_basis = basis @ (_gram(u, h, basis) + _gram(g, z, basis)).to(basis.dtype)
+        grad_basis = basis @ (_gram(g, z, basis) - _gram(h, u, basis)).to(basis.dtype)
     if needs_tilt:
-        half = _on_planes(time, basis).to(cos.dtype) / 2
-        grad_tilt = _gram(h * half, u, basis) + _gram(g * half, z, basis)
+        half = _on_coordinates(time, basis).to(table.dtype) / 2
+        grad_tilt = _gram(h, u.mul_(half), basis) + _gram(torch.mul(g, half, out=u), z, basis)
     return grad_x, grad_phases, grad_basis, grad_tilt
 
 
-# Inside, tokens are (B, H, g, L, D), a group of g query heads beside the key head whose rotation they share. In the basis
-# the planes' first coordinates fill the first half of D and the second ones the other (contiguous, as fast as RoPE's
-# "half" layout): the order is folded into the dense block-diagonal Q, so it costs nothing.
+# Inside, tokens are (B, H, g, L, D): a group of g query heads beside the key head whose rotation they share.
 
 
-def _group_heads(x: Tensor, basis: Tensor | None, cos: Tensor) -> Tensor:
+def _group_heads(x: Tensor, table: Tensor, basis: Tensor | None) -> Tensor:
     """(B, H·g, L, D) as (B, H, g, L, D), H being the heads that have a rotation of their own."""
-    num_heads = cos.shape[1] if basis is None else basis.shape[0]
+    num_heads = table.shape[1] if basis is None else basis.shape[0]
     return x.unflatten(1, (num_heads, x.shape[1] // num_heads))
 
 
-def _planes(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+def _planes(x: Tensor) -> tuple[Tensor, Tensor]:
     """First and second coordinates of every plane, (..., D/2) each, as views."""
-    if interleaved:
-        return x[..., 0::2], x[..., 1::2]
-    half = x.shape[-1] // 2
-    return x[..., :half], x[..., half:]
+    return x[..., 0::2], x[..., 1::2]
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Each plane of x turned by its angle, in the dtype of cos."""
-    out = torch.empty_like(x, dtype=cos.dtype, memory_format=torch.contiguous_format)
-    (x1, x2), (out1, out2) = _planes(x.to(cos.dtype), interleaved), _planes(out, interleaved)
-    out1.copy_(x1).mul_(cos).addcmul_(x2, sin, value=-1)
-    out2.copy_(x2).mul_(cos).addcmul_(x1, sin)
-    return out
+def _rotate(x: Tensor, table: Tensor, *, backwards: bool = False, in_place: bool = False) -> Tensor:
+    """Each plane of x turned by its angle, or by minus it.
+
+    A plane is a complex number, and eager PyTorch multiplies those in one pass; Inductor and ONNX know none, and fuse the
+    same in real arithmetic.
+    """
+    if torch.compiler.is_compiling():
+        (x1, x2), (cos, sin) = _planes(x), table.unbind(-1)
+        sin = -sin if backwards else sin
+        return torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).flatten(-2)
+    turn = torch.view_as_complex(table)
+    turn = turn.conj() if backwards else turn
+    planes = torch.view_as_complex(_pairable(x).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(planes.mul_(turn) if in_place else planes * turn).flatten(-2)
+
+
+def _pairable(x: Tensor) -> Tensor:
+    """x, copied if its memory does not let neighbours in a row be seen as one complex number."""
+    even = all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
+    return x if even and x.stride(-1) == 1 else x.contiguous()
 
 
 def _dense(basis: Tensor, dtype: torch.dtype) -> Tensor:
-    """Q of all blocks of a head as one matrix (H, 1, D, D), its columns ordered (coordinate, block, plane).
+    """Q of all blocks of a head as one block-diagonal matrix, (H, 1, D, D).
 
     One D × D product for all blocks is faster than m products of b × b (measured at D = 64, b = 8 on a CPU: 2 ×), and
     makes the cost the same for every block size.
     """
     num_heads, num_blocks, b, _ = basis.shape
-    columns = basis.to(dtype).unflatten(-1, (b // 2, 2)).transpose(-1, -2)  # (H, m, b, 2, h)
-    eye = torch.eye(num_blocks, dtype=dtype, device=basis.device).view(num_blocks, 1, 1, num_blocks, 1)
-    return (columns.unsqueeze(-2) * eye).reshape(num_heads, 1, num_blocks * b, num_blocks * b)
+    eye = torch.eye(num_blocks, dtype=dtype, device=basis.device).view(num_blocks, 1, num_blocks, 1)
+    return (basis.to(dtype).unsqueeze(-2) * eye).reshape(num_heads, 1, num_blocks * b, num_blocks * b)
 
 
 def _gram(left: Tensor, right: Tensor, basis: Tensor) -> Tensor:
-    """Σ over batch, group and tokens of left · rightᵀ, within each block: (H, m, b, b), in plane coordinates."""
-    num_heads, num_blocks, b, _ = basis.shape
-    dense = (left.mT @ right).sum((0, 2))  # (H, D, D)
-    parts = dense.view(num_heads, 2, num_blocks, b // 2, 2, num_blocks, b // 2).diagonal(dim1=2, dim2=5)
-    return parts.permute(0, 5, 2, 1, 4, 3).reshape(num_heads, num_blocks, b, b)
+    """Σ over batch, group and tokens of left · rightᵀ within each block: (H, m, b, b).
+
+    Neighbouring blocks are multiplied as one of up to 16 × 16, of which the diagonal is kept: smaller products, and larger
+    ones, are slower (measured on a CPU).
+    """
+    num_blocks, b = basis.shape[1:3]
+    together = max(n for n in range(1, num_blocks + 1) if num_blocks % n == 0 and (n == 1 or n * b <= 16))
+    pairs = zip(left.split(together * b, dim=-1), right.split(together * b, dim=-1), strict=True)
+    products = torch.stack([(x.mT @ y).sum((0, 2)) for x, y in pairs], dim=1)  # (H, m/together, together·b, together·b)
+    blocks = products.unflatten(-1, (together, b)).unflatten(-3, (together, b)).diagonal(dim1=2, dim2=4)
+    return blocks.movedim(-1, 2).flatten(1, 2)
 
 
-def _on_planes(time: Tensor, basis: Tensor) -> Tensor:
-    """τ (B or none, L, H or 1, m) spread over the coordinates of each block: (B or 1, H or 1, 1, L, D)."""
+def _on_coordinates(time: Tensor, basis: Tensor) -> Tensor:
+    """τ (B or none, L, H or 1, m) for each coordinate of its block: (B or 1, H or 1, 1, L, D)."""
     if time.ndim == 3:
         time = time.unsqueeze(0)
-    coordinates = time.repeat_interleave(basis.shape[-1] // 2, dim=-1).repeat(1, 1, 1, 2)
-    return coordinates.transpose(1, 2).unsqueeze(2)
+    return time.repeat_interleave(basis.shape[-1], dim=-1).transpose(1, 2).unsqueeze(2)
 
 
 def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
