@@ -1,4 +1,4 @@
-"""ComRoPE and its relatives: rotary position encodings with learned, commuting angle matrices, at the cost of RoPE.
+"""ComRoPE and its relatives: rotary position encodings with learned angle matrices that commute.
 
 >>> import comrope
 >>> pe = comrope.encoding("comrope-ld", num_heads=12, head_dim=64, num_axes=2, block_size=8)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from comrope.errors import SecondDerivativeError
+from comrope.errors import InputError, SecondDerivativeError
 
-# Eigenvalues below this share of the largest are taken as zero: their planes are then chosen, not found.
-# The residual this leaves in S is of the same size, far below the rounding of anything done with it.
+# Eigenvalues below this share of the largest are taken as zero: their planes are then chosen, not found. What this leaves
+# out of S is of the same size, a few hundred roundings.
 _ZERO = 1e-13
 
 
@@ -30,10 +30,12 @@ def cayley(generator: Tensor) -> Tensor:
 def orthonormal(basis: Tensor) -> Tensor:
     """The float64 orthogonal matrix beside one that rounding to float32 has left 1e-7 short of it: (..., b, b).
 
-    One Newton–Schulz step towards the polar factor squares the defect.
+    Each Newton–Schulz step towards the polar factor squares the defect.
     """
     basis = basis.double()
-    return 1.5 * basis - 0.5 * basis @ (basis.mT @ basis)
+    for _ in range(2):
+        basis = 1.5 * basis - 0.5 * basis @ (basis.mT @ basis)
+    return basis
 
 
 def plane_generators(frequencies: Tensor) -> Tensor:
@@ -43,6 +45,16 @@ def plane_generators(frequencies: Tensor) -> Tensor:
     eye = torch.eye(h, dtype=frequencies.dtype, device=frequencies.device)
     planes = torch.einsum("...k,kl,cd->...kcld", frequencies, eye, turn)
     return planes.reshape(*frequencies.shape[:-1], 2 * h, 2 * h)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError as error:
+        raise InputError(
+            "the angle matrices have no eigenvalues: some are NaN or infinite. Training has diverged, or wrong values were "
+            "loaded; look at pe.angle_matrices()."
+        ) from error
 
 
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,14 +67,14 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     s = matrix.detach().double()
     b = s.shape[-1]
-    eigenvalues, eigenvectors = torch.linalg.eigh(1j * s)
+    eigenvalues, eigenvectors = _eigh(1j * s)
     upper = eigenvectors[..., b // 2 :]  # (..., b, h): the eigenvectors of μ ≥ 0, ascending
     mu = eigenvalues[..., b // 2 :]  # (..., h)
     rank = torch.arange(1, b // 2 + 1, dtype=s.dtype, device=s.device)
     weight = torch.where(mu > _ZERO * mu[..., -1:], rank, torch.zeros_like(rank))
     parts = torch.cat((upper.real, upper.imag), dim=-1)  # (..., b, b)
     planes = (parts * weight.repeat(*[1] * (weight.ndim - 1), 2).unsqueeze(-2)) @ parts.mT  # Σ_k weight_k Re(v_k v_kᴴ)
-    basis = torch.linalg.eigh(planes).eigenvectors  # (..., b, b), planes in ascending rank
+    basis = _eigh(planes)[1]  # (..., b, b), planes in ascending rank
     # In its own plane S is μJ up to the sign that the pair's orientation gives: turn the second column to fit.
     first, second = basis[..., 0::2], basis[..., 1::2]
     signed = (second * (s @ first)).sum(-2)
@@ -80,10 +92,11 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
 #     M_ab = −i A~_ab / (λ_a − λ_b),   M_{±k,±k} = ±i g_μk / 2.
 # This divides by gaps. What the rotation exp(τS) needs at a closed gap is finite all the same (Daleckii–Krein):
 #     M_ab = Σ_n τ_n ∫₀¹ e^{i s (λ_a − λ_b) τ_n} ds · h~_na x~*_nb ≈ Σ_n (τ_n/2) (h~_na x~*_nb + g~_na y~*_nb),
-# the trapezoid rule, whose error is O((Δτ)²). Only the tokens know that sum, so the decomposition hands out a third
-# tensor, the *tilt*: zero in value, meaning S + Q·tilt·Qᵀ. The rotation (comrope.rotation) returns the sum as the
-# tilt's gradient, and here it is used wherever |Δ|·max|τ| is small. The rounding error ε/(Δτ) of the first rule and
-# the (Δτ)²/12 of the second cross at Δτ = (12 ε)^⅓: both are then ~1e-5 in float32 and ~1e-11 in float64.
+# the trapezoid rule. Only the tokens know that sum, so the decomposition hands out two more tensors, zero in value: the
+# *tilt*, meaning S + Q·tilt·Qᵀ, of which the rotation (comrope.rotation) returns the sum as gradient, and *moments*, as
+# whose gradient it returns how heavy the tokens are, Σ w_n and Σ w_n |τ_n|³ with w = |h||x|. The first rule rounds off
+# ε Σw/Δ, the second leaves out Δ² Σw|τ|³/12; so the second is used where Δ·r < (12 ε)^⅓, with r³ = Σw|τ|³ / Σw. For tokens
+# spread over |τ| ≤ 1 both errors are then ~1e-5 of the gradient in float32 and ~1e-11 in float64.
 #
 # In real arithmetic: of a plane pair's 2 × 2 block [[A₁₁, A₁₂], [A₂₁, A₂₂]], 2A~_{+j,+k} = p + ir and 2A~_{+j,−k} = s + it
 # with p = A₁₁ + A₂₂, r = A₂₁ − A₁₂, s = A₁₁ − A₂₂, t = A₂₁ + A₁₂, the rest being conjugates. Multiplying by −i/Δ sends
@@ -105,9 +118,16 @@ def _unpair(p: Tensor, r: Tensor, s: Tensor, t: Tensor) -> Tensor:
 
 
 def _skew_gradient(
-    basis: Tensor, frequencies: Tensor, extent: Tensor, grad_basis: Tensor, grad_frequencies: Tensor, grad_tilt: Tensor
+    basis: Tensor,
+    frequencies: Tensor,
+    grad_basis: Tensor,
+    grad_frequencies: Tensor,
+    grad_tilt: Tensor,
+    grad_moments: Tensor,
 ) -> Tensor:
-    """∂L/∂S from the gradients of the basis, the frequencies and the tilt: the rule derived above, in float64."""
+    """∂L/∂S from the gradients of basis, frequencies, tilt and moments: the rule derived above, in float64."""
+    weight, weighted_cubes = grad_moments.double().unbind(-1)
+    reach = (weighted_cubes / weight.clamp_min(torch.finfo(torch.float64).tiny)).pow(1 / 3)[..., None, None]
     limit = (12 * torch.finfo(grad_tilt.dtype).eps) ** (1 / 3)
     a = basis.mT @ grad_basis.double()
     mu, nu = frequencies.unsqueeze(-1), frequencies.unsqueeze(-2)
@@ -115,7 +135,7 @@ def _skew_gradient(
     tilt_p, tilt_r, tilt_s, tilt_t = _pair(grad_tilt.double())
 
     def rule(gap: Tensor, by_gap: tuple[Tensor, Tensor], by_tilt: tuple[Tensor, Tensor]) -> list[Tensor]:
-        closed = gap.abs() * extent[..., None, None] < limit
+        closed = gap.abs() * reach < limit
         gap = torch.where(closed, 1.0, gap)
         return [torch.where(closed, tilt, x / gap) for x, tilt in zip(by_gap, by_tilt, strict=True)]
 
@@ -157,60 +177,57 @@ def first_order_only(grad: Tensor | None, *anchors: Tensor) -> Tensor | None:
 # Both directions are single opaque operators: torch.compile and torch.export see one node each, and the only complex
 # tensors there are, inside `decompose`, never reach Inductor.
 @torch.library.custom_op("comrope::skew_spectrum", mutates_args=())
-def _spectrum_op(matrix: Tensor, extent: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _spectrum_op(matrix: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     basis, frequencies = decompose(matrix)
-    return basis.contiguous(), frequencies.contiguous(), torch.zeros_like(basis, dtype=compute_dtype).contiguous()
+    tilt = torch.zeros_like(basis, dtype=compute_dtype).contiguous()
+    return basis.contiguous(), frequencies.contiguous(), tilt, basis.new_zeros(*basis.shape[:-2], 2)
 
 
 @_spectrum_op.register_fake
-def _(matrix, extent, compute_dtype):
+def _(matrix, compute_dtype):
     basis = matrix.new_empty(matrix.shape, dtype=torch.float64)
-    return (
-        basis,
-        basis.new_empty(*matrix.shape[:-2], matrix.shape[-1] // 2),
-        basis.new_empty(basis.shape, dtype=compute_dtype),
-    )
+    frequencies = basis.new_empty(*matrix.shape[:-2], matrix.shape[-1] // 2)
+    return basis, frequencies, basis.new_empty(basis.shape, dtype=compute_dtype), basis.new_empty(*basis.shape[:-2], 2)
 
 
 _gradient_op = torch.library.custom_op("comrope::skew_spectrum_backward", _skew_gradient, mutates_args=())
 
 
 @_gradient_op.register_fake
-def _(basis, frequencies, extent, grad_basis, grad_frequencies, grad_tilt):
+def _(basis, frequencies, grad_basis, grad_frequencies, grad_tilt, grad_moments):
     return torch.empty_like(basis)
 
 
 def _setup_context(ctx, inputs, output):
-    matrix, extent, _ = inputs
-    basis, frequencies, _ = output
-    ctx.save_for_backward(basis, frequencies, extent)
-    ctx.matrix_dtype = matrix.dtype
+    basis, frequencies, _, _ = output
+    ctx.save_for_backward(basis, frequencies)
+    ctx.matrix_dtype = inputs[0].dtype
 
 
-def _backward(ctx, grad_basis, grad_frequencies, grad_tilt):
-    basis, frequencies, extent = ctx.saved_tensors
+def _backward(ctx, *grads):
+    basis, frequencies = ctx.saved_tensors
     with torch.no_grad():
-        grad = _gradient_op(basis, frequencies, extent, grad_basis, grad_frequencies, grad_tilt).to(ctx.matrix_dtype)
-    return first_order_only(grad, basis, grad_basis, grad_frequencies, grad_tilt), None, None
+        grad = _gradient_op(basis, frequencies, *grads).to(ctx.matrix_dtype)
+    return first_order_only(grad, basis, *grads), None
 
 
 _spectrum_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def skew_spectrum(matrix: Tensor, extent: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Basis Q, frequencies μ and tilt of skew-symmetric `matrix`, differentiable where eigenvectors are not.
+def skew_spectrum(matrix: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Basis, frequencies, tilt and moments of skew-symmetric `matrix`, differentiable where eigenvectors are not.
 
     The gradient is exact for losses that depend on S through exp(τS) alone, whatever eigenvalues are equal or zero,
-    provided that the tilt's gradient carries the trapezoid sum of the derivation above (comrope.rotation does that).
+    provided that tilt and moments get the token sums of the derivation above as gradients (comrope.rotation does that).
 
     Args:
         matrix: S, shape (..., b, b), skew-symmetric.
-        extent: max |τ| over the tokens, shape (...): how far exp(τS) is followed.
         compute_dtype: in which the tokens are rotated; sets the gap below which the trapezoid rule takes over.
     Returns:
-        Q (..., b, b) and μ (..., b/2), ascending, in float64, and the tilt, zeros (..., b, b) in `compute_dtype`.
+        Q (..., b, b) and μ (..., b/2), ascending, in float64; the tilt, zeros (..., b, b) in `compute_dtype`; the moments,
+        zeros (..., 2) in float64.
     """
-    return _spectrum_op(matrix, extent, compute_dtype)
+    return _spectrum_op(matrix, compute_dtype)
 
 
 # ── The exponential ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -222,7 +239,7 @@ def skew_spectrum(matrix: Tensor, extent: Tensor, compute_dtype: torch.dtype) ->
 
 @torch.library.custom_op("comrope::exp_skew", mutates_args=())
 def _exp_op(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    eigenvalues, eigenvectors = torch.linalg.eigh(-1j * matrix.double())
+    eigenvalues, eigenvectors = _eigh(-1j * matrix.double())
     exponential = (eigenvectors * torch.exp(1j * eigenvalues).unsqueeze(-2)) @ eigenvectors.mH
     return exponential.real.to(matrix.dtype).contiguous(), eigenvalues, torch.view_as_real(eigenvectors.contiguous())
 

@@ -33,7 +33,7 @@ class Demo:
         from comrope.encodings import ENCODINGS
         from comrope.lab import demo, results, terminal
 
-        recipe = replace(demo.RECIPE, seed=self.seed, epochs=self.epochs or demo.RECIPE.epochs)
+        recipe = replace(demo.RECIPE, seed=self.seed, epochs=demo.RECIPE.epochs if self.epochs is None else self.epochs)
         names = self.encodings or tuple(ENCODINGS)
         with results.whole_or_nothing(self.out) as folder:
             with terminal.progress(names) as progress:

@@ -21,9 +21,5 @@ class SecondDerivativeError(ComropeError, RuntimeError):
     """A second derivative was asked of the spectral engine, which has exact first derivatives only."""
 
 
-class UnsupportedModelError(ComropeError, TypeError):
-    """The model has no attention that comrope knows how to rotate."""
-
-
 class DataError(ComropeError, ValueError):
     """A data set or result file is missing, incomplete or damaged."""

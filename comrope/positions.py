@@ -6,7 +6,7 @@ are float32 unless asked otherwise, and plain tensors: nothing here keeps state.
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ def grid(
         centre: put a patch at its centre, index + ½; if False at its first corner, index.
         extents: X_i in patches, where it is not the axis's own count. extents=(14, 14) for a (7, 14) grid keeps the
             patches square on the canvas.
-        num_prefix_tokens: tokens before the patches (class, register): they sit at the middle of the canvas.
+        num_prefix_tokens: tokens before the patches (class, register): they sit in the middle of the patches, which on a
+            canvas of the grid's own extents is ½ on every axis.
         dtype: float32 or float64.
         device: where the result lives.
     Returns:
@@ -52,14 +53,13 @@ def grid(
         raise InputError(
             "extents= was given with relative=False, where nothing is divided by it: leave one of them out."
         )
-    given = extents if isinstance(extents, Sequence) else counts if extents is None else [extents]
-    extent = [float(e) for e in given]
-    if len(extent) != len(counts) or not all(e > 0 and math.isfinite(e) for e in extent):
+    extent = counts if extents is None else list(extents) if isinstance(extents, Sequence) else [extents]
+    if len(extent) != len(counts) or not all(isinstance(e, Real) and e > 0 and math.isfinite(e) for e in extent):
         raise InputError(
             f"extents={extents!r}: expected {len(counts)} positive numbers, one for each axis of shape={counts}."
         )
     _check_prefix(num_prefix_tokens)
-    scale = extent if relative else [1.0] * len(counts)
+    scale = [float(e) for e in extent] if relative else [1.0] * len(counts)
     shift = 0.5 if centre else 0.0
     axes = [
         ((torch.arange(n, dtype=torch.float64, device=device) + shift) / s) for n, s in zip(counts, scale, strict=True)
@@ -79,6 +79,8 @@ def sequence(
     """
     if not isinstance(length, Integral) or length < 1:
         raise InputError(f"length={length!r}: expected a whole number of tokens, 1 or more.")
+    if not isinstance(start, Integral):
+        raise InputError(f"start={start!r}: expected a whole number.")
     _check_dtype(dtype)
     positions = torch.arange(start, start + int(length), dtype=torch.float64, device=device).unsqueeze(-1)
     if dtype == torch.float32 and max(abs(start), abs(start + length - 1)) > 2**24:
@@ -114,17 +116,25 @@ def perturb(
     """
     _check_positions(positions)
     num_axes = positions.shape[-1]
-    if not (isinstance(intensity, (int, float)) and math.isfinite(intensity) and intensity >= 0):
+    if not (isinstance(intensity, Real) and math.isfinite(intensity) and intensity >= 0):
         raise InputError(f"intensity={intensity!r}: expected a finite number, 0 or more (in patches).")
-    size = torch.as_tensor(patch_size, dtype=positions.dtype, device=positions.device)
-    if size.shape != (num_axes,) or not bool((size > 0).all()):
+    sizes = patch_size.tolist() if isinstance(patch_size, Tensor) else patch_size
+    if (
+        not isinstance(sizes, Sequence)
+        or len(sizes) != num_axes
+        or not all(isinstance(s, Real) and float(s) > 0 for s in sizes)
+    ):
         raise InputError(
             f"patch_size={patch_size!r}: expected {num_axes} positive numbers, one an axis of the positions."
         )
-    moving = torch.ones(num_axes, dtype=torch.bool) if axes is None else torch.as_tensor(axes, dtype=torch.bool)
-    if moving.shape != (num_axes,):
-        raise InputError(f"axes={axes!r}: expected {num_axes} truth values, one an axis of the positions.")
-    _check_prefix(num_prefix_tokens)
+    size = torch.tensor(sizes, dtype=positions.dtype, device=positions.device)
+    moves = [True] * num_axes if axes is None else list(axes)
+    if len(moves) != num_axes or not all(isinstance(move, bool) for move in moves):
+        raise InputError(
+            f"axes={axes!r}: expected {num_axes} truth values, True or False, one an axis of the positions."
+        )
+    moving = torch.tensor(moves)
+    _check_prefix(num_prefix_tokens, positions.shape[-2])
     positions = _per_sample(positions, batch_size)
     if intensity == 0:
         return positions
@@ -149,7 +159,7 @@ def offset(
         generator: source of randomness, on the positions' device; torch's own by default.
     """
     _check_positions(positions)
-    if not (isinstance(intensity, (int, float)) and math.isfinite(intensity) and intensity >= 0):
+    if not (isinstance(intensity, Real) and math.isfinite(intensity) and intensity >= 0):
         raise InputError(f"intensity={intensity!r}: expected a finite number, 0 or more (in units of the positions).")
     positions = _per_sample(positions, batch_size)
     if intensity == 0:
@@ -168,9 +178,11 @@ def _counts(shape: Sequence[int]) -> list[int]:
     return [int(n) for n in counts]
 
 
-def _check_prefix(num_prefix_tokens: int) -> None:
+def _check_prefix(num_prefix_tokens: int, num_tokens: float = math.inf) -> None:
     if not isinstance(num_prefix_tokens, Integral) or num_prefix_tokens < 0:
         raise InputError(f"num_prefix_tokens={num_prefix_tokens!r}: expected a whole number, 0 or more.")
+    if num_prefix_tokens > num_tokens:
+        raise InputError(f"num_prefix_tokens={num_prefix_tokens}, but there are only {num_tokens} tokens.")
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -192,6 +204,8 @@ def _check_positions(positions: Tensor) -> None:
 def _per_sample(positions: Tensor, batch_size: int | None) -> Tensor:
     if batch_size is None:
         return positions
+    if not isinstance(batch_size, Integral) or batch_size < 0:
+        raise InputError(f"batch_size={batch_size!r}: expected a whole number of samples, or None to share the draw.")
     if positions.ndim == 3 and positions.shape[0] != batch_size:
         raise InputError(f"batch_size={batch_size}, but the positions are already for {positions.shape[0]} samples.")
     return positions.expand(batch_size, -1, -1) if positions.ndim == 2 else positions

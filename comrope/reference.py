@@ -45,8 +45,14 @@ def rotate(q: Tensor, k: Tensor, angle_matrices: Tensor, positions: Tensor) -> t
 
 def apply(rotation: Tensor, x: Tensor) -> Tensor:
     """R x for dense blocks (L, H, m, b, b) or (B, L, H, m, b, b) and x (B, H·g, L, D)."""
+    length, num_heads, num_blocks, block_size = rotation.shape[-5:-1]
+    fits = x.ndim == 4 and x.shape[2:] == (length, num_blocks * block_size) and x.shape[1] % num_heads == 0
+    if not fits or (rotation.ndim == 6 and rotation.shape[0] != x.shape[0]):
+        raise InputError(
+            f"got {tuple(x.shape)} to turn by rotations {tuple(rotation.shape)}: expected (B, heads, {length}, "
+            f"{num_blocks * block_size}) with heads a multiple of {num_heads}."
+        )
     batch, heads, length, head_dim = x.shape
-    num_heads, num_blocks, block_size = rotation.shape[-4:-1]
     blocks = x.to(rotation.dtype).reshape(batch, num_heads, heads // num_heads, length, num_blocks, block_size)
     if rotation.ndim == 5:
         rotation = rotation.unsqueeze(0)  # shared by the batch

@@ -24,47 +24,62 @@ class Spectrum(NamedTuple):
     """ω, (N, H, m, b/2), radians per unit of position."""
 
 
-class Generator(NamedTuple):
-    """The one-parameter form exp(τS) of a rotation, for encodings whose basis comes from decomposing S."""
+class Rotation(NamedTuple):
+    """Everything needed to turn queries and keys at given positions; made by `SpectralEncoding.rotation`, used once."""
 
-    tilt: Tensor
-    """(H, m, b, b), zero: carries the gradient that eigenvectors cannot (see comrope._linalg)."""
-    time: Tensor
-    """τ, (L, H or 1, m) or (B, L, H or 1, m)."""
+    phases: tuple[Tensor, Tensor]
+    """φ = ωᵀx of the queries and of the keys, each (L, H, D/2) or (B, L, H, D/2) in radians, float64; H may be 1 for phases
+    alike in all heads. The same tensor twice is worked out once."""
+    basis: Tensor | None = None
+    """Q, (H, m, b, b), or None for the identity."""
+    tilt: Tensor | None = None
+    """(H, m, b, b), zero: carries the gradient that a decomposed basis cannot (see comrope._linalg)."""
+    moments: Tensor | None = None
+    """(H, m, 2), zero: with the tilt, carries how far and how heavy the tokens are."""
+    times: tuple[Tensor, Tensor] | None = None
+    """With a tilt: τ of exp(τS) for the queries and for the keys, each (L, H or 1, m) or (B, L, H or 1, m)."""
 
+    def turn(self, q: Tensor, k: Tensor, *, in_basis: bool = False) -> tuple[Tensor, Tensor]:
+        """Rot(φ)·Qᵀq and Rot(φ)·Qᵀk for every token, head and block.
 
-def turn(
-    q: Tensor,
-    k: Tensor,
-    phases: tuple[Tensor, Tensor],
-    basis: Tensor | None = None,
-    generators: tuple[Generator | None, Generator | None] = (None, None),
-) -> tuple[Tensor, Tensor]:
-    """Rot(φ)·Qᵀq and Rot(φ)·Qᵀk for every token, head and block.
+        Args:
+            q: (B, H·g, L, D); g > 1 where query heads share a key head.
+            k: (B, H, L, D).
+            in_basis: whether q and k are Qᵀq and Qᵀk already, because `into_basis` made the weights they come from.
+        Returns:
+            Same shapes and dtypes. Inner products between tokens are those of R(x)q and R(y)k; without a basis the
+            results are R(x)q and R(y)k themselves.
 
-    Args:
-        q: (B, H·g, L, D); g > 1 where query heads share a key head.
-        k: (B, H, L, D).
-        phases: φ = ωᵀx of the queries and of the keys, each (L, H, D/2) or (B, L, H, D/2) in radians, float64; H may be 1
-            for phases alike in all heads. The same tensor twice is worked out once.
-        basis: Q, (H, m, b, b), or None for the identity.
-        generators: for a basis that `skew_spectrum` found: where its gradient's token sums go.
-    Returns:
-        Same shapes and dtypes. Inner products between tokens are those of R(x)q and R(y)k; without a basis the results are
-        R(x)q and R(y)k themselves.
+        Gradients are exact to first order; asking for second derivatives raises SecondDerivativeError. They are those of
+        R(x)q with the outer Q in place, whatever the loss does with either result; with in_basis, of losses that depend
+        on q and k through their scores, both attached.
+        """
+        turned = []
+        basis = self.basis.detach() if in_basis and self.basis is not None else self.basis
+        table = _phase_table(self.phases[0], compute_dtype(q))
+        for i, x in enumerate((q, k)):
+            dtype = compute_dtype(x)
+            if i == 1 and (self.phases[1] is not self.phases[0] or dtype != compute_dtype(q)):
+                table = _phase_table(self.phases[1], dtype)
+            time = None if self.times is None else self.times[i]
+            turned.append(_Turn.apply(x, self.phases[i], basis, self.tilt, self.moments, time, table, in_basis))
+        return turned[0], turned[1]
 
-    Gradients are those of R(x)q with the outer Q in place, exact to first order for any loss on scores; asking for
-    second derivatives raises SecondDerivativeError.
-    """
-    turned = []
-    table = _phase_table(phases[0], compute_dtype(q))
-    for i, x in enumerate((q, k)):
-        dtype = compute_dtype(x)
-        if i == 1 and (phases[1] is not phases[0] or dtype != compute_dtype(q)):
-            table = _phase_table(phases[1], dtype)
-        tilt, time = generators[i] or (None, None)
-        turned.append(_Turn.apply(x, phases[i], basis, tilt, time, table))
-    return turned[0], turned[1]
+    def into_basis(self, weight: Tensor) -> Tensor:
+        """Qᵀ multiplied into a projection that makes queries or keys: one small product a step instead of one a token.
+
+        Args:
+            weight: (rows, ...) with H·D rows, or a multiple of them: the weight or bias of several projections stacked, or
+                of grouped queries with the heads of a group together.
+        Returns:
+            Same shape: head by head, block by block, Qᵀ times its rows. The weight itself where there is no basis.
+        """
+        if self.basis is None:
+            return weight
+        num_heads, num_blocks, b, _ = self.basis.shape
+        with full_precision(weight.device):
+            rows = weight.reshape(-1, num_heads, num_blocks, b, weight[0].numel())
+            return (self.basis.mT.to(weight.dtype) @ rows).reshape(weight.shape)
 
 
 def _phase_table(phases: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,56 +112,58 @@ class _Turn(Function):
     """The rotation and its backward. It saves the table and its own output, which attention keeps anyway, and no input."""
 
     @staticmethod
-    def forward(x, phases, basis, tilt, time, table):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(x, phases, basis, tilt, moments, time, table, in_basis):  # pyright: ignore[reportIncompatibleMethodOverride]
         grouped = _group_heads(x, table, basis).to(table.dtype)
-        if basis is not None:
-            with full_precision(x.device):
-                grouped = grouped @ _dense(basis, table.dtype)
-        return _rotate(grouped, table, in_place=basis is not None).view(x.shape).to(x.dtype)
+        if in_basis or basis is None:
+            return _rotate(grouped, table, out=x)
+        with full_precision(x.device):
+            return _rotate(grouped @ _dense(basis, table.dtype), table, out=x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, phases, basis, _, time, table = inputs
+        _, phases, basis, _, _, time, table, ctx.in_basis = inputs
         ctx.save_for_backward(output, basis, time, table)
         ctx.phases_shape = phases.shape
 
     @staticmethod
     def backward(ctx, grad):
         turned, basis, time, table = ctx.saved_tensors
-        needed, shape = ctx.needs_input_grad[:4], ctx.phases_shape
         with torch.no_grad(), full_precision(grad.device):
-            grads = _turn_backward(grad, turned, basis, time, table, shape, needed)
-        return (*(first_order_only(g, grad, turned) for g in grads), None, None)
+            grads = _turn_backward(
+                grad, turned, basis, time, table, ctx.in_basis, ctx.phases_shape, ctx.needs_input_grad[:5]
+            )
+        return (*(first_order_only(g, grad, turned) for g in grads), None, None, None)
 
 
-def _turn_backward(grad, turned, basis, time, table, phases_shape, needed):
-    """∂L/∂(x, φ, Q, tilt). With z = Rot(φ)Qᵀx the output, g its gradient, h = Rot(−φ)g and u = Rot(−φ)z = Qᵀx:
+def _turn_backward(grad, turned, basis, time, table, in_basis, phases_shape, needed):
+    """∂L/∂(x, φ, Q, tilt, moments). With z = Rot(φ)Qᵀx the output, g its gradient, h = Rot(−φ)g and u = Rot(−φ)z = Qᵀx:
 
     ∂L/∂x = Qh,   ∂L/∂φ = ⟨g, Jz⟩,   ∂L/∂Q = Q Σ_n (g zᵀ − h uᵀ),   ∂L/∂tilt = Σ_n (τ_n/2)(h uᵀ + g zᵀ).
 
     (For Q, u hᵀ + g zᵀ is what differentiation gives; h uᵀ differs from −u hᵀ by a symmetric matrix, which no change of
     an orthogonal Q can see.)
     """
-    needs_x, needs_phases, needs_basis, needs_tilt = needed
+    needs_x, needs_phases, needs_basis, needs_tilt, needs_moments = needed
     g = _group_heads(grad, table, basis).to(table.dtype)  # (B, H, g, L, D)
     z = _group_heads(turned, table, basis).to(table.dtype)
-    grad_x = grad_phases = grad_basis = grad_tilt = None
+    grad_x = grad_phases = grad_basis = grad_tilt = grad_moments = None
     if needs_phases:
         (g1, g2), (z1, z2) = _planes(g), _planes(z)
         grad_phases = _sum_to(torch.addcmul(g2 * z1, g1, z2, value=-1), phases_shape)
-    if needs_x or needs_basis or needs_tilt:
-        h = _rotate(g, table, backwards=True)
+    if needs_moments:
+        grad_moments = _moments(g, z, time)
+    h = _rotate(g, table, backwards=True)
     if needs_x:
-        grad_x = h if basis is None else h @ _dense(basis, table.dtype).mT
+        grad_x = h if in_basis or basis is None else h @ _dense(basis, table.dtype).mT
         grad_x = grad_x.view(grad.shape).to(grad.dtype)
-    if needs_basis or needs_tilt:
+    if basis is not None and (needs_basis or needs_tilt):
         u = _rotate(z, table, backwards=True)
-    if needs_basis:
+    if basis is not None and needs_basis:
         grad_basis = basis @ (_gram(g, z, basis) - _gram(h, u, basis)).to(basis.dtype)
-    if needs_tilt:
+    if basis is not None and needs_tilt:
         half = _on_coordinates(time, basis).to(table.dtype) / 2
         grad_tilt = _gram(h, u.mul_(half), basis) + _gram(torch.mul(g, half, out=u), z, basis)
-    return grad_x, grad_phases, grad_basis, grad_tilt
+    return grad_x, grad_phases, grad_basis, grad_tilt, grad_moments
 
 
 # Inside, tokens are (B, H, g, L, D): a group of g query heads beside the key head whose rotation they share.
@@ -163,8 +180,8 @@ def _planes(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 0::2], x[..., 1::2]
 
 
-def _rotate(x: Tensor, table: Tensor, *, backwards: bool = False, in_place: bool = False) -> Tensor:
-    """Each plane of x turned by its angle, or by minus it.
+def _rotate(x: Tensor, table: Tensor, *, backwards: bool = False, out: Tensor | None = None) -> Tensor:
+    """Each plane of x turned by its angle, or by minus it; as a new tensor of x's shape, or of the shape and dtype of `out`.
 
     A plane is a complex number, and eager PyTorch multiplies those in one pass; Inductor and ONNX know none, and fuse the
     same in real arithmetic.
@@ -172,11 +189,15 @@ def _rotate(x: Tensor, table: Tensor, *, backwards: bool = False, in_place: bool
     if torch.compiler.is_compiling():
         (x1, x2), (cos, sin) = _planes(x), table.unbind(-1)
         sin = -sin if backwards else sin
-        return torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).flatten(-2)
+        turned = torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).flatten(-2)
+        return turned if out is None else turned.view(out.shape).to(out.dtype)
     turn = torch.view_as_complex(table)
     turn = turn.conj() if backwards else turn
     planes = torch.view_as_complex(_pairable(x).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(planes.mul_(turn) if in_place else planes * turn).flatten(-2)
+    # Written into a tensor of the right shape, and not returned as a view: autograd forbids changing those in place.
+    turned = torch.empty(x.shape if out is None else out.shape, dtype=x.dtype, device=x.device)
+    torch.mul(planes, turn, out=torch.view_as_complex(turned.view(x.shape).unflatten(-1, (-1, 2))))
+    return turned if out is None else turned.to(out.dtype)
 
 
 def _pairable(x: Tensor) -> Tensor:
@@ -186,11 +207,7 @@ def _pairable(x: Tensor) -> Tensor:
 
 
 def _dense(basis: Tensor, dtype: torch.dtype) -> Tensor:
-    """Q of all blocks of a head as one block-diagonal matrix, (H, 1, D, D).
-
-    One D × D product for all blocks is faster than m products of b × b (measured at D = 64, b = 8 on a CPU: 2 ×), and
-    makes the cost the same for every block size.
-    """
+    """Q of all blocks of a head as one block-diagonal matrix, (H, 1, D, D): one large product in place of many small ones."""
     num_heads, num_blocks, b, _ = basis.shape
     eye = torch.eye(num_blocks, dtype=dtype, device=basis.device).view(num_blocks, 1, num_blocks, 1)
     return (basis.to(dtype).unsqueeze(-2) * eye).reshape(num_heads, 1, num_blocks * b, num_blocks * b)
@@ -199,8 +216,7 @@ def _dense(basis: Tensor, dtype: torch.dtype) -> Tensor:
 def _gram(left: Tensor, right: Tensor, basis: Tensor) -> Tensor:
     """Σ over batch, group and tokens of left · rightᵀ within each block: (H, m, b, b).
 
-    Neighbouring blocks are multiplied as one of up to 16 × 16, of which the diagonal is kept: smaller products, and larger
-    ones, are slower (measured on a CPU).
+    Neighbouring blocks are multiplied together, up to 16 × 16, and the diagonal is kept: smaller products waste time.
     """
     num_blocks, b = basis.shape[1:3]
     together = max(n for n in range(1, num_blocks + 1) if num_blocks % n == 0 and (n == 1 or n * b <= 16))
@@ -217,8 +233,17 @@ def _on_coordinates(time: Tensor, basis: Tensor) -> Tensor:
     return time.repeat_interleave(basis.shape[-1], dim=-1).transpose(1, 2).unsqueeze(2)
 
 
+def _moments(g: Tensor, z: Tensor, time: Tensor) -> Tensor:
+    """Σ w and Σ w|τ|³ for each head and block, w = |g||z| over the whole head: (H, m, 2), float64."""
+    weight = (g.norm(dim=-1) * z.norm(dim=-1)).double().sum(2).transpose(1, 2).unsqueeze(-1)  # (B, L, H, 1)
+    if time.ndim == 3:
+        weight = weight.sum(0)
+    cubes = weight * time.abs() ** 3  # (B or none, L, H, m)
+    return torch.stack((weight.expand_as(cubes), cubes), dim=-1).flatten(0, -4).sum(0)
+
+
 def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
-    """A gradient (B, H, g, L, D/2) summed down to the phases' shape (B or none, L, H or 1, D/2), in float64."""
+    """A gradient (B, H, g, L, D/2) summed down to the phases' shape (B or none, L, H or 1, D/2), as float64."""
     grad = grad.sum(2).transpose(1, 2)
     summed = grad.sum_to_size(shape) if len(shape) == 4 else grad.sum_to_size((1, *shape)).squeeze(0)
     return summed.double()

@@ -90,3 +90,26 @@ def test_another_seed_or_number_of_positions_tries_other_ones():
     pe = build("liere")
     drifts = {comrope.check(pe, **how)[0].offset_drift for how in ({}, {"seed": 1}, {"num_positions": 5})}
     assert len(drifts) == 3
+
+
+@pytest.mark.parametrize("name", ["rope-mixed", "string", "comrope-mt"])
+def test_nothing_holds_of_nan(name):
+    pe = comrope.encoding(name, num_heads=2, head_dim=16, num_axes=2)
+    with torch.no_grad():
+        pe.frequencies[0, 0, 0, 0] = float("nan")
+    assert not comrope.check(pe).holds
+
+
+@pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "liere"])
+def test_angle_matrices_without_eigenvalues_are_named(name):
+    pe = comrope.encoding(name, num_heads=2, head_dim=16, num_axes=2)
+    with torch.no_grad():
+        pe.base_matrices.view(-1)[1] = float("nan")
+    q, k = torch.randn(2, 1, 2, 4, 16)
+    for use in (lambda: comrope.check(pe), lambda: pe(q, k, comrope.positions.grid((2, 2)))):
+        with pytest.raises(InputError, match="angle matrices have no eigenvalues: some are NaN or infinite"):
+            use()
+
+
+def test_angles_of_many_turns_still_hold():
+    assert comrope.check(comrope.encoding("rope-mixed", num_heads=2, head_dim=16, num_axes=2, std=1e6)).holds

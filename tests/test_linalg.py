@@ -104,18 +104,18 @@ def test_decomposition_of_a_batch_that_mixes_kinds_is_that_of_each_alone():
 
 def test_spectrum_is_the_decomposition_with_a_tilt_of_zero():
     s = SPECTRA["random"](3, 8)
-    basis, mu, tilt = _linalg.skew_spectrum(s.float(), torch.ones(3), torch.float32)
+    basis, mu, tilt, moments = _linalg.skew_spectrum(s.float(), torch.float32)
     expected_basis, expected_mu = _linalg.decompose(s.float())
     assert torch.equal(basis, expected_basis)
     assert torch.equal(mu, expected_mu)
     assert tilt.dtype == torch.float32
     assert torch.equal(tilt, torch.zeros(3, 8, 8))
+    assert torch.equal(moments, torch.zeros(3, 2, dtype=torch.float64))
 
 
 def test_gradient_of_clear_frequencies_is_that_of_eigenvalues():
     base = draw(3, 8, 8).requires_grad_()
-    extent = torch.ones(3, dtype=torch.float64)
-    _, mu, _ = _linalg.skew_spectrum(base - base.mT, extent, torch.float64)
+    _, mu, _, _ = _linalg.skew_spectrum(base - base.mT, torch.float64)
     eigenvalues = torch.linalg.eigvalsh(1j * (base - base.mT))[..., 4:]
     (ours,) = torch.autograd.grad((mu**3).sum(), base)
     (theirs,) = torch.autograd.grad((eigenvalues**3).sum(), base)

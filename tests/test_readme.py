@@ -22,7 +22,9 @@ def test_the_table_is_the_demos_output():
 def demo_table(results: dict) -> str:
     """The results as README shows them."""
     first, trained = results["runs"][0], results["settings"]["training_size"]
-    sizes = ["{}×{}".format(*row["size"]) + (" (trained)" if row["size"] == trained else "") for row in first["resolutions"]]
+    sizes = [
+        "{}×{}".format(*row["size"]) + (" (trained)" if row["size"] == trained else "") for row in first["resolutions"]
+    ]
     offsets = [f"ρ = {row['offset']:g}" for row in first["offsets"]]
     lines = [["encoding", *sizes, *offsets, "labels changed"], ["---", *["---:"] * (len(sizes) + len(offsets) + 1)]]
     for run in results["runs"]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from comrope import reference
+from comrope._linalg import plane_generators
 from comrope.errors import SecondDerivativeError
 from tests.helpers import (
     LEARNED,
@@ -319,3 +320,62 @@ def test_nothing_to_turn_is_turned_into_nothing(name, tokens, positions):
     pe = build(name, block_size=8)
     turned = pe(torch.zeros(tokens), torch.zeros(tokens), torch.zeros(positions))
     assert [t.shape for t in turned] == [tokens, tokens]
+
+
+@pytest.mark.parametrize("silent", [1e4, 1e6])
+@pytest.mark.parametrize("gap", [1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_far_token_that_the_loss_ignores_spoils_no_gradient(gap, silent, dtype):
+    """Which rule the backward uses depends on the tokens that count, not on padding far away."""
+    pe = build("comrope-ld", num_heads=1, head_dim=8, num_axes=1, block_size=8, dtype=dtype)
+    with torch.no_grad():
+        frequencies = torch.tensor([1.0, 1 + gap, 2.0, 3.0], dtype=torch.float64)
+        basis = torch.linalg.qr(draw(8, 8, seed=5)).Q
+        pe.base_matrices.copy_(basis @ plane_generators(frequencies) @ basis.mT / 2)
+        pe.axis_scale.fill_(1)
+    x = torch.linspace(0, 1, 9, dtype=torch.float64).unsqueeze(-1)
+    x[0] = silent
+    q, k = draw(1, 1, 9, 8, seed=1).to(dtype), draw(1, 1, 9, 8, seed=2).to(dtype)
+    weight = draw(9, 9, seed=3)
+    weight[0], weight[:, 0] = 0, 0
+
+    (ours,) = torch.autograd.grad((call(pe, q, k, x) * weight).sum(), pe.base_matrices)
+    near = oracle(pe, q[..., 1:, :], k[..., 1:, :], x[1:])
+    (theirs,) = torch.autograd.grad((near * weight[1:, 1:]).sum(), pe.base_matrices)
+    assert_close(ours, theirs, 1e-3 if dtype == torch.float32 else 1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per-sample"])
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_a_basis_in_the_weights_is_the_basis_on_the_tokens(name, shared):
+    """Scores, and gradients in tokens, weights, biases and angles; two query heads share each key head."""
+    pe = build(name, block_size=4, stir=0.2)
+    x = draw(*(() if shared else (2,)), 5, pe.num_axes, seed=4)
+    rows = pe.num_heads * pe.head_dim
+    leaves = {
+        "tokens": draw(2, 5, 12, seed=1),
+        "q weight": draw(pe.num_heads, 2, pe.head_dim, 12, seed=2),
+        "q bias": draw(pe.num_heads, 2, pe.head_dim, seed=3),
+        "k weight": draw(rows, 12, seed=4),
+        "k bias": draw(rows, seed=5),
+    }
+    leaves = {key: t.requires_grad_() for key, t in leaves.items()}
+    tokens, *projections = leaves.values()
+
+    def project(change):
+        """q (2, 2H, 5, D) and k (2, H, 5, D), of weights and biases changed head by head."""
+        q_weight, q_bias, k_weight, k_bias = projections
+        q_weight, q_bias = (torch.stack([change(t[:, g].flatten(0, 1)) for g in range(2)]) for t in (q_weight, q_bias))
+        q = torch.einsum("blw,grw->blgr", tokens, q_weight) + q_bias
+        k = tokens @ change(k_weight).mT + change(k_bias)
+        q = q.unflatten(-1, (pe.num_heads, pe.head_dim)).permute(0, 3, 2, 1, 4).flatten(1, 2)
+        return q, k.unflatten(-1, (pe.num_heads, pe.head_dim)).transpose(1, 2)
+
+    rotation = pe.rotation(x, dtype=torch.float64)
+    ours = scores(*rotation.turn(*project(rotation.into_basis), in_basis=True))
+    theirs = call(pe, *project(lambda rows: rows), x)
+    assert_close(ours, theirs, 1e-12, "scores")
+    leaves |= trainable(pe)
+    expected = gradients(nonlinear(theirs), leaves)
+    for key, gradient in gradients(nonlinear(ours), leaves).items():
+        assert_close(gradient, expected[key], 1e-9, f"gradient in {key}")

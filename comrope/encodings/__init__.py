@@ -32,9 +32,9 @@ def encoding(name: str, **settings) -> nn.Module:
 
     Args:
         name: one of `none`, `ape`, `rope`, `rope-mixed`, `string`, `liere`, `comrope-ap`, `comrope-ld`, `comrope-mt`.
-        settings: `num_heads`, `head_dim` and `num_axes` always; `block_size` for all but `ape`; `init` ("normal",
-            "identity" or "rope"), `std` and `base` for those that learn angles; what else a class takes is in its
-            docstring.
+        settings: `num_heads`, `head_dim` and `num_axes` always; `block_size` for all but `ape`, which takes `grid`; `init`
+            for those that learn angles: "normal" (with `std`), "identity" (zero angles) or "rope" (vanilla RoPE's rotation,
+            with `base`; refused where a family does not hold it). What else a class takes is in its docstring.
     Returns:
         An `Encoding`, called as pe(q, k, positions), or for `ape` an `AbsoluteEncoding`, called as pe(tokens, positions).
     Raises:
@@ -46,7 +46,7 @@ def encoding(name: str, **settings) -> nn.Module:
     >>> [tuple(t.shape) for t in pe(q, k, comrope.positions.grid((3, 3)))]
     [(1, 2, 9, 16), (1, 2, 9, 16)]
     """
-    if name not in ENCODINGS:
+    if not isinstance(name, str) or name not in ENCODINGS:
         raise ConfigurationError(
             f"there is no encoding {name!r}{_nearest(name, ENCODINGS)} Known: {', '.join(ENCODINGS)}."
         )
@@ -54,9 +54,9 @@ def encoding(name: str, **settings) -> nn.Module:
     accepted = _settings_of(kind)
     for setting in settings:
         if setting not in accepted:
+            remedy = _nearest(setting, accepted).replace(".", ": leave it out.")
             raise ConfigurationError(
-                f"{name} has no use for {setting}={settings[setting]!r}{_nearest(setting, accepted)} "
-                f"It takes {', '.join(accepted)}."
+                f"{name} has no use for {setting}={settings[setting]!r}{remedy} It takes {', '.join(accepted)}."
             )
     missing = [s for s, required in accepted.items() if required and s not in settings]
     if missing:
@@ -80,5 +80,7 @@ def _settings_of(kind: type) -> dict[str, bool]:
 
 
 def _nearest(word: str, known) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    lower = str(word).lower()
+    close = difflib.get_close_matches(lower, list(known), n=1, cutoff=0.5)
+    close = close or [k for k in known if lower in k.split("-") or k in lower]
     return f": did you mean {close[0]!r}?" if close else "."

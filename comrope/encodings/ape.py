@@ -68,10 +68,16 @@ class AbsoluteEncoding(PreciseModule):
         """
         positions = check_positions(positions, "positions", self.num_axes)
         width = self.code_book.shape[0]
-        fits = tokens.ndim == 3 and tokens.shape[-1] == width and tokens.shape[1] == positions.shape[-2]
+        fits = (
+            isinstance(tokens, Tensor)
+            and tokens.ndim == 3
+            and tokens.shape[-1] == width
+            and tokens.shape[1] == positions.shape[-2]
+        )
+        came = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         if not fits or (positions.ndim == 3 and positions.shape[0] != tokens.shape[0]):
             raise InputError(
-                f"tokens: got {tuple(tokens.shape)} with positions {tuple(positions.shape)}, expected (B, L, {width}) and "
+                f"tokens: got {came} with positions {tuple(positions.shape)}, expected (B, L, {width}) and "
                 "positions (L, N) or (B, L, N) for the same L tokens and B samples."
             )
         if not tokens.is_floating_point():
@@ -80,6 +86,8 @@ class AbsoluteEncoding(PreciseModule):
 
     def codes(self, positions: Tensor) -> Tensor:
         """The code book at `positions`: (L, width) or (B, L, width)."""
+        if positions.numel() == 0:
+            return self.code_book.new_zeros(*positions.shape[:-1], self.code_book.shape[0])
         samples = positions if positions.ndim == 3 else positions.unsqueeze(0)  # (B or 1, L, N)
         book = self.code_book.unsqueeze(0)  # (1, width, *grid)
         if self.num_axes == 1:

@@ -5,6 +5,8 @@ worked out in each call.
 """
 
 import math
+from abc import ABC, abstractmethod
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,29 @@ from torch import Tensor, nn
 from comrope import reference
 from comrope._linalg import plane_generators
 from comrope.errors import ConfigurationError, InputError
-from comrope.rotation import Spectrum, turn
+from comrope.rotation import Rotation, Spectrum, compute_dtype
 
 
 class PreciseModule(nn.Module):
     """A module whose own tensors stay float32 or float64 when the model around it is cast to something coarser."""
+
+    _anchor: Tensor | None = None
+    """Empty, and no part of the state: says where a module without parameters lives."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the angles are."""
+        return self._home().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the angles: float32 or float64."""
+        return self._home().dtype
+
+    def _home(self) -> Tensor:
+        parameter = next(self.parameters(), self._anchor)
+        assert parameter is not None
+        return parameter
 
     def _apply(self, fn, recurse=True):
         def precise(tensor: Tensor) -> Tensor:
@@ -25,10 +45,13 @@ class PreciseModule(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        return super()._apply(precise, recurse)
+        super()._apply(precise, recurse)
+        if self._anchor is not None:
+            self._anchor = precise(self._anchor)
+        return self
 
 
-class Encoding(PreciseModule):
+class Encoding(PreciseModule, ABC):
     """A rotary encoding: R(x) = exp(Σ_i x_i A_i), A_i block-diagonal and skew-symmetric (paper, Eq. 3).
 
     Args:
@@ -41,8 +64,6 @@ class Encoding(PreciseModule):
     Raises:
         ConfigurationError: sizes that do not fit together.
     """
-
-    _anchor: Tensor
 
     def __init__(
         self,
@@ -68,8 +89,9 @@ class Encoding(PreciseModule):
         self.num_axes = num_axes
         self.block_size = block_size
         self.num_blocks = head_dim // block_size
-        # Empty: follows the module's device and dtype where there are no parameters to ask.
-        self.register_buffer("_anchor", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        self._factory = {"device": device, "dtype": dtype}
+        anchor = torch.empty(0, **self._factory)
+        self._anchor = torch.empty_like(anchor, device="cpu") if anchor.is_meta else anchor
 
     def forward(
         self, q: Tensor, k: Tensor, positions: Tensor, key_positions: Tensor | None = None
@@ -96,16 +118,16 @@ class Encoding(PreciseModule):
             raise InputError(f"k has {k.shape[1]} heads, but this encoding has num_heads={self.num_heads} key heads.")
         return self._rotate(q, k, positions, key_positions)
 
-    def _rotate(self, q: Tensor, k: Tensor, positions: Tensor, key_positions: Tensor) -> tuple[Tensor, Tensor]:
-        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
+    @abstractmethod
+    def _rotate(self, q: Tensor, k: Tensor, positions: Tensor, key_positions: Tensor) -> tuple[Tensor, Tensor]: ...
 
+    @abstractmethod
     def angle_matrices(self) -> Tensor:
         """B_ij: (N, H, m, b, b), skew-symmetric, radians per unit of position; differentiable in the parameters."""
-        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
 
+    @abstractmethod
     def spectrum(self) -> Spectrum:
         """Basis (H, m, b, b) and frequencies (N, H, m, b/2), values only; NoSpectrumError where none exists."""
-        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
 
     def rotation_matrices(self, positions: Tensor) -> Tensor:
         """Dense R(x), (..., L, H, m, b, b), by matrix_exp: for looking and testing, not for speed."""
@@ -169,9 +191,9 @@ def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
 class SpectralEncoding(Encoding):
     """An encoding whose angle matrices commute: one basis, and frequencies on each axis."""
 
+    @abstractmethod
     def _spectrum(self) -> tuple[Tensor | None, Tensor]:
-        """Basis, or None for the identity, and frequencies (N, H, m, b/2); differentiable in the parameters."""
-        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
+        """Basis, or None for the identity, and frequencies (N, H, m, b/2). Differentiable, but for a decomposed basis."""
 
     def spectrum(self) -> Spectrum:
         with torch.no_grad():
@@ -179,21 +201,45 @@ class SpectralEncoding(Encoding):
             if basis is None:
                 eye = torch.eye(self.block_size, device=frequencies.device)
                 basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
-            return Spectrum(basis.to(self._anchor.dtype), frequencies.to(self._anchor.dtype, copy=True))
+            return Spectrum(basis.to(self.dtype), frequencies.to(self.dtype, copy=True))
 
     def angle_matrices(self) -> Tensor:
         basis, frequencies = self._spectrum()
         generators = plane_generators(frequencies.double())
-        return (generators if basis is None else basis @ generators @ basis.mT).to(self._anchor.dtype)
+        return (generators if basis is None else basis @ generators @ basis.mT).to(self.dtype)
+
+    def rotation(
+        self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> Rotation:
+        """What `forward` works out before it turns q and k, for callers that hold the projections too.
+
+        pe(q, k, x) is pe.rotation(x).turn(q, k). An attention layer can move the basis into its weights instead:
+
+            rotation = pe.rotation(x)
+            q, k = (F.linear(tokens, rotation.into_basis(w)) for w in (w_q, w_k))
+            q, k = rotation.turn(heads(q), heads(k), in_basis=True)
+
+        Args:
+            positions, key_positions: as for `forward`.
+            dtype: in which tokens will be turned: float32, or float64 for float64 queries and keys.
+        """
+        positions = self._check_positions(positions, "positions")
+        if key_positions is None:
+            return self._rotation(positions, positions, dtype)
+        return self._rotation(positions, self._check_positions(key_positions, "key_positions"), dtype)
 
     def _rotate(self, q, k, positions, key_positions):
+        dtype = torch.promote_types(compute_dtype(q), k.dtype)
+        return self._rotation(positions, key_positions, dtype).turn(q, k)
+
+    def _rotation(self, positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Rotation:
         basis, frequencies = self._spectrum()
-        frequencies = frequencies.double().flatten(2)  # (N, H, D/2)
+        frequencies = frequencies.to(positions.device, torch.float64).flatten(2)  # (N, H, D/2)
         phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
         key_phases = phases
         if key_positions is not positions:
             key_phases = torch.einsum("...ln,nhp->...lhp", key_positions.double(), frequencies)
-        return turn(q, k, (phases, key_phases), basis)
+        return Rotation((phases, key_phases), basis)
 
 
 class LearnedEncoding(Encoding):
@@ -202,8 +248,7 @@ class LearnedEncoding(Encoding):
     Args:
         init: "normal" draws parameters with standard deviation `std` (1, as released for the paper), so that elements of
             the skew-symmetric matrices have √2·std. "identity" starts at zero angles: attention as it was, with gradients
-            that are true and not zero. "rope" starts as vanilla RoPE with `base`: plane p on axis p mod N. AP and LD with
-            blocks above 2 and several axes gather an axis's planes, in order, into the blocks of that axis.
+            that are true and not zero. "rope" starts as vanilla RoPE with `base`: plane p on axis p mod N.
         std: for "normal"; 1 by default.
         base: for "rope"; 10000 by default.
     """
@@ -222,21 +267,20 @@ class LearnedEncoding(Encoding):
         if init == "rope":
             axis_frequencies(self, self.base)  # refuses what does not fit before anything is built
 
+    @abstractmethod
     def reset_parameters(self) -> None:
         """Draws the parameters anew, as `init` says, from torch's random generator."""
-        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, init={self.init!r}"
 
     def _blocks(self, *leading: int) -> nn.Parameter:
         shape = (*leading, self.num_heads, self.num_blocks, self.block_size, self.block_size)
-        return nn.Parameter(self._anchor.new_empty(shape))
+        return nn.Parameter(torch.empty(shape, **self._factory))
 
     def _frequencies(self) -> nn.Parameter:
-        return nn.Parameter(
-            self._anchor.new_empty(self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
-        )
+        shape = (self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
+        return nn.Parameter(torch.empty(shape, **self._factory))
 
     def _reset_frequencies(self, frequencies: Tensor) -> None:
         if self.init == "normal":
@@ -249,7 +293,7 @@ class LearnedEncoding(Encoding):
 
 def check_std(std: float) -> float:
     """`std` if it is a standard deviation; ConfigurationError otherwise."""
-    if not (isinstance(std, (int, float)) and math.isfinite(std) and std >= 0):
+    if not (isinstance(std, Real) and math.isfinite(std) and std >= 0):
         raise ConfigurationError(f"std={std!r}: expected a finite number, 0 or more.")
     return float(std)
 
@@ -257,13 +301,14 @@ def check_std(std: float) -> float:
 def check_sizes(**sizes: int) -> None:
     """ConfigurationError unless every size is a whole number, 1 or more."""
     for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{name}={value!r}: expected a whole number, 1 or more.")
 
 
 def check_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of positional parameters, torch's default for None; ConfigurationError unless float32 or float64."""
-    dtype = torch.get_default_dtype() if dtype is None else dtype
+    """The dtype of angles, for None torch's default but float32 at least; ConfigurationError unless float32 or float64."""
+    if dtype is None:
+        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     if dtype not in (torch.float32, torch.float64):
         raise ConfigurationError(f"dtype={dtype}: angles are kept in float32 or float64; cast the model, not them.")
     return dtype
@@ -271,7 +316,7 @@ def check_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
 
 def axis_frequencies(encoding: Encoding, base: float) -> Tensor:
     """base^(−2N·j/D) for the D/2N planes j of one axis, in radians per unit: vanilla RoPE (paper, section 3). float64."""
-    if not (isinstance(base, (int, float)) and math.isfinite(base) and base > 0):
+    if not (isinstance(base, Real) and math.isfinite(base) and base > 0):
         raise ConfigurationError(f"base={base!r}: expected a finite number above 0.")
     head_dim, num_axes = encoding.head_dim, encoding.num_axes
     if head_dim % (2 * num_axes):

@@ -1,13 +1,14 @@
 """Learned angle matrices that commute: ComRoPE-AP and -LD of the paper, ComRoPE-MT, which holds them all, and STRING."""
 
+from abc import abstractmethod
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comrope._linalg import cayley, decompose, orthonormal, plane_generators, skew, skew_spectrum
-from comrope.encodings.base import LearnedEncoding, SpectralEncoding, axis_frequencies
+from comrope.encodings.base import LearnedEncoding, SpectralEncoding, rope_frequencies
 from comrope.errors import ConfigurationError, InputError
-from comrope.rotation import Generator, compute_dtype, turn
+from comrope.rotation import Rotation
 
 
 class _OneParameter(LearnedEncoding, SpectralEncoding):
@@ -31,11 +32,16 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base)
+        if init == "rope" and num_axes > 1 and block_size > 2:
+            raise ConfigurationError(
+                f"init='rope' with block_size={block_size} and num_axes={num_axes}: neighbouring planes of vanilla RoPE turn "
+                "with different axes, which one block of AP or LD cannot do. Use block_size=2, or comrope-mt, which can."
+            )
         self.base_matrices = self._blocks()
 
+    @abstractmethod
     def _scale(self) -> Tensor:
         """s, (N, H or 1, m)."""
-        raise TypeError(f"{type(self).__name__} is no encoding by itself: use comrope.encoding(name, …).")
 
     def _skew(self) -> Tensor:
         """S = P − Pᵀ in float64: far positions multiply the rounding of a float32 subtraction, (H, m, b, b)."""
@@ -43,7 +49,7 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
 
     def _one_axis_a_block(self) -> Tensor:
         """1 where block j belongs to axis i, that is j ≡ i (mod N), else 0: (N, 1, m)."""
-        eye = torch.eye(self.num_axes, dtype=self._anchor.dtype, device=self._anchor.device)
+        eye = torch.eye(self.num_axes, dtype=self.dtype, device=self.device)
         return eye.repeat(1, self.num_blocks // self.num_axes).unsqueeze(1)
 
     def _reset_base_matrices(self) -> None:
@@ -52,34 +58,26 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         elif self.init == "identity":
             self.base_matrices.zero_()
         else:
-            on_axis = axis_frequencies(self, self.base).view(-1, self.block_size // 2)  # (m/N, b/2)
-            frequencies = on_axis.repeat_interleave(
-                self.num_axes, dim=0
-            )  # (m, b/2), an axis's planes in its own blocks
+            frequencies = rope_frequencies(self, self.base, self.device).sum(0)  # each plane turns with one axis
             self.base_matrices.copy_(plane_generators(frequencies) / 2)
 
     def angle_matrices(self) -> Tensor:
-        return (self._scale().double()[..., None, None] * self._skew()).to(self._anchor.dtype)
+        return (self._scale().double()[..., None, None] * self._skew()).to(self.dtype)
 
     def _spectrum(self):
         basis, frequencies = decompose(self._skew())
         return basis, self._scale().double().unsqueeze(-1) * frequencies
 
-    def _rotate(self, q, k, positions, key_positions):
-        scale = self._scale().double()
-        times = [torch.einsum("...ln,nhm->...lhm", positions.double(), scale)] * 2  # (B or none, L, H or 1, m)
+    def _rotation(self, positions, key_positions, dtype):
+        scale, matrix = self._scale().double(), self._skew()
+        time = key_time = torch.einsum("...ln,nhm->...lhm", positions.double(), scale)  # (B or none, L, H or 1, m)
         if key_positions is not positions:
-            times[1] = torch.einsum("...ln,nhm->...lhm", key_positions.double(), scale)
-        matrix = self._skew()
-        # The zero row keeps an empty sequence from having no largest time.
-        reach = [F.pad(t.detach().abs().flatten(0, -3), (0, 0, 0, 0, 0, 1)).amax(0) for t in times]  # (H or 1, m)
-        extent = torch.maximum(*reach).expand(matrix.shape[:2]).contiguous()
-        basis, frequencies, tilt = skew_spectrum(matrix, extent, torch.promote_types(compute_dtype(q), k.dtype))
-        phases = [(times[0].unsqueeze(-1) * frequencies).flatten(-2)] * 2
-        if times[1] is not times[0]:
-            phases[1] = (times[1].unsqueeze(-1) * frequencies).flatten(-2)
-        generators = [Generator(tilt, time.detach()) for time in times]
-        return turn(q, k, (phases[0], phases[1]), basis, (generators[0], generators[1]))
+            key_time = torch.einsum("...ln,nhm->...lhm", key_positions.double(), scale)
+        basis, frequencies, tilt, moments = skew_spectrum(matrix, dtype)
+        phases = key_phases = (time.unsqueeze(-1) * frequencies).flatten(-2)
+        if key_time is not time:
+            key_phases = (key_time.unsqueeze(-1) * frequencies).flatten(-2)
+        return Rotation((phases, key_phases), basis, tilt, moments, (time.detach(), key_time.detach()))
 
 
 class ComRoPEAP(_OneParameter):
@@ -117,12 +115,7 @@ class ComRoPELD(_OneParameter):
 
     def __init__(self, num_heads, head_dim, num_axes, block_size: int = 8, **keywords):
         super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
-        if self.init == "rope" and self.num_blocks % num_axes:
-            raise ConfigurationError(
-                f"init='rope' gives each block of comrope-ld one axis, but {self.num_blocks} blocks cannot be shared out "
-                f"evenly among {num_axes} axes. Use comrope-mt, which starts as RoPE with any block size."
-            )
-        self.axis_scale = nn.Parameter(self._anchor.new_empty(num_axes, num_heads, self.num_blocks))
+        self.axis_scale = nn.Parameter(torch.empty(num_axes, num_heads, self.num_blocks, **self._factory))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -174,9 +167,9 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
     def reset_parameters(self) -> None:
         self.basis_generator.zero_()
         if self.init == "rope":
-            self.initial_basis.copy_(torch.eye(self.block_size, device=self._anchor.device))
+            self.initial_basis.copy_(torch.eye(self.block_size, device=self.device))
             self._reset_frequencies(self.frequencies)
-        elif not self._anchor.is_meta:
+        elif not self.initial_basis.is_meta:
             basis, frequencies = decompose(skew(torch.randn_like(self.initial_basis) * (self.std or 1.0)))
             scale = torch.randn_like(self.frequencies[..., :1])
             self.initial_basis.copy_(basis)
@@ -195,6 +188,8 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
         for name, came, own in (("basis", basis, self.initial_basis), ("frequencies", frequencies, self.frequencies)):
             if came.shape != own.shape:
                 raise InputError(f"{name}: got {tuple(came.shape)}, expected {tuple(own.shape)}.")
+        if not frequencies.isfinite().all():
+            raise InputError("frequencies: some are NaN or infinite.")
         eye = torch.eye(self.block_size, dtype=basis.dtype, device=basis.device)
         defect = (basis.mT @ basis - eye).abs().max().item()
         if not defect < 1e-4:

@@ -13,8 +13,10 @@ from comrope.rotation import Spectrum, compute_dtype, full_precision
 class LieRE(LearnedEncoding):
     """LieRE: B_ij = P_ij − P_ijᵀ, all free. Commutes with probability 0, so R(x)ᵀR(y) = R(y − x) fails.
 
-    Every distinct position costs an exponential, taken in float64, whatever the batch. Parameter: `base_matrices`
-    P, (N, H, m, b, b).
+    Every distinct position costs an exponential, taken in float64: L of them for positions (L, N), whatever the batch; for
+    (B, L, N) as many as there are different rows, or B·L where positions need a gradient or a graph is compiled.
+
+    Parameter: `base_matrices` P, (N, H, m, b, b).
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class LieRE(LearnedEncoding):
         elif self.init == "identity":
             self.base_matrices.zero_()
         else:
-            self.base_matrices.copy_(plane_generators(rope_frequencies(self, self.base, self._anchor.device)) / 2)
+            self.base_matrices.copy_(plane_generators(rope_frequencies(self, self.base, self.device)) / 2)
 
     def angle_matrices(self) -> Tensor:
         return skew(self.base_matrices)

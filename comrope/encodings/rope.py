@@ -21,12 +21,12 @@ class NoEncoding(Encoding):
 
     def angle_matrices(self) -> Tensor:
         b = self.block_size
-        return self._anchor.new_zeros(self.num_axes, self.num_heads, self.num_blocks, b, b)
+        return torch.zeros(self.num_axes, self.num_heads, self.num_blocks, b, b, device=self.device, dtype=self.dtype)
 
     def spectrum(self) -> Spectrum:
-        eye = torch.eye(self.block_size, dtype=self._anchor.dtype, device=self._anchor.device)
-        frequencies = self._anchor.new_zeros(self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
-        return Spectrum(eye.repeat(self.num_heads, self.num_blocks, 1, 1), frequencies)
+        eye = torch.eye(self.block_size, device=self.device, dtype=self.dtype)
+        basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
+        return Spectrum(basis, basis.new_zeros(self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2))
 
 
 class Rope(SpectralEncoding):
@@ -44,7 +44,7 @@ class Rope(SpectralEncoding):
         self.base = base
 
     def _spectrum(self):
-        return None, rope_frequencies(self, self.base, self._anchor.device)
+        return None, rope_frequencies(self, self.base, self.device)
 
 
 class RopeMixed(LearnedEncoding, SpectralEncoding):

@@ -1,5 +1,6 @@
 """The main job: train the same small ViT with every encoding on real images, compare them, verify their laws, report."""
 
+import json
 import multiprocessing
 import platform
 import queue
@@ -95,8 +96,8 @@ def run(
             "python": platform.python_version(),
         },
         "settings": {
-            **asdict(setting),
-            **asdict(recipe),
+            **_as_json(setting),
+            **_as_json(recipe),
             "training_size": list(recipe.image_size),
             "num_train": len(train_images),
             "num_test": len(test_images),
@@ -109,6 +110,10 @@ def run(
             "train_seconds": dict(zip(encodings, seconds, strict=True)),
         },
     }
+
+
+def _as_json(settings: Setting | Recipe) -> dict:
+    return json.loads(json.dumps(asdict(settings)))
 
 
 def _in_processes(workers, encodings, setting, recipe, progress) -> list[tuple[dict, float]]:

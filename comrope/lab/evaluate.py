@@ -16,13 +16,11 @@ def predict(
     draws = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     positions = model.positions(size)
+    if offset:
+        positions = comrope.positions.offset(positions, offset, batch_size=len(images), generator=draws)
     labels = []
-    for pixels in images.resized(size).split(batch_size):
-        moved = (
-            positions
-            if offset == 0
-            else comrope.positions.offset(positions, offset, batch_size=len(pixels), generator=draws)
-        )
+    for i, pixels in enumerate(images.resized(size).split(batch_size)):
+        moved = positions[i * batch_size :][: len(pixels)] if offset else positions
         labels.append(model(pixels.to(device), moved.to(device)).argmax(-1).cpu())
     return torch.cat(labels)
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from comrope.errors import DataError
 from comrope.lab import figures, report
 
+_FIGURES = (figures.accuracy_against_resolution, figures.accuracy_against_offset, figures.spectra, figures.training)
+_FILES = {"results.json", "report.html", *(f"{draw.__name__}.{kind}" for draw in _FIGURES for kind in ("svg", "png"))}
+
 
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
@@ -19,23 +22,29 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     An earlier result there stays until the new one is whole. Ctrl-C counts as not well.
 
     Raises:
-        DataError: `folder` is a file, or holds something that is not a result: nothing of it is touched.
+        DataError: `folder` is a file or below one, or holds anything that `save` did not write: nothing of it is touched.
     """
     folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file: name a folder for the result.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "results.json").exists():
-        raise DataError(f"{folder} holds files that are no result of comrope: name another folder, or an empty one.")
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+        raise DataError(f"{folder} is a file, or below one: name a folder for the result.")
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES) if folder.exists() else []
+    if foreign:
+        raise DataError(f"{folder} holds what is no result of comrope ({', '.join(foreign[:3])}): name another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    former = partial / "former"
     try:
-        yield partial
-        partial.chmod(0o755)
-        former = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        if folder.exists():
-            os.replace(folder, former)
-        os.replace(partial, folder)
-        shutil.rmtree(former)
+        whole = partial / "whole"
+        whole.mkdir()
+        yield whole
+        try:
+            if folder.exists():
+                os.replace(folder, former)
+            os.replace(whole, folder)
+        except BaseException:
+            if former.exists() and not folder.exists():
+                os.replace(former, folder)
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -48,11 +57,14 @@ def read(path: Path) -> dict:
     """
     path = path / "results.json" if path.is_dir() else path
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: `comrope demo` makes one.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged ({error}): run the command that made it again.") from None
+    if not isinstance(results, dict):
+        raise DataError(f"{path} is damaged (no results in it): run the command that made it again.")
+    return results
 
 
 def save(results: dict, folder: Path) -> None:

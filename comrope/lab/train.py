@@ -11,6 +11,7 @@ from timm.scheduler import CosineLRScheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import comrope
+from comrope.errors import ConfigurationError
 from comrope.lab.data import Images, random_crops
 from comrope.lab.vit import ViT
 
@@ -57,9 +58,15 @@ def train(
         generator=draws,
     )
     total = recipe.epochs * len(loader)
+    if total < 1:
+        raise ConfigurationError(
+            f"epochs={recipe.epochs}, batch_size={recipe.batch_size} and {len(images)} images make no training step."
+        )
+    warmup = round(recipe.warmup * total)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    # With warmup_prefix timm counts the cosine's steps from the end of the warm-up.
     schedule = CosineLRScheduler(
-        optimizer, t_initial=total, warmup_t=max(1, round(recipe.warmup * total)), warmup_prefix=True, t_in_epochs=False
+        optimizer, t_initial=max(1, total - warmup), warmup_t=warmup, warmup_prefix=True, t_in_epochs=False
     )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     positions = model.positions(recipe.image_size)  # perturbed on the CPU: the same draws on every device

@@ -37,7 +37,7 @@ def test_settings_without_use_get_the_nearest_known_one(name):
         num_head=3,
         **SIZES,
     )
-    _refused(name, rf"^{name} has no use for zzz=3\. It takes num_heads", zzz=3, **SIZES)
+    _refused(name, rf"^{name} has no use for zzz=3: leave it out\. It takes num_heads", zzz=3, **SIZES)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,12 @@ def test_ap_needs_blocks_for_every_axis():
     )  # fmt: skip
 
 
-def test_ld_started_as_rope_needs_blocks_for_every_axis():
+@pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld"])
+def test_large_blocks_in_several_axes_cannot_start_as_rope(name):
     _refused(
-        "comrope-ld",
-        r"init='rope'.*3 blocks cannot be shared out evenly among 2 axes\. Use comrope-mt",
-        **(SIZES | {"head_dim": 24}),
-        init="rope",
+        name, r"init='rope' with block_size=8 and num_axes=2.*Use block_size=2, or comrope-mt", **SIZES, init="rope"
     )
-    assert comrope.encoding("comrope-ld", **(SIZES | {"head_dim": 24})).num_blocks == 3  # any other start does
+    comrope.encoding(name, **(SIZES | {"num_axes": 1}), init="rope")  # one axis does
 
 
 @pytest.mark.parametrize("name", [*LEARNED, "rope"])
@@ -259,11 +257,6 @@ def test_tokens_it_cannot_turn_are_refused(name):
 
 
 def test_the_base_classes_are_no_encodings():
-    plain = comrope.encodings.Encoding(2, 16, 2, 8)
-    for use in (
-        lambda: plain(torch.zeros(Q), torch.zeros(K), torch.zeros(X)),
-        plain.angle_matrices,
-        plain.spectrum,
-    ):
-        with pytest.raises(TypeError, match=r"Encoding is no encoding by itself: use comrope\.encoding\(name"):
-            use()
+    for kind in (comrope.encodings.Encoding, comrope.encodings.LearnedEncoding, comrope.encodings.SpectralEncoding):
+        with pytest.raises(TypeError, match="abstract"):
+            kind(2, 16, 2, 8)

@@ -14,7 +14,11 @@ from tests.helpers import EVERY, LEARNED, assert_close, build, call, draw, gradi
 
 STARTS = [
     *((name, {}) for name in EVERY),
-    *((name, {"init": init}) for name in LEARNED for init in ("identity", "rope")),
+    *((name, {"init": "identity"}) for name in LEARNED),
+    *(
+        (name, {"init": "rope"} | ({"block_size": 2} if name in ("comrope-ap", "comrope-ld") else {}))
+        for name in LEARNED
+    ),
     ("string", {"init": "rope", "learn_frequencies": False}),
 ]
 
@@ -199,3 +203,37 @@ def test_inference_mode_gives_the_same(name):
     expected = call(pe, q, k, x)
     with torch.inference_mode():
         assert_close(call(pe, q, k, x), expected, 1e-14)
+
+
+@pytest.mark.parametrize("start", STARTS, ids=_ids)
+def test_an_encoding_built_on_the_meta_device_takes_over_a_state_dict(start):
+    """`load_state_dict(assign=True)`, as large models are loaded: nothing is left behind on the meta device."""
+    pe = build(start[0], stir=0.2, **start[1])
+    with torch.device("meta"):
+        other = build(start[0], **start[1])
+    other.load_state_dict(pe.state_dict(), assign=True)
+    assert _equal(_output(other), _output(pe))
+    assert _equal(_output(other.to("cpu")), _output(pe))
+    if isinstance(pe, comrope.encodings.Encoding):
+        assert other.angle_matrices().device.type == "cpu"
+        assert comrope.check(other) == comrope.check(pe)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_results_can_be_changed_in_place(name):
+    """Where no gradient is wanted; with one, autograd sees that its saved output has changed, and says so."""
+    pe = build(name)
+    expected = [t * 2 for t in _output(pe)]
+    with torch.no_grad():
+        assert _equal([t.mul_(2) for t in _output(pe)], expected)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_coarse_default_dtype_leaves_angles_in_float32(name):
+    grid = {"grid": (3, 3)} if name == "ape" else {}
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        pe = comrope.encoding(name, num_heads=2, head_dim=16, num_axes=2, **grid)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(p.dtype == torch.float32 for p in pe.parameters())

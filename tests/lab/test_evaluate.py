@@ -1,0 +1,128 @@
+"""Predictions, at other sizes and under offsets, against loops written out."""
+
+import pytest
+import torch
+
+import comrope
+from comrope.lab.data import Images, digits
+from comrope.lab.evaluate import across_offsets, across_resolutions, predict
+from comrope.lab.vit import ViT
+from tests.helpers import COMMUTING, draw
+
+SIZE = (16, 24)
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    whole = digits()[1]
+    return Images(whole.pixels[:60], whole.labels[:60], whole.classes)
+
+
+def _model(name: str) -> ViT:
+    """Untrained, with weights so large that images get different labels, and attention decides."""
+    torch.manual_seed(0)
+    vit = {"patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = ViT(name, SIZE, **vit).eval()
+    own = model.encoding_parameters()
+    with torch.no_grad():
+        for i, (parameter_name, parameter) in enumerate(model.named_parameters()):
+            if parameter_name not in own:
+                parameter.add_(draw(*parameter.shape, seed=i, dtype=torch.float32), alpha=0.25)
+            elif name == "ape":
+                parameter.mul_(50)
+    return model
+
+
+def test_labels_are_those_of_a_plain_loop(images):
+    model = _model("comrope-ld")
+    for size in (SIZE, (24, 8)):
+        pixels = images.resized(size)
+        with torch.no_grad():
+            expected = torch.stack([model(pixels[i : i + 1])[0].argmax() for i in range(len(images))])
+        assert torch.equal(predict(model, images, size), expected)
+        assert len(expected.unique()) > 2
+
+
+def test_counts_are_those_of_a_plain_loop(images):
+    model = _model("comrope-mt")
+    sizes = [(16, 24), (8, 8), (32, 16)]
+    rows = across_resolutions(model, images, sizes)
+    assert [row["size"] for row in rows] == [list(size) for size in sizes]
+    for row, size in zip(rows, sizes, strict=True):
+        labels = predict(model, images, size).tolist()
+        hits = sum(int(label == truth) for label, truth in zip(labels, images.labels.tolist(), strict=True))
+        assert (row["correct"], row["total"]) == (hits, 60)
+        assert type(row["correct"]) is int
+    assert 0 < sum(row["correct"] for row in rows) < 180
+
+
+@pytest.mark.parametrize("name", ["ape", "liere", "comrope-ld"])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_batch_size_changes_no_label(images, name, offset):
+    """Each image keeps its own shift, whatever images it is computed together with."""
+    model = _model(name)
+    whole = predict(model, images, SIZE, offset=offset)
+    for batch_size in (1, 7, 59, 1000):
+        labels = predict(model, images, SIZE, offset=offset, batch_size=batch_size)
+        assert (labels != whole).sum().item() == 0, f"batches of {batch_size}"
+
+
+def test_offset_moves_each_image_by_its_own_shift(images):
+    model = _model("ape")
+    draws = torch.Generator().manual_seed(4)
+    positions = comrope.positions.offset(model.positions(SIZE), 0.5, batch_size=60, generator=draws)
+    with torch.no_grad():
+        expected = torch.cat(
+            [model(x[None], p).argmax(-1) for x, p in zip(images.resized(SIZE), positions, strict=True)]
+        )
+    assert torch.equal(predict(model, images, SIZE, offset=0.5, seed=4), expected)
+    assert not torch.equal(predict(model, images, SIZE), expected)
+
+
+def test_copies_of_one_image_get_different_shifts(images):
+    copies = Images(images.pixels[:1].expand(60, -1, -1, -1), images.labels[:1].expand(60), images.classes)
+    assert len(predict(_model("liere"), copies, SIZE).unique()) == 1
+    assert len(predict(_model("liere"), copies, SIZE, offset=2.0).unique()) > 1
+
+
+def test_offset_is_reproducible_by_seed(images):
+    model = _model("ape")
+    first = predict(model, images, SIZE, offset=0.7, seed=1)
+    torch.manual_seed(99)
+    assert torch.equal(predict(model, images, SIZE, offset=0.7, seed=1), first)
+    assert not torch.equal(predict(model, images, SIZE, offset=0.7, seed=2), first)
+
+
+def test_no_offset_changes_nothing(images):
+    for name in ("liere", "ape"):
+        model = _model(name)
+        assert torch.equal(predict(model, images, SIZE, offset=0.0, seed=3), predict(model, images, SIZE))
+        (row,) = across_offsets(model, images, SIZE, [0.0])
+        assert row["changed"] == 0
+        assert row["correct"] == across_resolutions(model, images, [SIZE])[0]["correct"]
+
+
+@pytest.mark.parametrize("name", COMMUTING)
+def test_commuting_encodings_keep_their_labels(images, name):
+    rows = across_offsets(_model(name), images, SIZE, [0.0, 1.0, 5.0])
+    assert [row["changed"] for row in rows] == [0, 0, 0]
+    assert len({row["correct"] for row in rows}) == 1
+
+
+@pytest.mark.parametrize("name", ["liere", "ape"])
+def test_the_others_do_not(images, name):
+    model = _model(name)
+    rows = across_offsets(model, images, SIZE, [0.0, 0.5, 5.0], seed=2)
+    assert [row["offset"] for row in rows] == [0.0, 0.5, 5.0] and {row["total"] for row in rows} == {60}
+    unmoved = predict(model, images, SIZE)
+    for row in rows:
+        labels = predict(model, images, SIZE, offset=row["offset"], seed=2)
+        assert row["changed"] == sum(int(a != b) for a, b in zip(labels.tolist(), unmoved.tolist(), strict=True))
+        assert row["correct"] == sum(int(a == b) for a, b in zip(labels.tolist(), images.labels.tolist(), strict=True))
+    assert rows[0]["changed"] == 0 and rows[-1]["changed"] >= 6
+
+
+def test_prediction_leaves_no_graph_and_no_gradient(images):
+    model = _model("comrope-ld")
+    assert not predict(model, images, SIZE, offset=1.0).requires_grad
+    assert all(p.grad is None for p in model.parameters())
