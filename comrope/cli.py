@@ -1,4 +1,4 @@
-"""The command line: `comrope demo`, `comrope report`."""
+"""The command line: `comrope demo`, `comrope report`, `comrope bench`."""
 
 import shlex
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from comrope.errors import ComropeError
+from comrope.errors import ComropeError, ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,55 @@ class Report:
         print(f"wrote {self.out}")
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Time every way of rotating queries and keys, side by side; whole ViT-B/16 training steps; peak memory.
+
+    Takes about ten minutes on two cores. Prints ratios to plain RoPE and writes everything as JSON.
+    """
+
+    out: Path = Path("bench.json")
+    """The file to write."""
+    threads: int = 2
+    """Processor threads."""
+    rounds: int = 11
+    """Turns that each opponent takes; half as many for training steps."""
+    batch: int = 8
+    """Images in a training step."""
+    depth: int = 12
+    """Layers of the ViT in a training step; 12 is ViT-B/16."""
+    tokens: int = 32768
+    """Shapes with more tokens are left out."""
+
+    def run(self) -> None:
+        import torch
+
+        from comrope.lab import bench, results, terminal
+
+        torch.set_num_threads(self.threads)
+        shapes = [shape for shape in bench.SHAPES if shape.num_tokens <= self.tokens]
+        if not shapes or self.rounds < 2:
+            raise ConfigurationError(f"tokens={self.tokens}, rounds={self.rounds}: expected 197 and 2, or more.")
+        with terminal.working("bench") as working:
+            found = {
+                "command": _command(),
+                **bench.environment(),
+                "rotations": [row for shape in shapes for row in bench.rotations(shape, self.rounds, working)],
+                "training_steps": bench.training_steps(max(2, self.rounds // 2), self.batch, self.depth, working),
+                "decompositions": bench.decompositions(self.rounds),
+                "memory": bench.peak_memory(shapes[0], working),
+            }
+        results.write_json(found, self.out)
+        terminal.console.print(*terminal.bench_tables(found))
+        print(f"wrote {self.out}")
+
+
 def main() -> None:
     """Entry point: errors of ours are one line on stderr (exit 2), Ctrl-C is exit 130."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": Demo, "report": Report}, prog="comrope", description=__doc__
+            {"demo": Demo, "report": Report, "bench": Bench}, prog="comrope", description=__doc__
         ).run()
     except ComropeError as error:
         print(f"comrope: {error}", file=sys.stderr)

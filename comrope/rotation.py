@@ -123,19 +123,17 @@ class _Turn(Function):
     def setup_context(ctx, inputs, output):
         _, phases, basis, _, _, time, table, ctx.in_basis = inputs
         ctx.save_for_backward(output, basis, time, table)
-        ctx.phases_shape = phases.shape
+        ctx.shared = phases.ndim == 3  # by the batch
 
     @staticmethod
     def backward(ctx, grad):
         turned, basis, time, table = ctx.saved_tensors
         with torch.no_grad(), full_precision(grad.device):
-            grads = _turn_backward(
-                grad, turned, basis, time, table, ctx.in_basis, ctx.phases_shape, ctx.needs_input_grad[:5]
-            )
+            grads = _turn_backward(grad, turned, basis, time, table, ctx.in_basis, ctx.shared, ctx.needs_input_grad[:5])
         return (*(first_order_only(g, grad, turned) for g in grads), None, None, None)
 
 
-def _turn_backward(grad, turned, basis, time, table, in_basis, phases_shape, needed):
+def _turn_backward(grad, turned, basis, time, table, in_basis, shared, needed):
     """∂L/∂(x, φ, Q, tilt, moments). With z = Rot(φ)Qᵀx the output, g its gradient, h = Rot(−φ)g and u = Rot(−φ)z = Qᵀx:
 
     ∂L/∂x = Qh,   ∂L/∂φ = ⟨g, Jz⟩,   ∂L/∂Q = Q Σ_n (g zᵀ − h uᵀ),   ∂L/∂tilt = Σ_n (τ_n/2)(h uᵀ + g zᵀ).
@@ -148,8 +146,7 @@ def _turn_backward(grad, turned, basis, time, table, in_basis, phases_shape, nee
     z = _group_heads(turned, table, basis).to(table.dtype)
     grad_x = grad_phases = grad_basis = grad_tilt = grad_moments = None
     if needs_phases:
-        (g1, g2), (z1, z2) = _planes(g), _planes(z)
-        grad_phases = _sum_to(torch.addcmul(g2 * z1, g1, z2, value=-1), phases_shape)
+        grad_phases = _phase_gradient(g, z, shared=shared)
     if needs_moments:
         grad_moments = _moments(g, z, time)
     h = _rotate(g, table, backwards=True)
@@ -193,17 +190,18 @@ def _rotate(x: Tensor, table: Tensor, *, backwards: bool = False, out: Tensor | 
         return turned if out is None else turned.view(out.shape).to(out.dtype)
     turn = torch.view_as_complex(table)
     turn = turn.conj() if backwards else turn
-    planes = torch.view_as_complex(_pairable(x).unflatten(-1, (-1, 2)))
+    planes = _complex(x)
     # Written into a tensor of the right shape, and not returned as a view: autograd forbids changing those in place.
     turned = torch.empty(x.shape if out is None else out.shape, dtype=x.dtype, device=x.device)
-    torch.mul(planes, turn, out=torch.view_as_complex(turned.view(x.shape).unflatten(-1, (-1, 2))))
+    torch.mul(planes, turn, out=_complex(turned.view(x.shape)))
     return turned if out is None else turned.to(out.dtype)
 
 
-def _pairable(x: Tensor) -> Tensor:
-    """x, copied if its memory does not let neighbours in a row be seen as one complex number."""
+def _complex(x: Tensor) -> Tensor:
+    """Planes as complex numbers, (..., D/2): a view, or a copy where the memory of x does not allow one."""
     even = all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
-    return x if even and x.stride(-1) == 1 else x.contiguous()
+    x = x if even and x.stride(-1) == 1 else x.contiguous()
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 def _dense(basis: Tensor, dtype: torch.dtype) -> Tensor:
@@ -242,8 +240,8 @@ def _moments(g: Tensor, z: Tensor, time: Tensor) -> Tensor:
     return torch.stack((weight.expand_as(cubes), cubes), dim=-1).flatten(0, -4).sum(0)
 
 
-def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
-    """A gradient (B, H, g, L, D/2) summed down to the phases' shape (B or none, L, H or 1, D/2), as float64."""
-    grad = grad.sum(2).transpose(1, 2)
-    summed = grad.sum_to_size(shape) if len(shape) == 4 else grad.sum_to_size((1, *shape)).squeeze(0)
-    return summed.double()
+def _phase_gradient(g: Tensor, z: Tensor, *, shared: bool) -> Tensor:
+    """⟨g, Jz⟩ of every plane, summed over what shares its phase, as float64: (L, H, D/2) if shared, else (B, L, H, D/2)."""
+    (g1, g2), (z1, z2) = _planes(g), _planes(z)
+    summed = torch.addcmul(g2 * z1, g1, z2, value=-1).sum((0, 2) if shared else 2)
+    return summed.transpose(-3, -2).double()

@@ -69,7 +69,7 @@ def read(path: Path) -> dict:
 
 def save(results: dict, folder: Path) -> None:
     """Writes results.json, report.html, and each figure as SVG and PNG into `folder`."""
-    (folder / "results.json").write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(results, folder / "results.json")
     report.write_report(results, folder / "report.html")
     for draw in (
         figures.accuracy_against_resolution,
@@ -80,3 +80,15 @@ def save(results: dict, folder: Path) -> None:
         figure = draw(results)
         for kind in ("svg", "png"):
             figure.savefig(folder / f"{draw.__name__}.{kind}", dpi=150, facecolor="white", bbox_inches="tight")
+
+
+def write_json(results: dict, path: Path) -> None:
+    """Writes `results` in one step: an earlier file stays until the new one is whole."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        draft.write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}.") from error
+    finally:
+        draft.unlink(missing_ok=True)

@@ -57,3 +57,44 @@ def table(results: dict) -> Table:
         residual = f"{max(c['equation'] for c in run['check']):.0e}" if run["check"] else "–"
         shown.add_row(run["encoding"], *cells, str(changed), residual)
     return shown
+
+
+@contextmanager
+def working(title: str) -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done, on a terminal."""
+    with console.status(title) as status:
+        yield lambda what: status.update(f"{title}: {what}")
+
+
+def bench_tables(found: dict) -> list[Table]:
+    """Times and their ratios to plain RoPE: a table a shape, one of training steps, one of memory."""
+    tables = []
+    for shape in dict.fromkeys(row["shape"] for row in found["rotations"]):
+        rows = [row for row in found["rotations"] if row["shape"] == shape]
+        shown = Table(box=box.SIMPLE_HEAD, padding=0, title=f"rotating q and k: {shape}, {found['threads']} threads")
+        shown.add_column("", no_wrap=True)
+        for mode in ("forward", "forward + backward"):
+            shown.add_column(f"{mode}\nms", justify="right")
+            shown.add_column("ratio to transformers' RoPE\nmedian (quartiles)", justify="right")
+        for name in dict.fromkeys(row["opponent"] for row in rows):
+            cells = [cell for row in rows if row["opponent"] == name for cell in _timing(row)]
+            shown.add_row(name, *cells)
+        tables.append(shown)
+    steps = Table(box=box.SIMPLE_HEAD, padding=0, title="whole training step, ViT-B/16 at 224")
+    for column in ("", "ms", "ratio to RoPE, median (quartiles)"):
+        steps.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for row in found["training_steps"]:
+        steps.add_row(row["opponent"], *_timing(row))
+    memory = Table(
+        box=box.SIMPLE_HEAD, padding=0, title=f"memory of one forward and backward: {found['memory'][0]['shape']}"
+    )
+    memory.add_column("", no_wrap=True)
+    memory.add_column("MB", justify="right")
+    for row in found["memory"]:
+        memory.add_row(row["opponent"], f"{row['peak_bytes'] / 1e6:.0f}")
+    return [*tables, steps, memory]
+
+
+def _timing(row: dict) -> tuple[str, str]:
+    low, middle, high = row["ratio"]
+    return f"{1e3 * row['seconds'][1]:.2f}", f"{middle:.2f} ({low:.2f}–{high:.2f})"

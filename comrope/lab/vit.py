@@ -9,7 +9,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 import comrope
-from comrope.encodings import AbsoluteEncoding, Encoding
+from comrope.encodings import AbsoluteEncoding, Encoding, SpectralEncoding
+from comrope.rotation import compute_dtype
 
 
 class RotaryAttention(Attention):
@@ -18,12 +19,27 @@ class RotaryAttention(Attention):
     encoding: Encoding
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (B, L, 3, H, D)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.encoding(self.q_norm(q), self.k_norm(k), positions)
+        q, k, v = self._turned(x, positions)
         dropout = self.attn_drop.p if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(x)))
+
+    def _turned(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, (B, H, L, D). A learned basis goes into the weights, unless norms stand between it and them."""
+        normed = not (isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity))
+        if normed or not isinstance(self.encoding, SpectralEncoding):
+            q, k, v = self._heads(self.qkv(x), 3)
+            return (*self.encoding(self.q_norm(q), self.k_norm(k), positions), v)
+        rotation = self.encoding.rotation(positions, dtype=compute_dtype(x))
+        rows, weight, bias = 2 * self.attn_dim, self.qkv.weight, self.qkv.bias
+        qk_bias, v_bias = (None, None) if bias is None else (rotation.into_basis(bias[:rows]), bias[rows:])
+        q, k = self._heads(F.linear(x, rotation.into_basis(weight[:rows]), qk_bias), 2)
+        (v,) = self._heads(F.linear(x, weight[rows:], v_bias), 1)
+        return (*rotation.turn(q, k, in_basis=True), v)
+
+    def _heads(self, x: Tensor, num: int) -> tuple[Tensor, ...]:
+        """(B, L, num·H·D) as `num` tensors (B, H, L, D)."""
+        return x.unflatten(-1, (num, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class RotaryBlock(Block):
