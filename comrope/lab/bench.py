@@ -64,9 +64,8 @@ def opponents(shape: Shape) -> dict[str, Rotate]:
     """Each way of turning q and k of `shape`, ready to call; those too large for the shape are left out."""
     x = shape.positions()
     found: dict[str, Rotate] = {}
-    if shape.num_tokens < 200:
+    if shape.num_tokens < 300:  # these take minutes and gigabytes beyond
         found["LD as published, a dense rotation a sample"] = _published(_encoding("comrope-ld", shape), x, shape.batch)
-    if shape.num_tokens < 2000:
         found["LD as published, positions shared"] = _shared(_encoding("comrope-ld", shape), x)
         found["LieRE, ours"] = _ours(_encoding("liere", shape), x)
     found.update(_plain_ropes(shape))

@@ -77,14 +77,14 @@ def bench_tables(found: dict) -> list[Table]:
             shown.add_column(f"{mode}\nms", justify="right")
             shown.add_column("ratio to transformers' RoPE\nmedian (quartiles)", justify="right")
         for name in dict.fromkeys(row["opponent"] for row in rows):
-            cells = [cell for row in rows if row["opponent"] == name for cell in _timing(row)]
+            cells = [cell for row in rows if row["opponent"] == name for cell in timing(row)]
             shown.add_row(name, *cells)
         tables.append(shown)
     steps = Table(box=box.SIMPLE_HEAD, padding=0, title="whole training step, ViT-B/16 at 224")
     for column in ("", "ms", "ratio to RoPE, median (quartiles)"):
         steps.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for row in found["training_steps"]:
-        steps.add_row(row["opponent"], *_timing(row))
+        steps.add_row(row["opponent"], *timing(row))
     memory = Table(
         box=box.SIMPLE_HEAD, padding=0, title=f"memory of one forward and backward: {found['memory'][0]['shape']}"
     )
@@ -95,6 +95,7 @@ def bench_tables(found: dict) -> list[Table]:
     return [*tables, steps, memory]
 
 
-def _timing(row: dict) -> tuple[str, str]:
+def timing(row: dict) -> tuple[str, str]:
+    """Median milliseconds, and the ratio to the baseline as median (lower to upper quartile)."""
     low, middle, high = row["ratio"]
     return f"{1e3 * row['seconds'][1]:.2f}", f"{middle:.2f} ({low:.2f}–{high:.2f})"
