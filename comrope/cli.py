@@ -104,7 +104,9 @@ class Bench:
 
 def main() -> None:
     """Entry point: errors of ours are one line on stderr (exit 2), Ctrl-C is exit 130."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(
+        signal.SIGTERM, _stop
+    )  # not by way of SIGINT, which a shell ignores for what it runs in the background
     try:
         tyro.extras.subcommand_cli_from_dict(
             {"demo": Demo, "report": Report, "bench": Bench}, prog="comrope", description=__doc__
@@ -115,6 +117,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("comrope: stopped; nothing was written.", file=sys.stderr)
         sys.exit(130)
+
+
+def _stop(*_) -> None:
+    raise KeyboardInterrupt
 
 
 def _command() -> str:
