@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope import reference
-from comrope._linalg import plane_generators
+from comrope._linalg import orthonormal, plane_generators
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Rotation, Spectrum, compute_dtype
 
@@ -270,6 +270,38 @@ class LearnedEncoding(Encoding):
     @abstractmethod
     def reset_parameters(self) -> None:
         """Draws the parameters anew, as `init` says, from torch's random generator."""
+
+    @torch.no_grad()
+    def set_spectrum(self, basis: Tensor | None, frequencies: Tensor) -> None:
+        """Goes to the angles of another commuting encoding: `pe.set_spectrum(*other.spectrum())`.
+
+        Args:
+            basis: Q, (H, m, b, b), orthogonal; None for the identity.
+            frequencies: ω, (N, H, m, b/2), radians per unit of position.
+        Raises:
+            InputError: other shapes, values that are not finite, or a basis that is not orthogonal.
+            ConfigurationError: angles that this family does not hold. Nothing has changed then, in either case.
+        """
+        b = self.block_size
+        blocks = (self.num_heads, self.num_blocks)
+        expected = {"basis": (*blocks, b, b), "frequencies": (self.num_axes, *blocks, b // 2)}
+        for (name, own), came in zip(expected.items(), (basis, frequencies), strict=True):
+            if came is not None and came.shape != own:
+                raise InputError(f"{name}: got {tuple(came.shape)}, expected {own}.")
+            if came is not None and not came.isfinite().all():
+                raise InputError(f"{name}: some values are NaN or infinite.")
+        eye = torch.eye(b, dtype=torch.float64, device=self.device)
+        basis = eye.repeat(*blocks, 1, 1) if basis is None else basis.to(self.device, torch.float64)
+        defect = (basis.mT @ basis - eye).abs().max().item()
+        if not defect < 1e-4:
+            raise InputError(f"basis: QᵀQ is {defect:.1e} away from the identity, expected an orthogonal matrix.")
+        self._set_spectrum(orthonormal(basis), frequencies.to(self.device, torch.float64))
+
+    def _set_spectrum(self, basis: Tensor, frequencies: Tensor) -> None:
+        """Sets the parameters, from float64; ConfigurationError where the family does not hold the angles."""
+        raise ConfigurationError(
+            f"{type(self).__name__} has no spectrum to be set: its angle matrices need not commute."
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, init={self.init!r}"

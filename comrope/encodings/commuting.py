@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from comrope._linalg import cayley, decompose, orthonormal, plane_generators, skew, skew_spectrum
 from comrope.encodings.base import LearnedEncoding, SpectralEncoding, rope_frequencies
-from comrope.errors import ConfigurationError, InputError
+from comrope.errors import ConfigurationError
 from comrope.rotation import Rotation
 
 
@@ -61,6 +61,27 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
             frequencies = rope_frequencies(self, self.base, self.device).sum(0)  # each plane turns with one axis
             self.base_matrices.copy_(plane_generators(frequencies) / 2)
 
+    def _set_spectrum(self, basis, frequencies):
+        scale = self._fit_scale(frequencies)  # (N, H or 1, m)
+        times = scale.double()
+        along = (frequencies * times.unsqueeze(-1)).sum(0) / (times**2).sum(0).unsqueeze(-1)  # (H, m, h): θᵀω / θᵀθ
+        missed = (frequencies - times.unsqueeze(-1) * along).abs().max()
+        if missed > 1e-6 * frequencies.abs().max():
+            raise ConfigurationError(
+                f"{type(self).__name__} does not hold these angles: in one block its planes turn alike with all axes, up to "
+                f"scale, and here that misses by {missed:.1e} radians per unit. Use block_size=2, or comrope-mt, which holds "
+                "all that commute."
+            )
+        self.base_matrices.copy_(basis @ plane_generators(along) @ basis.mT / 2)
+        self._set_scale(scale)
+
+    @abstractmethod
+    def _fit_scale(self, frequencies: Tensor) -> Tensor:
+        """The scale nearest to frequencies (N, H, m, h)."""
+
+    def _set_scale(self, scale: Tensor) -> None:
+        """Takes what `_fit_scale` gave."""
+
     def angle_matrices(self) -> Tensor:
         return (self._scale().double()[..., None, None] * self._skew()).to(self.dtype)
 
@@ -106,6 +127,9 @@ class ComRoPEAP(_OneParameter):
     def _scale(self) -> Tensor:
         return self._one_axis_a_block()
 
+    def _fit_scale(self, frequencies):
+        return self._scale()
+
 
 class ComRoPELD(_OneParameter):
     """ComRoPE-LD, linearly dependent (paper, Eq. 10): B_ij = θ_ij (P_j − P_jᵀ), θ per axis, head and block.
@@ -128,6 +152,16 @@ class ComRoPELD(_OneParameter):
 
     def _scale(self) -> Tensor:
         return self.axis_scale
+
+    def _fit_scale(self, frequencies):
+        # θ is the direction of the largest plane; a block that does not turn keeps the one it has.
+        plane = frequencies.norm(dim=0).argmax(-1, keepdim=True)  # (H, m, 1)
+        largest = frequencies.gather(-1, plane.expand(self.num_axes, -1, -1, -1)).squeeze(-1)  # (N, H, m)
+        size = largest.norm(dim=0)
+        return torch.where(size > 0, largest / size, self.axis_scale.double())
+
+    def _set_scale(self, scale):
+        self.axis_scale.copy_(scale)
 
 
 class ComRoPEMT(LearnedEncoding, SpectralEncoding):
@@ -175,25 +209,7 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
             self.initial_basis.copy_(basis)
             self.frequencies.copy_(frequencies * scale * (self.init == "normal" and self.std > 0))
 
-    @torch.no_grad()
-    def set_spectrum(self, basis: Tensor, frequencies: Tensor) -> None:
-        """Goes to another encoding's point of the torus: `mt.set_spectrum(*other.spectrum())`.
-
-        Args:
-            basis: Q, (H, m, b, b), orthogonal.
-            frequencies: ω, (N, H, m, b/2).
-        Raises:
-            InputError: other shapes, or a basis that is not orthogonal. Nothing has changed then.
-        """
-        for name, came, own in (("basis", basis, self.initial_basis), ("frequencies", frequencies, self.frequencies)):
-            if came.shape != own.shape:
-                raise InputError(f"{name}: got {tuple(came.shape)}, expected {tuple(own.shape)}.")
-        if not frequencies.isfinite().all():
-            raise InputError("frequencies: some are NaN or infinite.")
-        eye = torch.eye(self.block_size, dtype=basis.dtype, device=basis.device)
-        defect = (basis.mT @ basis - eye).abs().max().item()
-        if not defect < 1e-4:
-            raise InputError(f"basis: QᵀQ is {defect:.1e} away from the identity, expected an orthogonal matrix.")
+    def _set_spectrum(self, basis, frequencies):
         self.basis_generator.zero_()
         self.initial_basis.copy_(basis)
         self.frequencies.copy_(frequencies)
@@ -247,3 +263,14 @@ class String(LearnedEncoding, SpectralEncoding):
 
     def _spectrum(self):
         return cayley(skew(self.basis_generator.double())), self.frequencies
+
+    def _set_spectrum(self, basis, frequencies):
+        eye = torch.eye(self.block_size, dtype=basis.dtype, device=basis.device)
+        generator, failed = torch.linalg.solve_ex(eye + basis, eye - basis)  # the Cayley transform is its own inverse
+        if failed.any() or (cayley(generator) - basis).abs().max() > 1e-6:
+            raise ConfigurationError(
+                "STRING's basis is a Cayley transform, which is no half turn and no mirror in any direction, and this one is. "
+                "Use comrope-mt, which holds all that commute."
+            )
+        self.basis_generator.copy_(generator / 2)
+        self.frequencies.copy_(frequencies)

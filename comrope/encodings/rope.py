@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding, axis_frequencies, rope_frequencies
+from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
 
 
@@ -77,3 +78,9 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
 
     def _spectrum(self):
         return None, self.frequencies
+
+    def _set_spectrum(self, basis, frequencies):
+        eye = torch.eye(self.block_size, dtype=basis.dtype, device=basis.device)
+        if (basis - eye).abs().max() > 1e-6:
+            raise ConfigurationError("RoPE-Mixed has no basis but the identity: use comrope-mt, which holds any.")
+        self.frequencies.copy_(frequencies)

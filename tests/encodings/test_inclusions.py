@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import comrope
-from comrope.errors import InputError
+from comrope.errors import ConfigurationError, InputError
 from tests.helpers import COMMUTING, LEARNED, assert_close, build, call, draw, orthogonal
 
 # With blocks above 2 and several axes, AP and LD can hold vanilla RoPE's frequencies only gathered by axis.
@@ -124,9 +124,10 @@ def test_mt_holds_every_commuting_encoding_in_float32(name):
             draw(2, 2, 2, 4),
             r"basis: QᵀQ is 2\.1e-01 away from the identity, expected an orth",
         ),
-        (math.nan * orthogonal(2, 2, 8), draw(2, 2, 2, 4), r"basis: QᵀQ is nan away"),
+        (math.nan * orthogonal(2, 2, 8), draw(2, 2, 2, 4), r"basis: some values are NaN"),
+        (orthogonal(2, 2, 8), math.inf * draw(2, 2, 2, 4), r"frequencies: some values are NaN or inf"),
     ],
-    ids=["basis shape", "frequencies shape", "not orthogonal", "nan"],
+    ids=["basis shape", "frequencies shape", "not orthogonal", "nan", "inf"],
 )
 def test_mt_refuses_what_is_no_spectrum_and_stays_where_it_is(basis, frequencies, message):
     mt = build("comrope-mt", stir=0.2, block_size=8)
@@ -134,6 +135,53 @@ def test_mt_refuses_what_is_no_spectrum_and_stays_where_it_is(basis, frequencies
     with pytest.raises(InputError, match=message):
         mt.set_spectrum(basis, frequencies)
     assert all(torch.equal(value, before[key]) for key, value in mt.state_dict().items())
+
+
+@pytest.mark.parametrize("num_axes", [1, 2])
+@pytest.mark.parametrize("name", [n for n in LEARNED if n in COMMUTING])
+def test_every_family_goes_to_the_angles_of_its_own_kind(name, num_axes):
+    sizes = {"num_axes": num_axes, "block_size": 2 if name == "rope-mixed" else 8}
+    here, there = build(name, stir=0.2, **sizes), build(name, seed=5, stir=0.2, **sizes)
+    q, k, x = _inputs(num_axes, 16)
+    assert (call(here, q, k, x) - call(there, q, k, x)).abs().max() > 0.1
+    here.set_spectrum(*there.spectrum())
+    assert_close(here.angle_matrices(), there.angle_matrices(), 1e-12)
+    assert_close(call(here, q, k, x), call(there, q, k, x), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "comrope-mt", "string"])
+def test_any_block_size_goes_to_one_dimensional_rope(name):
+    pe, rope = (build(n, num_axes=1, block_size=8) for n in (name, "rope"))
+    pe.set_spectrum(None, rope.spectrum().frequencies)
+    assert_close(pe.angle_matrices(), rope.angle_matrices(), 1e-14)
+
+
+def test_ld_keeps_its_scale_where_a_block_does_not_turn():
+    pe = build("comrope-ld", stir=0.2, block_size=8)
+    scale = pe.axis_scale.clone()
+    pe.set_spectrum(None, torch.zeros_like(pe.spectrum().frequencies))
+    assert torch.equal(pe.axis_scale, scale)
+    assert not pe.angle_matrices().any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("comrope-ap", "ComRoPEAP does not hold these angles"),
+        ("comrope-ld", "ComRoPELD does not hold these angles: .* misses by .* Use block_size=2, or comrope-mt"),
+        ("rope-mixed", "RoPE-Mixed has no basis but the identity"),
+        ("string", "no half turn and no mirror"),
+        ("liere", "LieRE has no spectrum to be set"),
+    ],
+)
+def test_a_family_refuses_angles_it_does_not_hold_and_stays_where_it_is(name, message):
+    pe = build(name, stir=0.2, block_size=8)
+    before = {key: value.clone() for key, value in pe.state_dict().items()}
+    mirror = torch.eye(8, dtype=torch.float64).repeat(2, 2, 1, 1)
+    mirror[..., 0, 0] = -1
+    with pytest.raises(ConfigurationError, match=message):
+        pe.set_spectrum(mirror, draw(2, 2, 2, 4))
+    assert all(torch.equal(value, before[key]) for key, value in pe.state_dict().items())
 
 
 @pytest.mark.parametrize("block_size", [2, 4])
