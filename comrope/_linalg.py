@@ -13,6 +13,9 @@ from comrope.errors import InputError, SecondDerivativeError
 # Eigenvalues below this share of the largest are taken as zero: their planes are then chosen, not found. What this leaves
 # out of S is of the same size, a few hundred roundings.
 _ZERO = 1e-13
+# Eigenvectors of frequencies above this share of the largest are orthogonal to their conjugates to 1e-10 or better, which
+# one Newton–Schulz step makes exact.
+_SMALL = 1e-6
 
 
 def skew(base: Tensor) -> Tensor:
@@ -27,13 +30,13 @@ def cayley(generator: Tensor) -> Tensor:
     return torch.linalg.solve(eye + generator, eye - generator)
 
 
-def orthonormal(basis: Tensor) -> Tensor:
+def orthonormal(basis: Tensor, steps: int = 2) -> Tensor:
     """The float64 orthogonal matrix beside one that rounding to float32 has left 1e-7 short of it: (..., b, b).
 
     Each Newton–Schulz step towards the polar factor squares the defect.
     """
     basis = basis.double()
-    for _ in range(2):
+    for _ in range(steps):
         basis = 1.5 * basis - 0.5 * basis @ (basis.mT @ basis)
     return basis
 
@@ -60,17 +63,26 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Real basis Q (..., b, b) and frequencies μ ≥ 0 (..., b/2), ascending, of skew-symmetric `matrix`.
 
-    Values only, computed and returned in float64. The Hermitian iS has eigenvalues ±μ_k; an eigenvector of +μ_k and
-    its conjugate span plane k. At μ = 0 nothing ties the two together, so the planes are not read off the
-    eigenvectors: each is weighted by its rank, zero eigenvalues by nothing, and the eigenvectors of that *real*
-    symmetric matrix are an orthonormal real basis, plane after plane, whatever is equal or zero.
+    Values only, computed and returned in float64. The Hermitian iS has eigenvalues ±μ_k; an eigenvector a + ib of +μ_k
+    and its conjugate span plane k, in which S turns √2·a into √2·b.
     """
     s = matrix.detach().double()
-    b = s.shape[-1]
+    h = s.shape[-1] // 2
     eigenvalues, eigenvectors = _eigh(1j * s)
-    upper = eigenvectors[..., b // 2 :]  # (..., b, h): the eigenvectors of μ ≥ 0, ascending
-    mu = eigenvalues[..., b // 2 :]  # (..., h)
-    rank = torch.arange(1, b // 2 + 1, dtype=s.dtype, device=s.device)
+    mu, upper = eigenvalues[..., h:], eigenvectors[..., h:]  # μ ≥ 0, ascending
+    # eigh has made the host wait for the device already: so may this question.
+    if (mu > _SMALL * mu[..., -1:]).all():
+        return orthonormal(2**0.5 * torch.view_as_real(upper).flatten(-2), steps=1), mu.contiguous()
+    return _decompose_with_zeros(s, mu, upper)
+
+
+def _decompose_with_zeros(s: Tensor, mu: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where a frequency is next to zero, and nothing ties its two eigenvectors together.
+
+    The planes are not read off the eigenvectors then: each is weighted by its rank, zero eigenvalues by nothing, and the
+    eigenvectors of that *real* symmetric matrix are an orthonormal real basis, plane after plane, whatever is equal or zero.
+    """
+    rank = torch.arange(1, mu.shape[-1] + 1, dtype=s.dtype, device=s.device)
     weight = torch.where(mu > _ZERO * mu[..., -1:], rank, torch.zeros_like(rank))
     parts = torch.cat((upper.real, upper.imag), dim=-1)  # (..., b, b)
     planes = (parts * weight.repeat(*[1] * (weight.ndim - 1), 2).unsqueeze(-2)) @ parts.mT  # Σ_k weight_k Re(v_k v_kᴴ)
@@ -117,6 +129,27 @@ def _unpair(p: Tensor, r: Tensor, s: Tensor, t: Tensor) -> Tensor:
     return torch.stack((first, second), dim=-2).flatten(-3, -2) / 2
 
 
+def _gaps(frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """μ_j − μ_k and μ_j + μ_k of every two planes: (..., h, h) each."""
+    mu, nu = frequencies.unsqueeze(-1), frequencies.unsqueeze(-2)
+    return mu - nu, mu + nu
+
+
+def _closed_below(moments: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gap below which the trapezoid rule is the better one, for tokens turned in `dtype`: (..., 1, 1)."""
+    weight, weighted_cubes = moments.double().unbind(-1)
+    cubed_reach = weighted_cubes / weight.clamp_min(torch.finfo(torch.float64).tiny)
+    return (12 * torch.finfo(dtype).eps / cubed_reach).pow(1 / 3)[..., None, None]
+
+
+def any_gap_closed(frequencies: Tensor, moments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether the gradient of the tilt will be used: frequencies (..., h), gradient of the moments (..., 2)."""
+    limit = _closed_below(moments, dtype)
+    alike, against = _gaps(frequencies)
+    same = torch.eye(frequencies.shape[-1], dtype=torch.bool, device=frequencies.device)  # no gap within one plane
+    return ((alike.abs() < limit) | (against < limit)).logical_and(~same).any()
+
+
 def _skew_gradient(
     basis: Tensor,
     frequencies: Tensor,
@@ -126,21 +159,19 @@ def _skew_gradient(
     grad_moments: Tensor,
 ) -> Tensor:
     """∂L/∂S from the gradients of basis, frequencies, tilt and moments: the rule derived above, in float64."""
-    weight, weighted_cubes = grad_moments.double().unbind(-1)
-    reach = (weighted_cubes / weight.clamp_min(torch.finfo(torch.float64).tiny)).pow(1 / 3)[..., None, None]
-    limit = (12 * torch.finfo(grad_tilt.dtype).eps) ** (1 / 3)
     a = basis.mT @ grad_basis.double()
-    mu, nu = frequencies.unsqueeze(-1), frequencies.unsqueeze(-2)
     p, r, s, t = _pair((a - a.mT) / 2)
     tilt_p, tilt_r, tilt_s, tilt_t = _pair(grad_tilt.double())
+    alike, against = _gaps(frequencies)
+    limit = _closed_below(grad_moments, grad_tilt.dtype)
 
     def rule(gap: Tensor, by_gap: tuple[Tensor, Tensor], by_tilt: tuple[Tensor, Tensor]) -> list[Tensor]:
-        closed = gap.abs() * reach < limit
+        closed = gap.abs() < limit
         gap = torch.where(closed, 1.0, gap)
         return [torch.where(closed, tilt, x / gap) for x, tilt in zip(by_gap, by_tilt, strict=True)]
 
-    p, r = rule(mu - nu, (r, -p), (tilt_p, tilt_r))
-    s, t = rule(mu + nu, (t, -s), (tilt_s, tilt_t))
+    p, r = rule(alike, (r, -p), (tilt_p, tilt_r))
+    s, t = rule(against, (t, -s), (tilt_s, tilt_t))
     r = torch.diagonal_scatter(r, grad_frequencies.double(), dim1=-2, dim2=-1)
     p = torch.diagonal_scatter(p, torch.zeros_like(grad_frequencies, dtype=p.dtype), dim1=-2, dim2=-1)
     grad = basis @ _unpair(p, r, s, t) @ basis.mT

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from comrope._linalg import cayley, decompose, orthonormal, plane_generators, skew, skew_spectrum
 from comrope.encodings.base import LearnedEncoding, SpectralEncoding, rope_frequencies
 from comrope.errors import ConfigurationError
-from comrope.rotation import Rotation
+from comrope.rotation import Rotation, Tilt
 
 
 class _OneParameter(LearnedEncoding, SpectralEncoding):
@@ -98,7 +98,8 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         phases = key_phases = (time.unsqueeze(-1) * frequencies).flatten(-2)
         if key_time is not time:
             key_phases = (key_time.unsqueeze(-1) * frequencies).flatten(-2)
-        return Rotation((phases, key_phases), basis, tilt, moments, (time.detach(), key_time.detach()))
+        times = (time.detach(), key_time.detach())
+        return Rotation((phases, key_phases), basis, Tilt(tilt, moments, frequencies.detach(), times))
 
 
 class ComRoPEAP(_OneParameter):
