@@ -53,19 +53,20 @@ def grid(
         raise InputError(
             "extents= was given with relative=False, where nothing is divided by it: leave one of them out."
         )
-    extent = counts if extents is None else list(extents) if isinstance(extents, Sequence) else [extents]
-    if len(extent) != len(counts) or not all(isinstance(e, Real) and e > 0 and math.isfinite(e) for e in extent):
+    given = None if extents is None else list(extents) if isinstance(extents, Sequence) else [extents]
+    if given is not None and (
+        len(given) != len(counts) or not all(isinstance(e, Real) and e > 0 and math.isfinite(e) for e in given)
+    ):
         raise InputError(
             f"extents={extents!r}: expected {len(counts)} positive numbers, one for each axis of shape={counts}."
         )
     _check_prefix(num_prefix_tokens)
-    scale = [float(e) for e in extent] if relative else [1.0] * len(counts)
+    scale = [1.0] * len(counts) if not relative else counts if given is None else [float(e) for e in given]
     shift = 0.5 if centre else 0.0
-    axes = [
-        ((torch.arange(n, dtype=torch.float64, device=device) + shift) / s) for n, s in zip(counts, scale, strict=True)
-    ]
-    patches = torch.cartesian_prod(*axes).reshape(-1, len(axes))  # (Π shape, N)
-    middle = torch.tensor([n / s / 2 for n, s in zip(counts, scale, strict=True)], dtype=torch.float64, device=device)
+    float64 = {"dtype": torch.float64, "device": device}
+    axes = [(torch.arange(n, **float64) + shift) / s for n, s in zip(counts, scale, strict=True)]
+    patches = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (Π shape, N)
+    middle = torch.stack([torch.full((), n / s / 2, **float64) for n, s in zip(counts, scale, strict=True)])
     return torch.cat((middle.expand(num_prefix_tokens, -1), patches)).to(dtype)
 
 
@@ -171,11 +172,12 @@ def offset(
 
 def _counts(shape: Sequence[int]) -> list[int]:
     counts = list(shape) if isinstance(shape, Sequence) else [shape]
-    if not counts or not all(isinstance(n, Integral) and n > 0 for n in counts):
+    if not counts or not all(isinstance(n, (Integral, torch.SymInt)) and n > 0 for n in counts):
         raise InputError(
             f"shape={shape!r}: expected a sequence of positive whole numbers, patches along each axis, e.g. (14, 14)."
         )
-    return [int(n) for n in counts]
+    # A symbolic size, of a graph exported for any image, stays what it is.
+    return [n if isinstance(n, torch.SymInt) else int(n) for n in counts]
 
 
 def _check_prefix(num_prefix_tokens: int, num_tokens: float = math.inf) -> None:

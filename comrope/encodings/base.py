@@ -263,9 +263,9 @@ class LearnedEncoding(Encoding):
                 )
         self.init = init
         self.std = 1.0 if std is None else check_std(std)
-        self.base = 10000.0 if base is None else base
+        self.base = 10000.0
         if init == "rope":
-            axis_frequencies(self, self.base)  # refuses what does not fit before anything is built
+            self.base = check_base(self, self.base if base is None else base)
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -346,8 +346,8 @@ def check_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def axis_frequencies(encoding: Encoding, base: float) -> Tensor:
-    """base^(−2N·j/D) for the D/2N planes j of one axis, in radians per unit: vanilla RoPE (paper, section 3). float64."""
+def check_base(encoding: Encoding, base: float) -> float:
+    """`base` if vanilla RoPE can be made with it in the sizes of `encoding`; ConfigurationError otherwise."""
     if not (isinstance(base, Real) and math.isfinite(base) and base > 0):
         raise ConfigurationError(f"base={base!r}: expected a finite number above 0.")
     head_dim, num_axes = encoding.head_dim, encoding.num_axes
@@ -356,13 +356,17 @@ def axis_frequencies(encoding: Encoding, base: float) -> Tensor:
             f"head_dim={head_dim} with num_axes={num_axes}: vanilla RoPE gives each axis the same number of planes, so "
             f"head_dim must be a multiple of {2 * num_axes}."
         )
-    planes = torch.arange(head_dim // (2 * num_axes), dtype=torch.float64)
-    return float(base) ** (-2 * num_axes * planes / head_dim)
+    return float(base)
 
 
 def rope_frequencies(encoding: Encoding, base: float, device: torch.device) -> Tensor:
-    """Vanilla RoPE's ω, (N, H, m, b/2): plane p turns with axis p mod N only, at the (p div N)-th frequency. float64."""
-    on_axis = axis_frequencies(encoding, base)  # (D/2N,)
-    eye = torch.eye(encoding.num_axes, dtype=torch.float64)
-    planes = torch.einsum("j,ni->nji", on_axis, eye).reshape(encoding.num_axes, 1, encoding.num_blocks, -1)
-    return planes.expand(-1, encoding.num_heads, -1, -1).to(device)
+    """Vanilla RoPE's ω (paper, section 3) in radians per unit, (N, H, m, b/2), float64.
+
+    Plane p turns with axis p mod N only, at the (p div N)-th of the frequencies base^(−2N·j/D), j = 0 … D/2N − 1.
+    """
+    num_axes = encoding.num_axes
+    planes = torch.arange(encoding.head_dim // (2 * num_axes), dtype=torch.float64, device=device)
+    on_axis = base ** (-2 * num_axes * planes / encoding.head_dim)  # (D/2N,)
+    eye = torch.eye(num_axes, dtype=torch.float64, device=device)
+    frequencies = torch.einsum("j,ni->nji", on_axis, eye).reshape(num_axes, 1, encoding.num_blocks, -1)
+    return frequencies.expand(-1, encoding.num_heads, -1, -1)

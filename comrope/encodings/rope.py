@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding, axis_frequencies, rope_frequencies
+from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding, check_base, rope_frequencies
 from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
 
@@ -41,8 +41,7 @@ class Rope(SpectralEncoding):
         self, num_heads, head_dim, num_axes, block_size: int = 2, *, base: float = 10000.0, device=None, dtype=None
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        axis_frequencies(self, base)
-        self.base = base
+        self.base = check_base(self, base)
 
     def _spectrum(self):
         return None, rope_frequencies(self, self.base, self.device)

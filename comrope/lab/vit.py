@@ -5,11 +5,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
+from timm.models import checkpoint
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 import comrope
 from comrope.encodings import AbsoluteEncoding, Encoding, SpectralEncoding
+from comrope.errors import InputError
 from comrope.rotation import compute_dtype
 
 
@@ -71,6 +73,8 @@ class ViT(VisionTransformer):
             attn_layer=RotaryAttention,
             **vit,
         )
+        # timm's own check of the size puts it into a message, which ties a compiled graph to one size; `grid` checks here.
+        self.patch_embed.img_size = None
         attentions: list[Any] = [block.attn for block in self.blocks]
         attention = attentions[0]
         shape = {"num_heads": attention.num_heads, "head_dim": attention.head_dim, "num_axes": 2}
@@ -83,9 +87,12 @@ class ViT(VisionTransformer):
             attention.encoding = comrope.encoding(encoding, **shape, **settings)
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Patches along (rows, columns) of an image of `image_size`."""
-        rows, columns = self.patch_embed.dynamic_feat_size(image_size)
-        return int(rows), int(columns)
+        """Patches along (rows, columns) of an image of `image_size`; InputError where they leave a rest."""
+        if any(pixels % patch for pixels, patch in zip(image_size, self.patch_embed.patch_size, strict=True)):
+            raise InputError(
+                f"images of {tuple(image_size)} pixels: expected multiples of the patch, {self.patch_embed.patch_size}."
+            )
+        return self.patch_embed.dynamic_feat_size(image_size)
 
     def positions(self, image_size: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
         """Relative patch centres on [0, 1]², class token first, in the middle: (1 + rows · columns, 2)."""
@@ -106,7 +113,7 @@ class ViT(VisionTransformer):
             x = self.ape(x, positions)
         x = self.norm_pre(x)
         for block in self.blocks:
-            x = block(x, positions)
+            x = checkpoint(block, x, positions) if self.grad_checkpointing else block(x, positions)
         return self.norm(x)
 
     def encoding_parameters(self) -> dict[str, nn.Parameter]:

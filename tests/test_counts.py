@@ -1,0 +1,171 @@
+"""What makes the engine fast, counted and not timed: operators, bytes kept for the backward, waits for a device."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import comrope
+from tests.helpers import LEARNED, ROTARY, SPECTRAL, build, draw
+
+EXPONENTIALS = ("matrix_exp", "exp", "complex", "polar")
+
+
+class _Operators(TorchDispatchMode):
+    """Records every operator that runs, and the largest number of elements among what goes in and comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.ran: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        self.ran.append((func.overloadpacket.__name__, max((t.numel() for t in tensors), default=0)))
+        return out
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.ran]
+
+    def heavy(self, num_elements: int) -> list[str]:
+        """Those that touch as many elements as all tokens have; views, which touch none, left out."""
+        views = (
+            "view",
+            "unsafe_view",
+            "transpose",
+            "permute",
+            "slice",
+            "expand",
+            "detach",
+            "alias",
+            "as_strided",
+            "split",
+        )
+        views = (*views, "view_as_complex", "view_as_real", "unsqueeze", "select", "empty", "new_empty", "imag", "conj")
+        return [
+            name.strip("_")
+            for name, size in self.ran
+            if size >= num_elements and name.strip("_") not in views and name != "tilt_gradient"
+        ]
+
+
+def _step(name, *, batch=2, tokens=40, in_basis=False, **settings) -> _Operators:
+    """The operators of one forward and backward, after a first one that may set things up."""
+    pe = build(
+        name, dtype=torch.float32, head_dim=32, **{"block_size": 8, "std": 1.0} | settings if name != "rope" else {}
+    )
+    q, k, grad = (draw(batch, 2, tokens, 32, seed=i, dtype=torch.float32) for i in range(3))
+    x = draw(tokens, 2, seed=9)
+    for count in (False, True):
+        q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
+        operators = _Operators()
+        with operators:
+            turned = pe.rotation(x).turn(q, k, in_basis=in_basis)
+            torch.autograd.backward(turned, (grad, grad))
+        if count:
+            return operators
+    raise AssertionError
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_no_exponential_is_taken(name):
+    assert not [op for op in _step(name).names() if op in EXPONENTIALS or "exp" in op.split("_")]
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_the_number_of_operators_depends_on_no_size(name):
+    settings = {} if name == "rope" else {"num_axes": 2}
+    small = _step(name, batch=2, tokens=5, **settings)
+    large = _step(name, batch=7, tokens=90, **settings)
+    assert len(small.ran) == len(large.ran)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_basis", "most"),
+    [
+        # Queries and keys: turned, and turned back; each is one pass over the tokens.
+        ("rope", False, 4),
+        # and the gradient of the phases: conjugate, multiply, sum.
+        ("rope-mixed", False, 10),
+        ("comrope-mt", True, 10),
+        # and the product with the basis, there and back, u turned back and its Gram matrix, two pairs of blocks each.
+        ("comrope-mt", False, 10 + 4 + 2 + 4),
+        # and two norms each for the moments.
+        ("comrope-ld", True, 10 + 4),
+        ("comrope-ap", True, 10 + 4),
+        ("comrope-ld", False, 10 + 4 + 2 + 4 + 4),
+    ],
+)
+def test_how_often_the_tokens_are_gone_over(name, in_basis, most):
+    batch, tokens = 6, 200
+    heavy = _step(name, batch=batch, tokens=tokens, in_basis=in_basis).heavy(batch * 2 * tokens * 16)
+    assert len(heavy) <= most, heavy
+
+
+@pytest.mark.parametrize("init", ["normal", "identity"])
+def test_sums_for_closed_gaps_are_made_only_where_there_are_some(init):
+    pe = build("comrope-ld", dtype=torch.float32, block_size=8, init=init)
+    q, k, grad = (draw(2, 2, 40, 16, seed=i, dtype=torch.float32).requires_grad_() for i in range(3))
+    turned = pe.rotation(draw(40, 2)).turn(q, k, in_basis=True)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        torch.autograd.backward(turned, (grad, grad))
+    over_tokens = [
+        e for e in profile.events() if e.name == "aten::bmm" and any({16, 40} <= set(shape) for shape in e.input_shapes)
+    ]
+    assert len(over_tokens) == {"normal": 0, "identity": 4}[init]
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_nothing_as_large_as_the_tokens_is_kept_but_the_result(name):
+    pe = build(name, dtype=torch.float32, **({} if name == "rope" else {"block_size": 8}))
+    batch, tokens = 16, 40
+    q, k = (draw(batch, 2, tokens, 16, seed=i, dtype=torch.float32).requires_grad_() for i in range(2))
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        turned = pe(q, k, draw(tokens, 2, seed=9))
+    results = {t.untyped_storage().data_ptr() for t in turned}
+    assert results <= set(kept)
+    rest = sum(size for pointer, size in kept.items() if pointer not in results)
+    table = tokens * 2 * 16 * 4  # float32 cosines and sines of all planes
+    angles = sum(p.numel() for p in pe.parameters())
+    assert rest <= 12 * table + 8 * 20 * angles, rest
+    assert rest < q.numel() * 4  # far below one copy of the queries, let alone a rotation a token
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_an_accelerator_is_never_waited_for(name):
+    """Tensors without values answer no question that the host would have to wait for: a GPU's forward, and a backward."""
+    settings = {"init": "rope", "block_size": 2} if name in SPECTRAL and name in LEARNED else {}
+    for fake, device in ((FakeTensorMode(), "cuda"), (nullcontext(), "meta")):
+        with fake, torch.device(device):
+            pe = comrope.encoding(name, num_heads=2, head_dim=16, num_axes=2, **settings)
+            q, k = (torch.randn(3, 2, 9, 16).requires_grad_() for _ in range(2))
+            turned = pe(q, k, torch.rand(9, 2))
+            if device == "meta":
+                torch.autograd.backward(turned, (torch.randn_like(q), torch.randn_like(k)))
+            assert turned[0].device.type == device
+            with pytest.raises((RuntimeError, NotImplementedError), match=r"_local_scalar_dense|meta tensors"):
+                turned[0].sum().item()
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_deterministic_algorithms_give_the_same_bits_twice(name):
+    def step():
+        pe = build(name, block_size=8)
+        q, k = draw(3, 2, 50, 16).requires_grad_(), draw(3, 2, 50, 16, seed=1).requires_grad_()
+        q2, k2 = pe(q, k, draw(50, 2, seed=2))
+        torch.autograd.backward((q2, k2), (draw(3, 2, 50, 16, seed=3), draw(3, 2, 50, 16, seed=4)))
+        return [q2, k2, q.grad, k.grad, *(p.grad for p in pe.parameters())]
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(step(), step(), strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
