@@ -12,5 +12,14 @@ from comrope import positions as positions
 from comrope import reference as reference
 from comrope.checks import check as check
 from comrope.encodings import encoding as encoding
+from comrope.encodings import freeze as freeze
+from comrope.hosts import attach as attach
+from comrope.hosts import detach as detach
+from comrope.hosts import export_timm as export_timm
+from comrope.hosts import fold as fold
+from comrope.hosts import param_groups as param_groups
+from comrope.hosts.files import load as load
+from comrope.hosts.files import load_official as load_official
+from comrope.hosts.files import save as save
 
 __version__ = "0.1.0"

@@ -1,10 +1,11 @@
-"""The command line: `comrope demo`, `comrope report`, `comrope bench`."""
+"""The command line: `comrope demo`, `report`, `bench`, and `check` and `fold` for models on disk."""
 
 import shlex
 import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -61,17 +62,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Bench:
-    """Time every way of rotating queries and keys, side by side; whole ViT-B/16 training steps; peak memory.
+    """Time every way of rotating queries and keys, side by side; whole ViT-B/16 training steps, inference, peak memory.
 
-    Takes about ten minutes on two cores. Prints ratios to plain RoPE and writes everything as JSON.
+    Takes about half an hour on two cores. Prints ratios to plain RoPE, and every target beside what was measured.
     """
 
-    out: Path = Path("bench.json")
-    """The file to write."""
+    out: Path = Path("runs/bench")
+    """Folder for results.json, tables.md and the figure. An earlier result there is replaced."""
     threads: int = 2
     """Processor threads."""
     rounds: int = 11
-    """Turns that each opponent takes; half as many for training steps."""
+    """Turns that each opponent takes; half as many for training steps and for the longest sequences."""
     batch: int = 8
     """Images in a training step."""
     depth: int = 12
@@ -83,23 +84,62 @@ class Bench:
         import torch
 
         from comrope.lab import bench, results, terminal
+        from comrope.lab.bench.figure import figure
 
-        torch.set_num_threads(self.threads)
-        shapes = [shape for shape in bench.SHAPES if shape.num_tokens <= self.tokens]
-        if not shapes or self.rounds < 2:
+        if self.tokens < bench.SHAPES[0].num_tokens or self.rounds < 2:
             raise ConfigurationError(f"tokens={self.tokens}, rounds={self.rounds}: expected 197 and 2, or more.")
-        with terminal.working("bench") as working:
-            found = {
-                "command": _command(),
-                **bench.environment(),
-                "rotations": [row for shape in shapes for row in bench.rotations(shape, self.rounds, working)],
-                "training_steps": bench.training_steps(max(2, self.rounds // 2), self.batch, self.depth, working),
-                "decompositions": bench.decompositions(self.rounds),
-                "memory": bench.peak_memory(shapes[0], working),
-            }
-        results.write_json(found, self.out)
+        torch.set_num_threads(self.threads)
+        sizes = {"rounds": self.rounds, "batch": self.batch, "depth": self.depth, "tokens": self.tokens}
+        with results.whole_or_nothing(self.out) as folder:
+            with terminal.working("bench") as working:
+                found = bench.run(**sizes, command=_command(), progress=working)
+            results.write_json(found, folder / "results.json")
+            (folder / "tables.md").write_text(terminal.markdown(terminal.bench_tables(found)), encoding="utf-8")
+            figure(found).savefig(folder / "bench.svg")
         terminal.console.print(*terminal.bench_tables(found))
-        print(f"wrote {self.out}")
+        print(f"wrote {self.out}: results.json, tables.md and bench.svg")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Measure on a saved model, layer by layer, whether the angle matrices commute and the RoPE equation holds.
+
+    Exit status 1 where it does not hold.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """Folder that comrope.save wrote."""
+
+    def run(self) -> None:
+        import comrope
+
+        report = comrope.check(comrope.load(self.model))
+        print(report)
+        if not report.holds:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Fold the encoding of a saved model into its weights: plain RoPE with frequencies of each head, the same outputs."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder that comrope.save wrote."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Folder to write; must not be there yet."""
+
+    def run(self) -> None:
+        import comrope
+
+        if self.out.exists():
+            raise ConfigurationError(f"{self.out} exists already: choose another --out, or remove it.")
+        model = comrope.load(self.model)
+        comrope.fold(model)
+        comrope.save(model, self.out)
+        print(f"wrote {self.out}: load it with comrope.load")
+
+
+COMMANDS = {"demo": Demo, "report": Report, "bench": Bench, "check": Check, "fold": Fold}
 
 
 def main() -> None:
@@ -108,9 +148,7 @@ def main() -> None:
         signal.SIGTERM, _stop
     )  # not by way of SIGINT, which a shell ignores for what it runs in the background
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"demo": Demo, "report": Report, "bench": Bench}, prog="comrope", description=__doc__
-        ).run()
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="comrope", description=__doc__).run()
     except ComropeError as error:
         print(f"comrope: {error}", file=sys.stderr)
         sys.exit(2)

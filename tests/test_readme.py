@@ -1,17 +1,34 @@
-"""README says what is true: its example runs, and its table is the demo's raw output."""
+"""The pages say what is true: their examples run, and README's table is the demo's raw output."""
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # timm and transformers about themselves
+@pytest.mark.parametrize("page", ["README.md", "docs/idea.md", "docs/hosts.md"])
+def test_the_examples_run(page, capsys, tmp_path, monkeypatch):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # for what they write
+    names: dict = {}
+    for example in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(example, page, "exec"), names)
     assert "yes" in capsys.readouterr().out
+
+
+def test_fine_tuning_starts_from_the_model_it_was_and_improves_it():
+    done = subprocess.run([sys.executable, ROOT / "examples/finetune.py"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["largest change of a logit by attaching"] <= 1e-5
+    before, after = found["correct"]["pretrained"], found["correct"]["with comrope-ld"]
+    assert all(after[size] > before[size] for size in before)
 
 
 def test_the_table_is_the_demos_output():

@@ -10,6 +10,8 @@ from comrope.encodings.base import Encoding as Encoding
 from comrope.encodings.base import LearnedEncoding as LearnedEncoding
 from comrope.encodings.base import SpectralEncoding as SpectralEncoding
 from comrope.encodings.commuting import ComRoPEAP, ComRoPELD, ComRoPEMT, String
+from comrope.encodings.fixed import FixedSpectrum as FixedSpectrum
+from comrope.encodings.fixed import freeze as freeze
 from comrope.encodings.liere import LieRE
 from comrope.encodings.rope import NoEncoding, Rope, RopeMixed
 from comrope.errors import ConfigurationError

@@ -273,7 +273,7 @@ class LearnedEncoding(Encoding):
 
     @torch.no_grad()
     def set_spectrum(self, basis: Tensor | None, frequencies: Tensor) -> None:
-        """Goes to the angles of another commuting encoding: `pe.set_spectrum(*other.spectrum())`.
+        """Goes to the angles of a commuting encoding: `pe.set_spectrum(*other.spectrum())`.
 
         Args:
             basis: Q, (H, m, b, b), orthogonal; None for the identity.

@@ -46,6 +46,9 @@ class LieRE(LearnedEncoding):
         else:
             self.base_matrices.copy_(plane_generators(rope_frequencies(self, self.base, self.device)) / 2)
 
+    def _set_spectrum(self, basis, frequencies):
+        self.base_matrices.copy_(basis @ plane_generators(frequencies) @ basis.mT / 2)
+
     def angle_matrices(self) -> Tensor:
         return skew(self.base_matrices)
 

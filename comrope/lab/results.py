@@ -12,7 +12,13 @@ from comrope.errors import DataError
 from comrope.lab import figures, report
 
 _FIGURES = (figures.accuracy_against_resolution, figures.accuracy_against_offset, figures.spectra, figures.training)
-_FILES = {"results.json", "report.html", *(f"{draw.__name__}.{kind}" for draw in _FIGURES for kind in ("svg", "png"))}
+_BENCH = ("tables.md", "bench.svg")
+_FILES = {
+    "results.json",
+    "report.html",
+    *_BENCH,
+    *(f"{draw.__name__}.{kind}" for draw in _FIGURES for kind in ("svg", "png")),
+}
 
 
 @contextmanager

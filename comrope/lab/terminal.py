@@ -1,5 +1,6 @@
 """What a run shows in the terminal: progress while it goes on, a table when it is done."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -61,38 +62,75 @@ def table(results: dict) -> Table:
 
 @contextmanager
 def working(title: str) -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done, on a terminal."""
+    """A line that says what is being done; off a terminal, a line for each thing."""
+    said: set[str] = set()
+
+    def say(what: str) -> None:
+        if not console.is_terminal and what not in said:
+            said.add(what)
+            console.print(f"{title}: {what}", highlight=False)
+
     with console.status(title) as status:
-        yield lambda what: status.update(f"{title}: {what}")
+        yield lambda what: status.update(f"{title}: {what}") if console.is_terminal else say(what)
 
 
 def bench_tables(found: dict) -> list[Table]:
-    """Times and their ratios to plain RoPE: a table a shape, one of training steps, one of memory."""
-    tables = []
+    """Targets, then times with their ratios to plain RoPE, then memory."""
+    tables = [_targets(found["targets"])]
     for shape in dict.fromkeys(row["shape"] for row in found["rotations"]):
         rows = [row for row in found["rotations"] if row["shape"] == shape]
-        shown = Table(box=box.SIMPLE_HEAD, padding=0, title=f"rotating q and k: {shape}, {found['threads']} threads")
-        shown.add_column("", no_wrap=True)
-        for mode in ("forward", "forward + backward"):
-            shown.add_column(f"{mode}\nms", justify="right")
-            shown.add_column("ratio to transformers' RoPE\nmedian (quartiles)", justify="right")
+        shown = _table(f"rotating q and k: {shape}, {found['threads']} threads; ratios to transformers' RoPE")
+        for column in ("forward, ms", "ratio", "forward + backward, ms", "ratio", "floor, MB", "floor, Mflop"):
+            shown.add_column(column, justify="right", no_wrap=True)
         for name in dict.fromkeys(row["opponent"] for row in rows):
-            cells = [cell for row in rows if row["opponent"] == name for cell in timing(row)]
-            shown.add_row(name, *cells)
+            both = [row for row in rows if row["opponent"] == name]
+            bounds = (f"{both[-1]['least_bytes'] / 1e6:.0f}", f"{both[-1]['least_operations'] / 1e6:.0f}")
+            shown.add_row(name, *(cell for row in both for cell in timing(row)), *bounds)
         tables.append(shown)
-    steps = Table(box=box.SIMPLE_HEAD, padding=0, title="whole training step, ViT-B/16 at 224")
-    for column in ("", "ms", "ratio to RoPE, median (quartiles)"):
-        steps.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for row in found["training_steps"]:
-        steps.add_row(row["opponent"], *timing(row))
-    memory = Table(
-        box=box.SIMPLE_HEAD, padding=0, title=f"memory of one forward and backward: {found['memory'][0]['shape']}"
-    )
-    memory.add_column("", no_wrap=True)
-    memory.add_column("MB", justify="right")
+    model = f"ViT-B/16 at 224, {found['depth']} layers, batch {found['batch']}"
+    for title, rows in (("whole training step", found["training_steps"]), ("inference", found["inference"])):
+        shown = _table(f"{title}, {model}; ratios to the same ViT with our RoPE")
+        for column in ("ms", "ratio"):
+            shown.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            shown.add_row(row["opponent"], *timing(row))
+        tables.append(shown)
+    memory = _table("peak memory of one forward and backward of the rotation, above what was held before")
+    whole = _table(f"peak memory of a process in whole training steps, {model}")
+    for shown in (memory, whole):
+        shown.add_column("MB", justify="right")
     for row in found["memory"]:
-        memory.add_row(row["opponent"], f"{row['peak_bytes'] / 1e6:.0f}")
-    return [*tables, steps, memory]
+        memory.add_row(f"{row['shape']}: {row['opponent']}", f"{row['peak_bytes'] / 1e6:.0f}")
+    for row in found["training_memory"]:
+        whole.add_row(row["opponent"], f"{row['peak_bytes'] / 1e6:.0f}")
+    return [*tables, memory, whole]
+
+
+def _targets(rows: list[dict]) -> Table:
+    shown = _table("targets")
+    for column in ("target", "measured", "reached"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        shown.add_row(row["what"], row["target"], f"{row['measured']:.3g}", "yes" if row["reached"] else "no")
+    return shown
+
+
+def _table(title: str) -> Table:
+    shown = Table(box=box.SIMPLE_HEAD, padding=0, title=title)
+    shown.add_column("", no_wrap=True)
+    return shown
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """The tables as Markdown, each under its title."""
+    text = io.StringIO()
+    page = Console(file=text, width=250)
+    for shown in tables:
+        page.print(f"## {shown.title}\n", highlight=False)
+        title, shown.title, shown.box, shown.padding = shown.title, None, box.MARKDOWN, (0, 1)
+        page.print(shown)
+        shown.title, shown.box, shown.padding = title, box.SIMPLE_HEAD, 0
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
 def timing(row: dict) -> tuple[str, str]:

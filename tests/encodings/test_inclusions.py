@@ -149,6 +149,12 @@ def test_every_family_goes_to_the_angles_of_its_own_kind(name, num_axes):
     assert_close(call(here, q, k, x), call(there, q, k, x), 1e-12)
 
 
+def test_liere_goes_to_the_angles_of_any_commuting_encoding():
+    liere, other = build("liere", stir=0.2, block_size=8), build("comrope-mt", stir=0.2, block_size=8)
+    liere.set_spectrum(*other.spectrum())
+    assert_close(liere.angle_matrices(), other.angle_matrices(), 1e-12)
+
+
 @pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "comrope-mt", "string"])
 def test_any_block_size_goes_to_one_dimensional_rope(name):
     pe, rope = (build(n, num_axes=1, block_size=8) for n in (name, "rope"))
@@ -171,7 +177,6 @@ def test_ld_keeps_its_scale_where_a_block_does_not_turn():
         ("comrope-ld", "ComRoPELD does not hold these angles: .* misses by .* Use block_size=2, or comrope-mt"),
         ("rope-mixed", "RoPE-Mixed has no basis but the identity"),
         ("string", "no half turn and no mirror"),
-        ("liere", "LieRE has no spectrum to be set"),
     ],
 )
 def test_a_family_refuses_angles_it_does_not_hold_and_stays_where_it_is(name, message):

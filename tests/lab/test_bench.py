@@ -1,73 +1,139 @@
 """comrope bench: its opponents do the same work, its ratios are taken round by round, its page shows its own output."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from comrope.lab import bench, terminal
+from comrope.lab import terminal
+from comrope.lab.bench import clock, measure, opponents, targets
+from comrope.lab.bench.figure import figure
 
 ROOT = Path(__file__).parents[2]
-TINY = bench.Shape("tiny", 2, 2, 9, 16, 2)
+RUN = ROOT / "benchmarks/cpu-2-threads"
+TINY = opponents.Shape("tiny", 2, 2, 9, 16, 2)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Compiling takes minutes, and what is compiled is compared in tests/encodings/test_compile.py."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
 def _scores(rotate):
     torch.manual_seed(1)
     q, k = TINY.tokens(), TINY.tokens()
-    q, k = rotate(q, k)
+    q, k = rotate(q, k)[:2]
     return q @ k.mT
 
 
-def test_the_papers_algorithm_in_both_forms_is_what_ours_is_measured_against():
-    ways = bench.opponents(TINY)
+def test_the_papers_algorithm_in_both_forms_is_what_ours_is_measured_against(uncompiled):
+    ways = opponents.opponents(TINY)
     ours = _scores(ways["LD, ours"])
-    for name in ("LD as published, a dense rotation a sample", "LD as published, positions shared"):
+    for name in (opponents.PUBLISHED, opponents.SHARED, "LD, ours, compiled"):
         torch.testing.assert_close(_scores(ways[name]), ours, rtol=1e-5, atol=1e-5)
 
 
-def test_plain_rope_is_a_rotation_in_every_library():
+def test_plain_rope_is_a_rotation_in_every_library(uncompiled):
     """Each keeps the norm of every query; so what is timed is a rotation and nothing less."""
     torch.manual_seed(1)
     q, k = TINY.tokens(), TINY.tokens()
-    for name, rotate in bench.opponents(TINY).items():
-        if name.startswith("RoPE") and "compiled" not in name:
+    for name, rotate in opponents.opponents(TINY).items():
+        if name.startswith("RoPE"):
             turned, _ = rotate(q, k)
             torch.testing.assert_close(turned.norm(dim=-1), q.norm(dim=-1))
             assert not torch.allclose(turned, q)
 
 
+def test_a_basis_in_the_weights_has_their_product_and_its_gradient_in_its_price(uncompiled):
+    rotate = opponents.opponents(TINY)["LD, ours, basis in the weights"]
+    *_, weight = rotate(TINY.tokens(), TINY.tokens())
+    assert weight.shape == (2 * 2 * 16, 2 * 16)
+    assert weight.requires_grad
+
+
 def test_opponents_take_turns_and_warm_up():
     order = []
     steps = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    seconds = bench.in_turn(steps, 3, lambda _: None)
+    seconds = clock.in_turn(steps, 3, lambda _: None)
     assert order == ["a", "b"] * 5
     assert {name: len(each) for name, each in seconds.items()} == {"a": 3, "b": 3}
 
 
-def test_rows_of_a_shape():
-    rows = bench.rotations(TINY, 2, lambda _: None)
+def test_rows_of_a_shape(uncompiled):
+    rows = measure.rotations(TINY, 2, lambda _: None)
     for mode in ("forward", "forward + backward"):
         of_mode = {row["opponent"]: row for row in rows if row["mode"] == mode}
-        assert list(of_mode) == list(bench.opponents(TINY))
-        assert of_mode[bench.BASELINE]["ratio"] == [1.0, 1.0, 1.0]
+        assert list(of_mode) == list(opponents.opponents(TINY))
+        assert of_mode[opponents.BASELINE]["ratio"] == [1.0, 1.0, 1.0]
         assert all(row["seconds"][0] <= row["seconds"][1] <= row["seconds"][2] for row in of_mode.values())
-        assert all(row["seconds"][0] > 0 and row["rounds"] == 2 for row in of_mode.values())
+        assert all(row["seconds"][1] > 0 and row["rounds"] == 2 for row in of_mode.values())
     one = 4 * 2 * 2 * 9 * 16  # bytes of q
     assert {row["mode"]: row["least_bytes"] for row in rows} == {"forward": 4 * one, "forward + backward": 10 * one}
 
 
-@pytest.mark.parametrize("shape", bench.SHAPES, ids=lambda shape: shape.name)
+def test_folding_the_model_of_the_bench_keeps_its_logits(monkeypatch):
+    monkeypatch.setattr(measure, "IMAGE", (32, 32))
+    pixels = torch.randn(2, 3, 32, 32)
+    learned = measure.vit("LD, block 8", 1).eval()
+    with torch.no_grad():
+        expected = learned(pixels)
+        torch.testing.assert_close(measure.folded(learned)(pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_peak_memory_is_that_of_the_step():
+    taken = clock.peak_memory(_fill, 50_000_000, above_start=True)
+    assert 40e6 < taken < 80e6
+    assert clock.peak_memory(_fill, 50_000_000, above_start=False) > 100e6  # with torch itself
+
+
+def _fill(num_bytes: int):
+    return lambda: torch.ones(num_bytes, dtype=torch.uint8).sum()
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1, 1), (2, 2), (0.5, 0.5)])
+def test_slope(power, expected):
+    assert targets.slope([(x, 3 * x**power) for x in (1, 4, 32)]) == pytest.approx(expected)
+
+
+def test_a_target_is_reached_from_its_own_side():
+    assert targets.Target("", 2, True, 2.5).reached
+    assert not targets.Target("", 2, True, 1.5).reached
+    assert targets.Target("", 2, False, 1.5).reached
+    assert not targets.Target("", 2, False, 2.5).reached
+
+
+@pytest.mark.parametrize("shape", opponents.SHAPES, ids=lambda shape: shape.name)
 def test_positions_fit_their_shape(shape):
     assert shape.positions().shape == (shape.num_tokens, shape.num_axes)
 
 
-def test_performance_page_shows_its_raw_output():
-    found = json.loads((ROOT / "docs/bench/cpu-2-threads.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def found():
+    return json.loads((RUN / "results.json").read_text(encoding="utf-8"))
+
+
+def test_tables_targets_and_figure_follow_from_the_raw_output(found):
+    assert [target.row() for target in targets.targets(found)] == found["targets"]
+    assert terminal.markdown(terminal.bench_tables(found)) == (RUN / "tables.md").read_text(encoding="utf-8")
+    assert len(figure(found).axes) == 2
+    assert (RUN / "bench.svg").exists()
+
+
+def test_performance_page_shows_every_target_as_measured(found):
     page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    for row in (*found["rotations"], *found["training_steps"]):
-        if row.get("shape") in (None, "ViT-B/16 at 224"):
-            _, ratio = terminal.timing(row)
-            assert ratio in page, row["opponent"]
-    for row in found["memory"]:
-        assert f"{row['peak_bytes'] / 1e6:.0f}" in page
+    for row in found["targets"]:
+        line = f"| {row['what']} | {row['target']} | {row['measured']:.3g} | {'yes' if row['reached'] else 'no'} |"
+        assert line in page, line
+    assert found["command"] in page
+
+
+def test_every_figure_on_the_performance_page_is_in_the_tables(found):
+    """Milliseconds and megabytes in the text come from the run."""
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    tables = (RUN / "tables.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"(\d+(?:\.\d+)?) (?:ms|MB)\b", page))
+    assert shown
+    assert not [figure for figure in shown if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", tables)]

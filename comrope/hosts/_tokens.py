@@ -1,0 +1,164 @@
+"""Where the tokens of the image at hand are: laid out by a `Canvas`, carried from the embedding to attention by `Tokens`."""
+
+import math
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from comrope.errors import ConfigurationError, InputError
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """How a model measures positions: (row, column) of every patch, and where class and register tokens sit.
+
+    The default is `comrope.positions.grid`: patch centres on [0, 1]², prefix tokens in the middle. The other units are those
+    of models that have a RoPE, whose frequencies are per such a unit.
+    """
+
+    unit: str = "relative"
+    """"relative": (i + ½) / n. "index": i. "centred": 2(i + ½) / n − 1. "spread": from −1 to 1, both included."""
+    prefix: str = "middle"
+    """"middle" of the canvas; at the "first" patch; or at the "origin", where a rotation is the identity."""
+    offset: float = 0.0
+    """Added to i."""
+    reference: tuple[float, float] | None = None
+    """With "index": indices are stretched to a grid of this size, i · reference / n."""
+    divisor: str = "own"
+    """With "relative" and "centred": n is the axis's "own" number of patches, or the "min" or "max" of both axes."""
+    shift: float | None = None
+    """In training all patches move by one uniform draw from [−shift, shift] on each axis, in the unit above."""
+    jitter: float | None = None
+    """In training each axis is scaled by a log-uniform draw from [1/jitter, jitter]."""
+    rescale: float | None = None
+    """In training both axes are scaled by one such draw from [1/rescale, rescale]."""
+
+    def __post_init__(self):
+        if self.prefix not in ("middle", "first", "origin"):
+            raise ConfigurationError(f"prefix={self.prefix!r}: expected 'middle' or 'first', of the patches.")
+
+    def positions(
+        self, shape: Sequence[int], num_prefix_tokens: int, like: Tensor, *, training: bool = False
+    ) -> Tensor:
+        """(num_prefix_tokens + rows · columns, 2), row by row, on the device of `like`; float64 if it is, else float32."""
+        axes = [self._along(axis, shape, like.device) for axis in range(2)]
+        patches = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+        if training:
+            patches = self._augmented(patches)
+        if self.prefix == "origin":
+            prefix = torch.zeros_like(patches[:1])
+        elif self.prefix == "first":
+            prefix = patches[:1]
+        else:
+            prefix = (patches[:1] + patches[-1:]) / 2
+        positions = torch.cat((prefix.expand(num_prefix_tokens, -1), patches))
+        return positions.to(torch.promote_types(torch.float32, like.dtype))
+
+    def _along(self, axis: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        n = shape[axis]
+        indices = torch.arange(n, dtype=torch.float64, device=device) + self.offset
+        count = {"own": n, "min": min(shape), "max": max(shape)}[self.divisor]
+        if self.unit == "relative":
+            return (indices + 0.5) / count
+        if self.unit == "centred":
+            return 2 * (indices + 0.5) / count - 1
+        if self.unit == "spread":
+            indices = torch.linspace(-1, 1, n, dtype=torch.float64, device=device)
+        return indices if self.reference is None else indices * (self.reference[axis] / n)
+
+    def _augmented(self, patches: Tensor) -> Tensor:
+        if self.shift is not None:
+            patches = patches + torch.empty_like(patches[0]).uniform_(-self.shift, self.shift)
+        for factor, num_draws in ((self.jitter, 2), (self.rescale, 1)):
+            if factor is not None:
+                bound = math.log(factor)
+                patches = patches * patches.new_empty(num_draws).uniform_(-bound, bound).exp()
+        return patches
+
+
+class _Pin:
+    """Holds positions, and is held by nothing but autograd graphs."""
+
+    def __init__(self, positions: Tensor):
+        self.positions = positions
+
+
+class Tokens:
+    """The positions of the tokens that are under way: the swapped embedding tells them, the attention layers ask.
+
+    Blocks of a vision transformer are called with the tokens alone, so positions travel beside them. In a forward pass
+    those last told are the right ones. Gradient checkpointing runs a block once more in the backward pass, when other
+    images may have been seen since. So whoever computes with positions pins them to the autograd graph that comes out:
+    then they live as long as that graph, and in a backward pass those alive are the only ones that can be meant. Where
+    several differ, there is an error and no guess.
+
+    One object is shared by all layers of a model; copies and pickles of the model share a new, empty one.
+    """
+
+    def __init__(self):
+        self._latest: Tensor | None = None
+        self._told_in = -1
+        self._pins: weakref.WeakSet[_Pin] = weakref.WeakSet()
+
+    def __reduce__(self):
+        return Tokens, ()
+
+    def tell(self, positions: Tensor) -> None:
+        """From now on tokens are at `positions`, (L, N) or (B, L, N), prefix tokens included."""
+        self._latest = positions
+        if not torch.compiler.is_compiling():
+            self._told_in = _backward_pass()
+
+    def keep(self, indices: Tensor, num_prefix_tokens: int) -> None:
+        """Of all patches only `indices` (B, kept) stay, as patch dropout has it; and the prefix tokens."""
+        if self._latest is None:
+            raise InputError("No positions have been told: call the model, not parts of it.")
+        prefix, patches = self._latest[:num_prefix_tokens], self._latest[num_prefix_tokens:]
+        self.tell(torch.cat((prefix.expand(len(indices), -1, -1), patches[indices]), dim=1))
+
+    def ask(self, num_tokens: int) -> Tensor:
+        """Positions of the `num_tokens` tokens that an attention layer has.
+
+        Raises:
+            InputError: no positions for so many tokens are known, or in a backward pass several that differ.
+        """
+        fitting = [p for p in self._candidates() if p.shape[-2] == num_tokens]
+        if not fitting:
+            told = "none were told" if self._latest is None else f"the last image told of {self._latest.shape[-2]}"
+            raise InputError(
+                f"Attention has {num_tokens} tokens, but of their positions {told}. Call the whole model, so that the "
+                "embedding can tell positions, and leave the number of tokens between embedding and attention as it is."
+            )
+        first = fitting[0]
+        if any(other is not first and not torch.equal(other, first) for other in fitting[1:]):
+            raise InputError(
+                f"Gradient checkpointing recomputes a block on {num_tokens} tokens, but images of different grids with so "
+                "many are waiting for their gradients, and which this is cannot be known. Call backward() after each "
+                "forward pass, or switch checkpointing off."
+            )
+        return first
+
+    def pin(self, tensor: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Keeps `positions`, the latest by default, alive as long as the graph that `tensor` came from; returns `tensor`."""
+        positions = self._latest if positions is None else positions
+        if torch.compiler.is_compiling() or tensor.grad_fn is None or positions is None:
+            return tensor
+        pin = next((known for known in self._pins if known.positions is positions), None) or _Pin(positions)
+        tensor.grad_fn.metadata[self] = pin  # pyright: ignore[reportIndexIssue]
+        self._pins.add(pin)
+        return tensor
+
+    def _candidates(self) -> list[Tensor]:
+        latest = [] if self._latest is None else [self._latest]
+        if torch.compiler.is_compiling() or _backward_pass() == -1:
+            return latest
+        alive = [pin.positions for pin in self._pins]
+        return alive + latest if self._told_in == _backward_pass() else alive
+
+
+def _backward_pass() -> int:
+    """Which backward pass this code is called from, or −1 where it is called from none (torch has no public name for it)."""
+    return torch._C._current_graph_task_id()

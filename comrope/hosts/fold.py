@@ -1,0 +1,117 @@
+"""Fold: the basis goes into the projections, and what stays is plain RoPE with frequencies of each head.
+
+⟨Rot(ωᵀx)Qᵀq, Rot(ωᵀy)Qᵀk⟩ with q = W_q t and k = W_k t is the same as with Qᵀ multiplied into the rows of W_q and W_k.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from comrope.encodings.rope import RopeMixed
+from comrope.errors import ConfigurationError, NoSpectrumError
+from comrope.hosts._surgery import Attachment, Graft, Rotary, Site, Swap
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """One attention layer, worked out before anything changes."""
+
+    frequencies: Tensor
+    """ω (N, H, D/2), float64."""
+    weights: list[tuple[Tensor, Tensor]]
+    """Views of the projections, and what to write into them."""
+    order: Tensor | None
+    """What re-ordering of features stays at run time."""
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """Makes plain RoPE of an attached encoding, exactly and in place: logits stay as they are.
+
+    The basis is multiplied into the weights of queries and keys, in float64. A host whose own RoPE has frequencies of each
+    head (timm's Eva with rope_type="mixed") gets them there, and nothing of comrope remains in it. In any other, `encoding`
+    is a `RopeMixed` with the frequencies afterwards, without gradients.
+
+    Returns:
+        The model. One that is folded already stays as it is.
+    Raises:
+        NoSpectrumError: the angle matrices do not commute (LieRE): there is no basis to fold.
+        ConfigurationError: nothing is attached; norms that do not commute with the basis stand between it and the weights;
+            projections that are wrapped, by an adapter for example. Nothing has changed then, in any case.
+    """
+    attachment = Attachment.of(model)
+    if attachment.folded:
+        return model
+    layers = {site.attention: _work_out(site) for graft in attachment.grafts for site in graft.trunk.sites}
+    for layer in layers.values():
+        for view, turned in layer.weights:
+            view.copy_(turned)
+    keep_ape = attachment.settings["keep_ape"]
+    attachment.grafts = [graft for graft in attachment.grafts if not _taken_back(graft, layers, keep_ape)]
+    attachment.folded = True
+    if not attachment.grafts:
+        del model._comrope
+    return model
+
+
+def _taken_back(graft: Graft, layers: dict[nn.Module, _Folded], keep_ape: bool) -> bool:
+    """Whether the trunk is of the host's own classes again; otherwise it gets plain encodings."""
+    graft.undo()
+    own = {site.attention: layers[site.attention].frequencies for site in graft.trunk.sites}
+    as_it_was = keep_ape and all(layers[attention].order is None for attention in own)
+    if as_it_was and graft.trunk.host.take_back(graft.trunk.module, own):
+        return True
+    graft.swaps = [_plain(swap, layers[swap.module]) if "encoding" in swap.sets else swap for swap in graft.swaps]
+    graft.apply()
+    return False
+
+
+def _work_out(site: Site) -> _Folded:
+    attention = site.attention
+    assert isinstance(attention, Rotary)
+    try:
+        basis, frequencies = copy.deepcopy(attention.encoding).double().spectrum()
+        rotates = not torch.equal(basis, torch.eye(basis.shape[-1]).to(basis).expand_as(basis))
+        kept = [norm for norm in attention.norms() if not _commutes(norm)]
+        if kept and not rotates:
+            return _Folded(frequencies.flatten(2), [], attention.order)
+        if kept:
+            raise ConfigurationError(
+                f"queries and keys go through {type(kept[0]).__name__} with weights or a mean of its own, which does not "
+                "commute with the basis: it cannot be folded into the projections. comrope.freeze makes constants of the "
+                "angles and keeps the basis at run time; rope-mixed has no basis."
+            )
+        weights = [(view, _turned(view, basis, attention.order)) for view in attention.projections()]
+        return _Folded(frequencies.flatten(2), weights, None)
+    except (ConfigurationError, NoSpectrumError) as error:
+        raise type(error)(f"{site.name}: {error}") from error
+
+
+def _commutes(norm: nn.Module) -> bool:
+    """Whether norm(Qx) = Q norm(x) for every orthogonal Q."""
+    if isinstance(norm, nn.Identity):
+        return True
+    is_rms = isinstance(norm, nn.RMSNorm) or type(norm).__name__ in ("RmsNorm", "RmsNormFp32")
+    return is_rms and norm.weight is None
+
+
+def _turned(view: Tensor, basis: Tensor, order: Tensor | None) -> Tensor:
+    """Qᵀ times the rows (H·g·D, ...) of a projection, taken in `order` before."""
+    num_heads, num_blocks, b, _ = basis.shape
+    heads = view.double().reshape(num_heads, -1, num_blocks * b, view[0].numel())  # (H, g, D, C)
+    if order is not None:
+        heads = heads[:, :, order]
+    blocks = heads.unflatten(2, (num_blocks, b))
+    return (basis.mT.unsqueeze(1) @ blocks).reshape(view.shape)
+
+
+def _plain(swap: Swap, layer: _Folded) -> Swap:
+    """The swap of an attention layer with plain RoPE for its encoding."""
+    old = swap.sets["encoding"]
+    size = {"num_heads": old.num_heads, "head_dim": old.head_dim, "num_axes": old.num_axes}
+    plain = RopeMixed(**size, init="identity", device=old.device, dtype=old.dtype).requires_grad_(False)
+    plain.frequencies.copy_(layer.frequencies.unsqueeze(-1))
+    order = None if layer.order is None else nn.Buffer(layer.order, persistent=False)
+    return replace(swap, sets={**swap.sets, "encoding": plain.train(old.training), "order": order})

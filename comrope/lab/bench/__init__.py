@@ -1,0 +1,56 @@
+"""What a rotation costs: the paper's algorithm, plain RoPE as three libraries write it, and ours, side by side in one run.
+
+Opponents take turns, round after round, so that a machine that slows down slows all of them; what counts is the ratio to
+the baseline in the same round.
+"""
+
+import platform
+from importlib.metadata import version
+
+import torch
+
+from comrope.lab.bench import measure
+from comrope.lab.bench.clock import Progress
+from comrope.lab.bench.opponents import SHAPES
+from comrope.lab.bench.targets import targets
+
+
+def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progress: Progress) -> dict:
+    """All measurements, as they are written to JSON.
+
+    Args:
+        rounds: turns of each opponent; half as many where one takes seconds.
+        batch, depth: images and layers of the ViT in whole training steps.
+        tokens: shapes with more are left out.
+        command: what was typed, for the record.
+        progress: is told what is being done.
+    """
+    shapes = [shape for shape in SHAPES if shape.num_tokens <= tokens]
+    few = max(2, rounds // 2)
+    found: dict = {"command": command, **environment(), "batch": batch, "depth": depth}
+    found["rotations"] = []
+    for shape in shapes:
+        found["rotations"] += measure.rotations(shape, few if shape.num_tokens > 4096 else rounds, progress)
+    found["decompositions"] = measure.decompositions(rounds)
+    found["inference"] = measure.inference(rounds, batch, depth, progress)
+    found["training_steps"] = measure.training_steps(few, batch, depth, progress)
+    found["memory"] = measure.memory_of_rotations(shapes[0], progress, only=lambda name: "compiled" not in name)
+    for shape in shapes[1:]:
+        if shape.num_axes == 1:
+            found["memory"] += measure.memory_of_rotations(
+                shape, progress, only=("LD, ours", "RoPE, transformers").__contains__
+            )
+    found["training_memory"] = measure.memory_of_training(batch, depth, progress)
+    found["targets"] = [target.row() for target in targets(found)]
+    return found
+
+
+def environment() -> dict:
+    """What the figures depend on."""
+    packages = ("comrope", "torch", "timm", "transformers", "rotary-embedding-torch")
+    return {
+        "versions": {**{p: version(p) for p in packages}, "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }

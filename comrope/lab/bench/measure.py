@@ -1,0 +1,177 @@
+"""What is measured: rotations alone, whole training steps and inference of ViT-B/16, decompositions, peak memory."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import comrope
+from comrope.encodings import RopeMixed, SpectralEncoding
+from comrope.lab.bench.clock import Progress, Step, compared, in_turn, peak_memory, summary
+from comrope.lab.bench.opponents import BASELINE, Rotate, Shape, opponents
+from comrope.lab.vit import RotaryAttention, ViT
+
+IMAGE = (224, 224)
+ROPE = "RoPE, ours"
+MODELS = {
+    ROPE: ("rope", {}),
+    "RoPE-Mixed": ("rope-mixed", {}),
+    "LieRE, block 8": ("liere", {}),
+    "AP, block 8": ("comrope-ap", {}),
+    "LD, block 8": ("comrope-ld", {}),
+    "MT, block 8": ("comrope-mt", {}),
+    "LD, block 2": ("comrope-ld", {"block_size": 2}),
+    "LD, block 64": ("comrope-ld", {"block_size": 64}),
+}
+"""Encodings of the whole models, by the name of their row."""
+MEASURED_IN_MEMORY = (ROPE, "AP, block 8", "LD, block 8", "MT, block 8")
+
+
+def rotations(shape: Shape, rounds: int, progress: Progress) -> list[dict]:
+    """A row for each opponent, forward alone and with backward down to q, k and the parameters."""
+    ways = opponents(shape)
+    rows = []
+    for backward in (False, True):
+        steps = {name: rotation_step(rotate, shape, backward) for name, rotate in ways.items()}
+        bounds = {"least_bytes": _least_bytes(shape, backward), "least_operations": _least_operations(shape, backward)}
+        mode = "forward + backward" if backward else "forward"
+        seconds = in_turn(steps, rounds, lambda name: progress(f"{shape.name}, {mode}: {name}"))  # noqa: B023
+        rows += [{"shape": shape.name, "mode": mode, **row, **bounds} for row in compared(seconds, BASELINE)]
+    return rows
+
+
+def rotation_step(rotate: Rotate, shape: Shape, backward: bool) -> Step:
+    """One forward, or one forward and backward. Real gradients are sent back: an expanded one, as of a sum, makes torch's
+    batched products forty times slower."""
+    q, k, grad = shape.tokens().requires_grad_(), shape.tokens().requires_grad_(), shape.tokens()
+    others: list[Tensor] = []
+
+    def step():
+        q.grad = k.grad = None
+        with torch.set_grad_enabled(backward):
+            results = rotate(q, k)
+        if backward:
+            if not others:
+                others.extend(torch.randn_like(t) for t in results[2:])
+            torch.autograd.backward(results, (grad, grad, *others))
+
+    return step
+
+
+def training_steps(rounds: int, batch: int, depth: int, progress: Progress) -> list[dict]:
+    """A row for each encoding in ViT-B/16 at 224: forward, backward and AdamW."""
+    steps = {label: training_step(label, batch, depth) for label in MODELS}
+    return list(compared(in_turn(steps, rounds, lambda name: progress(f"training step: {name}")), ROPE))
+
+
+def training_step(label: str, batch: int, depth: int) -> Step:
+    """One step of a row of MODELS."""
+    model = vit(label, depth)
+    optimizer = torch.optim.AdamW(model.parameters())
+    pixels, labels = torch.randn(batch, 3, *IMAGE), torch.randint(1000, (batch,))
+
+    def step():
+        F.cross_entropy(model(pixels), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def inference(rounds: int, batch: int, depth: int, progress: Progress) -> list[dict]:
+    """A row for RoPE, LD as trained and LD folded into its weights: forward alone, without gradients."""
+    pixels = torch.randn(batch, 3, *IMAGE)
+    learned = vit("LD, block 8", depth).eval()
+    models = {
+        ROPE: vit(ROPE, depth).eval(),
+        "LD, not folded": learned,
+        "LD, folded": folded(vit("LD, block 8", depth)).eval(),
+    }
+
+    def forward(model: ViT) -> Step:
+        @torch.no_grad()
+        def step():
+            model(pixels)
+
+        return step
+
+    steps = {name: forward(model) for name, model in models.items()}
+    return list(compared(in_turn(steps, rounds, lambda name: progress(f"inference: {name}")), ROPE))
+
+
+def vit(label: str, depth: int) -> ViT:
+    """ViT-B/16 of so many layers with the encoding of a row."""
+    torch.manual_seed(0)
+    name, settings = MODELS[label]
+    return ViT(name, IMAGE, settings, patch_size=16, embed_dim=768, depth=depth, num_heads=12, qkv_bias=True)
+
+
+@torch.no_grad()
+def folded(model: ViT) -> ViT:
+    """The model, with every basis multiplied into the weights for good: what is left is RoPE-Mixed."""
+    for attention in model.modules():
+        if not isinstance(attention, RotaryAttention):
+            continue
+        learned = attention.encoding
+        assert isinstance(learned, SpectralEncoding)
+        rotation, rows = learned.rotation(torch.zeros(1, learned.num_axes)), 2 * attention.attn_dim
+        for projection in (attention.qkv.weight, attention.qkv.bias):
+            projection[:rows] = rotation.into_basis(projection[:rows])
+        mixed = RopeMixed(learned.num_heads, learned.head_dim, learned.num_axes)
+        mixed.frequencies.copy_(learned.spectrum().frequencies.view_as(mixed.frequencies))
+        attention.encoding = mixed
+    return model
+
+
+def decompositions(rounds: int) -> dict:
+    """Seconds for the decompositions of one LD layer of ViT-B/16 (12 heads of 8 blocks of 8 × 8), with their backward."""
+    pe = comrope.encoding("comrope-ld", num_heads=12, head_dim=64, num_axes=2, block_size=8)
+    one_token = Shape("", 1, 12, 1, 64, 2)  # what is left is the decomposition
+    step = rotation_step(lambda q, k: pe(q, k, torch.zeros(1, 2)), one_token, True)
+    return summary(in_turn({"": step}, 3 * rounds, lambda _: None)[""])
+
+
+def memory_of_rotations(shape: Shape, progress: Progress, only: Callable[[str], bool] = lambda _: True) -> list[dict]:
+    """Bytes by which one forward and backward of each opponent raises the high-water mark of a process of its own."""
+    rows = []
+    for name in filter(only, opponents(shape)):
+        progress(f"memory, {shape.name}: {name}")
+        rows.append(
+            {
+                "shape": shape.name,
+                "opponent": name,
+                "peak_bytes": peak_memory(_warm_rotation, shape, name, above_start=True),
+            }
+        )
+    return rows
+
+
+def memory_of_training(batch: int, depth: int, progress: Progress) -> list[dict]:
+    """Bytes that a process holds at most in whole training steps, weights and optimiser included."""
+    rows = []
+    for label in MEASURED_IN_MEMORY:
+        progress(f"memory of training: {label}")
+        peak = peak_memory(training_step, label, batch, depth, above_start=False)
+        rows.append({"opponent": label, "peak_bytes": peak})
+    return rows
+
+
+def _warm_rotation(shape: Shape, name: str) -> Step:
+    """The step of an opponent, after a small one of another has loaded what torch loads at first."""
+    small = Shape("", 1, shape.num_heads, 2, shape.head_dim, shape.num_axes)
+    rotation_step(opponents(small)["RoPE-Mixed, ours"], small, True)()
+    return rotation_step(opponents(shape)[name], shape, True)
+
+
+def _least_bytes(shape: Shape, backward: bool) -> int:
+    """q and k read and written once in float32; backward reads two gradients and the saved results and writes two more."""
+    one = 4 * shape.batch * shape.num_heads * shape.num_tokens * shape.head_dim
+    return 4 * one + (6 * one if backward else 0)
+
+
+def _least_operations(shape: Shape, backward: bool, block_size: int = 8) -> int:
+    """Turning a plane takes 6; the basis 2b for each coordinate; backward the same again, and 2b more for the angles."""
+    coordinates = 2 * shape.batch * shape.num_heads * shape.num_tokens * shape.head_dim
+    forward = coordinates * (3 + 2 * block_size)
+    return forward + (forward + coordinates * 2 * block_size if backward else 0)

@@ -1,0 +1,172 @@
+"""Folded models: the same logits, plain RoPE, and nothing of comrope where the host can do without."""
+
+import copy
+
+import pytest
+import torch
+from timm.layers import RmsNorm
+from torch import nn
+
+from comrope import hosts
+from comrope.encodings.rope import RopeMixed
+from comrope.errors import ConfigurationError, NoSpectrumError
+from tests.helpers import COMMUTING
+from tests.hosts.helpers import (
+    EVERY,
+    FAMILIES,
+    ROPED,
+    assert_as_before,
+    attached,
+    block_of,
+    error,
+    images,
+    snapshot,
+    tiny,
+)
+
+SIZE = (32, 48)
+SAME_LOGITS = 1e-4
+HOSTS = [host for host in EVERY if host != "qk-norm"]
+
+
+def _trained(host, family, **settings):
+    """As after some training; blocks of 2 hold every host's RoPE but for AP, which starts from nothing there."""
+    start = {"init": "identity"} if family == "comrope-ap" else {}
+    size = block_of(family, 2 if host in ROPED and family == "comrope-ld" else 4)
+    return attached(tiny(host), family, turn=0.3, **start, **size, **settings)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("host", HOSTS)
+def test_folding_keeps_the_logits(host, family):
+    model = _trained(host, family)
+    (x,) = images(SIZE)
+    expected = model(x)
+    assert error(expected, attached(tiny(host), family, **block_of(family, 2), init="identity")(x)) > 1e-2
+    assert hosts.fold(model) is model
+    assert error(model(x), expected) <= SAME_LOGITS
+    own = host in ("mixed", "mixed rope")
+    kinds = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("comrope")}
+    if own:
+        assert kinds == set()
+        assert "_comrope" not in vars(model)
+        assert model.state_dict().keys() == tiny(host).state_dict().keys()
+    else:
+        encodings = [block.attn.encoding for block in model.blocks]
+        assert all(type(e) is RopeMixed and e.block_size == 2 for e in encodings)
+        assert not any(p.requires_grad for e in encodings for p in e.parameters())
+        assert all(block.attn.order is None for block in model.blocks)
+
+
+@pytest.mark.parametrize("name", COMMUTING)
+def test_every_commuting_encoding_folds(name):
+    model = attached(tiny("vit"), name, turn=0.3)
+    (x,) = images(SIZE)
+    expected = model(x)
+    hosts.fold(model)
+    again = copy.deepcopy(model.state_dict())
+    assert error(model(x), expected) <= SAME_LOGITS
+    hosts.fold(model)
+    assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
+
+
+def test_folding_at_other_sizes_in_other_copies():
+    model = _trained("vit", "comrope-ld")
+    x, y = images((48, 32), (16, 64))
+    expected = model(x), model(y)
+    folded = copy.deepcopy(hosts.fold(model))
+    assert error(folded(x), expected[0]) <= SAME_LOGITS
+    assert error(folded(y), expected[1]) <= SAME_LOGITS
+    with pytest.raises(ConfigurationError, match="folded into its weights"):
+        hosts.detach(folded)
+
+
+@pytest.mark.parametrize(("host", "layers"), [("vit", [1]), ("mixed", [0]), ("dinov3", [1])])
+def test_folding_some_layers(host, layers):
+    model = _trained(host, "comrope-mt", layers=layers)
+    (x,) = images(SIZE)
+    expected = model(x)
+    assert error(hosts.fold(model)(x), expected) <= SAME_LOGITS
+
+
+def test_a_model_without_its_ape_stays_without():
+    model = _trained("mixed", "comrope-mt", keep_ape=False)
+    (x,) = images(SIZE)
+    expected = model(x)
+    assert error(hosts.fold(model)(x), expected) <= SAME_LOGITS
+    assert model.pos_embed is None
+
+
+REFUSED = {
+    "LieRE": (
+        lambda: attached(tiny("vit"), "liere", init="normal"),
+        NoSpectrumError,
+        "blocks.0.attn: .*do not commute",
+    ),
+    "norms": (lambda: _trained("qk-norm", "comrope-mt"), ConfigurationError, "LayerNorm.*does not commute.*rope-mixed"),
+    "an adapter": (
+        lambda: _adapted(_trained("vit", "comrope-ld")),
+        ConfigurationError,
+        "Adapter, not a plain nn.Linear",
+    ),
+    "nothing attached": (lambda: tiny("vit"), ConfigurationError, "no encoding attached"),
+}
+
+
+class Adapter(nn.Linear):
+    """Stands where a LoRA layer would."""
+
+
+def _adapted(model):
+    model.blocks[1].attn.qkv.__class__ = Adapter
+    return model
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_fold_says_why_and_stays_as_it_was(case):
+    make, kind, message = REFUSED[case]
+    model = make()
+    before = snapshot(model)
+    with pytest.raises(kind, match=message):
+        hosts.fold(model)
+    assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_norms_with_weights_are_no_obstacle_without_a_basis(half):
+    """Nor is the order in which RoPE pairs features, which stays at run time then."""
+    model = tiny("cat", qk_norm=True, rope_rotate_half=half)
+    hosts.attach(model, "rope-mixed")
+    (x,) = images(SIZE)
+    expected = model(x)
+    hosts.fold(model)
+    assert torch.equal(model(x), expected)
+    assert all((block.attn.order is not None) == half for block in model.blocks)
+
+
+def test_norms_that_commute_with_every_basis_are_none():
+    model = tiny("qk-norm")
+    for block in model.blocks:
+        block.attn.q_norm, block.attn.k_norm = RmsNorm(16, affine=False), nn.RMSNorm(16, elementwise_affine=False)
+    hosts.attach(model, "comrope-mt", init="normal")
+    (x,) = images(SIZE)
+    expected = model(x)
+    assert error(hosts.fold(model)(x), expected) <= SAME_LOGITS
+
+
+def test_folded_rope_runs_at_a_casts_precision():
+    model = _trained("vit", "comrope-mt")
+    reference = copy.deepcopy(model).double()
+    (x,) = images(SIZE)
+    hosts.fold(model.double())
+    assert error(model(x.double()), reference(x.double())) <= 1e-12
+
+
+@pytest.mark.compile
+def test_folded_models_compile_and_export():
+    torch._dynamo.reset()
+    model = hosts.fold(_trained("dinov2", "comrope-ld"))
+    (x,) = images(SIZE)
+    expected = model(x)
+    assert error(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected) <= 1e-5
+    assert error(torch.export.export(model, (x,)).module()(x), expected) <= 1e-5

@@ -1,0 +1,247 @@
+"""Language models of transformers: places from position_ids, keys cached as they are turned, grouped queries."""
+
+import copy
+
+import pytest
+import torch
+import transformers as hf
+
+import comrope
+from comrope import reference
+from comrope.errors import ConfigurationError, InputError
+from comrope.hosts import angle_parameters, attach, detach, fold, param_groups
+from tests.hosts.tiny_transformers import TEXT, build, stir_angles, words
+
+LEARNED = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
+HOSTS = tuple(TEXT)
+SCALED = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+}
+
+
+def scaled(rope: dict) -> dict:
+    return {"rope_parameters": {"rope_theta": 10000.0} | rope}
+
+
+def close(actual, expected, tolerance: float = 1e-5):
+    error = (actual - expected).abs().max().item()
+    assert error <= tolerance * expected.abs().max().item(), f"error {error:.1e}"
+
+
+@pytest.mark.parametrize("name", [*LEARNED, "rope"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_logits_are_those_of_the_model_s_own_rope(host, name):
+    model = build(host)
+    expected = model(words()).logits
+    close(attach(model, name)(words()).logits, expected)
+    if name != "rope":
+        changed = stir_angles(model)(words()).logits
+        assert (changed - expected).abs().max() > 1e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_scaled_frequencies_and_scores_are_kept(kind):
+    model = build("llama", **scaled(SCALED[kind]))
+    assert (model.model.rotary_emb.attention_scaling != 1) == (kind == "yarn")
+    expected = model(words()).logits
+    close(attach(model, "comrope-mt", layers=[1])(words()).logits, expected)
+    detach(model)
+    assert not any(hasattr(m, "temperature") for m in model.modules())
+    close(attach(model, "comrope-mt")(words()).logits, expected)
+    expected = stir_angles(model)(words()).logits
+    close(fold(model)(words()).logits, expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 8,
+            "long_factor": [2.0] * 8,
+            "factor": 2.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_frequencies_that_change_with_length_are_refused(rope):
+    model = build("llama", **scaled(rope))
+    expected = model(words()).logits
+    with pytest.raises(ConfigurationError, match=rope["rope_type"]):
+        attach(model, "comrope-mt")
+    assert torch.equal(model(words()).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["comrope-ld", "comrope-mt", "liere"])
+@pytest.mark.parametrize("host", ["llama", "qwen3"])
+def test_attention_is_that_of_queries_and_keys_turned_at_their_places(host, name):
+    """Against matrix_exp, two query heads to a key head, at positions that restart, as in packed texts."""
+    model = attach(build(host, attn_implementation="eager"), name, block_size=8, init="normal", std=0.3)
+    layer, seen = model.model.layers[0].self_attn, {}
+    layer.register_forward_hook(lambda module, args, kwargs, out: seen.update(kwargs, weights=out[1]), with_kwargs=True)
+    places = torch.tensor([[0, 1, 2, 3, 0, 1], [3, 4, 5, 6, 7, 8]])
+    # A mask of one's own: every token looks at every one.
+    model(words(6), position_ids=places, attention_mask=torch.zeros(2, 1, 6, 6))
+    q, k = (p(seen["hidden_states"]).unflatten(-1, (-1, 16)) for p in (layer.q_proj, layer.k_proj))
+    q, k = (layer.q_norm(q), layer.k_norm(k)) if host == "qwen3" else (q, k)
+    q, k = (t.transpose(1, 2) for t in (q, k))
+    q, k = (t.unflatten(-1, (2, 8)).mT.flatten(-2) for t in (q, k))  # the half layout's planes as neighbours
+    q, k = reference.rotate(q, k, layer.encoding.angle_matrices(), places.unsqueeze(-1).float())
+    scores = q @ k.repeat_interleave(2, dim=1).mT / 4
+    torch.testing.assert_close(seen["weights"], scores.softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("host", ["llama", "qwen3"])
+def test_every_angle_gets_a_gradient_and_training_lowers_the_loss(host, name, attention):
+    model = attach(build(host, attn_implementation=attention), name)
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2), lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = model(words(), labels=words()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in angle_parameters(model).values())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_detach_is_exact(host):
+    model = build(host)
+    state, kinds, attributes = copy.deepcopy(model.state_dict()), *_inventory(model)
+    expected = model(words()).logits
+    attach(model, "comrope-mt", layers=[0])(words())
+    detach(model)
+    assert _inventory(model) == (kinds, attributes)
+    assert list(model.state_dict()) == list(state)
+    assert torch.equal(model(words()).logits, expected)
+
+
+def _inventory(model):
+    return [type(m) for m in model.modules()], [set(vars(m)) for m in model.modules()]
+
+
+@pytest.mark.parametrize("name", [*LEARNED, "rope"])
+@pytest.mark.parametrize("host", ["llama", "qwen2"])
+def test_fold_keeps_the_logits(host, name):
+    model = attach(build(host), name)
+    if name != "rope":
+        stir_angles(model)
+    expected = model(words()).logits
+    close(fold(model)(words()).logits, expected, 1e-4)
+    assert {type(m.encoding).__name__ for m in model.modules() if hasattr(m, "encoding")} == {"RopeMixed"}
+
+
+def test_norms_with_weights_keep_a_basis_from_folding():
+    model = stir_angles(attach(build("qwen3"), "comrope-mt"))
+    expected = model(words()).logits
+    with pytest.raises(ConfigurationError, match="Norm"):
+        fold(model)
+    assert torch.equal(model(words()).logits, expected)
+    detach(model)
+    stir_angles(attach(model, "rope-mixed"))
+    expected = model(words()).logits
+    close(fold(model)(words()).logits, expected, 1e-4)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_generation_says_what_the_model_said(host):
+    model = build(host)
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(words(), **options)
+    attach(model, "comrope-mt")
+    assert torch.equal(model.generate(words(), **options), expected)
+    stir_angles(model)
+    cached, anew = (model.generate(words(), use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached, anew)
+    assert not torch.equal(cached, expected)
+
+
+def test_padding_on_the_left_moves_no_token():
+    model = stir_angles(attach(build("llama"), "comrope-ld"))
+    short, long = words(6, batch=1), words(9, batch=1, seed=2)
+    padded = torch.cat((torch.cat((torch.zeros(1, 3, dtype=torch.long), short), dim=1), long))
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    together = model.generate(padded, attention_mask=padded.ne(0), **options)
+    for row, alone in zip(together, (short, long), strict=True):
+        assert torch.equal(row[9:], model.generate(alone, **options)[0, alone.shape[1] :])
+
+
+def test_far_places_differ_by_their_distance_alone():
+    model = stir_angles(attach(build("llama").double(), "comrope-mt"))
+    near = torch.arange(12).unsqueeze(0)
+    close(model(words(), position_ids=near + 100_000).logits, model(words(), position_ids=near).logits, 1e-6)
+
+
+def test_the_attention_alone_says_what_it_needs():
+    model = attach(build("llama"), "comrope-ld")
+    with pytest.raises(InputError, match="position_ids"):
+        model.model.layers[0].self_attn(torch.randn(1, 3, 32))
+
+
+def test_attentions_are_recorded():
+    model = build("llama", attn_implementation="eager")
+    expected = model(words(), output_attentions=True).attentions
+    recorded = attach(model, "comrope-mt")(words(), output_attentions=True).attentions
+    torch.testing.assert_close(recorded, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_recomputes_the_same(reentrant):
+    gradients = []
+    for checkpointed in (False, True):
+        model = stir_angles(attach(build("llama"), "comrope-ld")).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        near = torch.arange(12).expand(2, -1)
+        places = [near, near * 3]  # two graphs at a time, as many tokens elsewhere
+        sum(model(words(), position_ids=p, labels=words(), use_cache=False).loss for p in places).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_half_precision_leaves_angles_alone():
+    model = stir_angles(attach(build("llama"), "comrope-mt"))
+    expected = model(words()).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        close(model(words()).logits, expected, 0.1)
+    angles = {n: p.clone() for n, p in angle_parameters(model).items()}
+    close(model.bfloat16()(words()).logits.float(), expected, 0.1)
+    assert all(p.dtype == torch.float32 and torch.equal(p, angles[n]) for n, p in angle_parameters(model).items())
+
+
+@pytest.mark.compile
+def test_compiles_whole():
+    model = stir_angles(attach(build("llama", num_hidden_layers=1), "comrope-mt"))
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        close(compiled(words(), use_cache=False).logits, model(words()).logits)
+
+
+def test_exports():
+    model = stir_angles(attach(build("llama", num_hidden_layers=1), "comrope-mt"))
+    with torch.no_grad():
+        exported = torch.export.export(model, (words(),), {"use_cache": False})
+        close(exported.module()(words(), use_cache=False).logits, model(words()).logits)
+
+
+def test_a_classifier_holds_the_same_trunk():
+    torch.manual_seed(0)
+    model = hf.LlamaForSequenceClassification(build("llama").config).eval()
+    expected = model(words()).logits
+    close(attach(model, "comrope-ap")(words()).logits, expected)
+    assert comrope.check(model).holds
