@@ -9,10 +9,9 @@ from importlib.metadata import version
 
 import torch
 
-from comrope.lab.bench import measure
+from comrope.lab.bench import measure, targets
 from comrope.lab.bench.clock import Progress
 from comrope.lab.bench.opponents import SHAPES
-from comrope.lab.bench.targets import targets
 
 
 def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progress: Progress) -> dict:
@@ -41,7 +40,7 @@ def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progr
                 shape, progress, only=("LD, ours", "RoPE, transformers").__contains__
             )
     found["training_memory"] = measure.memory_of_training(batch, depth, progress)
-    found["targets"] = [target.row() for target in targets(found)]
+    found["targets"] = [target.row() for target in targets.targets(found)]
     return found
 
 
