@@ -5,6 +5,7 @@ Rot(ωᵀx)·Qᵀq: plain RoPE after a change of basis. No matrix exponential, a
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,19 +33,51 @@ class Tilt(NamedTuple):
     frequencies: Tensor
     """μ of the matrix, (H, m, b/2)."""
     times: tuple[Tensor, Tensor]
-    """τ of exp(τS) for the queries and for the keys, each (L, H or 1, m) or (B, L, H or 1, m)."""
+    """τ of exp(τS) for the queries and for the keys, each (L, H, m) or (B, L, H, m)."""
 
 
 class Rotation(NamedTuple):
     """Everything needed to turn queries and keys at given positions; made by `SpectralEncoding.rotation`, used once."""
 
     phases: tuple[Tensor, Tensor]
-    """φ = ωᵀx of the queries and of the keys, each (L, H, D/2) or (B, L, H, D/2) in radians, float64; H may be 1 for phases
-    alike in all heads. The same tensor twice is worked out once."""
+    """φ = ωᵀx of the queries and of the keys, each (L, H, D/2) or (B, L, H, D/2) in radians, float64. The same tensor twice is
+    worked out once."""
+    tables: tuple[Tensor, Tensor]
+    """cos φ and sin φ of both, (B or 1, H, 1, L, D/2, 2), in the dtype in which tokens are turned."""
     basis: Tensor | None = None
     """Q, (H, m, b, b), or None for the identity."""
     tilt: Tilt | None = None
     """Where the basis comes from decomposing a matrix."""
+
+    @classmethod
+    def at(
+        cls, phases: tuple[Tensor, Tensor], dtype: torch.dtype, basis: Tensor | None = None, tilt: Tilt | None = None
+    ) -> "Rotation":
+        """With the tables of `phases` in `dtype`."""
+        table = key_table = _phase_table(phases[0], dtype)
+        if phases[1] is not phases[0]:
+            key_table = _phase_table(phases[1], dtype)
+        return cls(phases, (table, key_table), basis, tilt)
+
+    def split(self, num_heads: Sequence[int]) -> list["Rotation"]:
+        """One rotation for each number of neighbouring heads: what several layers have worked out together."""
+        if len(num_heads) == 1:
+            return [self]
+
+        def parts(tensor: Tensor | None, dim: int) -> Sequence[Tensor | None]:
+            return [None] * len(num_heads) if tensor is None else tensor.split(list(num_heads), dim)
+
+        def pairs(pair: tuple[Tensor, Tensor], dim: int) -> list:
+            first = parts(pair[0], dim)
+            return list(zip(first, first if pair[1] is pair[0] else parts(pair[1], dim), strict=True))
+
+        tilts = [None] * len(num_heads)
+        if self.tilt is not None:
+            matrix, moments, frequencies, times = self.tilt
+            each = (parts(matrix, 0), parts(moments, 0), parts(frequencies, 0), pairs(times, -2))
+            tilts = [Tilt(*of_layer) for of_layer in zip(*each, strict=True)]  # pyright: ignore[reportArgumentType]
+        each = (pairs(self.phases, -2), pairs(self.tables, 1), parts(self.basis, 0), tilts)
+        return [Rotation(*of_layer) for of_layer in zip(*each, strict=True)]
 
     def turn(self, q: Tensor, k: Tensor, *, in_basis: bool = False) -> tuple[Tensor, Tensor]:
         """Rot(φ)·Qᵀq and Rot(φ)·Qᵀk for every token, head and block.
@@ -61,9 +94,9 @@ class Rotation(NamedTuple):
         derivatives raises SecondDerivativeError.
         """
         dtype = torch.promote_types(compute_dtype(q), k.dtype)
-        phases, key_phases = _apart(self.phases)
-        table = _phase_table(phases, dtype)
-        key_table = None if key_phases is None else _phase_table(key_phases, dtype)
+        if dtype != self.tables[0].dtype:
+            self = Rotation.at(self.phases, dtype, self.basis, self.tilt)
+        (phases, key_phases), (table, key_table) = _apart(self.phases), _apart(self.tables)
         basis = None if in_basis else self.basis
         matrix = moments = frequencies = time = key_time = None
         if self.tilt is not None:

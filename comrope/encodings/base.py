@@ -6,6 +6,7 @@ worked out in each call.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
@@ -192,8 +193,16 @@ class SpectralEncoding(Encoding):
     """An encoding whose angle matrices commute: one basis, and frequencies on each axis."""
 
     @abstractmethod
-    def _spectrum(self) -> tuple[Tensor | None, Tensor]:
+    def _ingredients(self) -> tuple[Tensor, ...]:
+        """What the spectrum is made of, heads first, so that those of several layers can be put together."""
+
+    @classmethod
+    @abstractmethod
+    def _spectrum_of(cls, *ingredients: Tensor) -> tuple[Tensor | None, Tensor]:
         """Basis, or None for the identity, and frequencies (N, H, m, b/2). Differentiable, but for a decomposed basis."""
+
+    def _spectrum(self) -> tuple[Tensor | None, Tensor]:
+        return self._spectrum_of(*self._ingredients())
 
     def spectrum(self) -> Spectrum:
         with torch.no_grad():
@@ -223,23 +232,53 @@ class SpectralEncoding(Encoding):
             positions, key_positions: as for `forward`.
             dtype: in which tokens will be turned: float32, or float64 for float64 queries and keys.
         """
-        positions = self._check_positions(positions, "positions")
-        if key_positions is None:
-            return self._rotation(positions, positions, dtype)
-        return self._rotation(positions, self._check_positions(key_positions, "key_positions"), dtype)
+        return rotations([self], positions, key_positions, dtype=dtype)[0]
 
     def _rotate(self, q, k, positions, key_positions):
         dtype = torch.promote_types(compute_dtype(q), k.dtype)
-        return self._rotation(positions, key_positions, dtype).turn(q, k)
+        return self._rotation_of(self._ingredients(), positions, key_positions, dtype).turn(q, k)
 
-    def _rotation(self, positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Rotation:
-        basis, frequencies = self._spectrum()
+    @classmethod
+    def _rotation_of(
+        cls, ingredients: tuple[Tensor, ...], positions: Tensor, key_positions: Tensor, dtype: torch.dtype
+    ) -> Rotation:
+        basis, frequencies = cls._spectrum_of(*ingredients)
         frequencies = frequencies.to(positions.device, torch.float64).flatten(2)  # (N, H, D/2)
-        phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
-        key_phases = phases
+        phases = key_phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
         if key_positions is not positions:
             key_phases = torch.einsum("...ln,nhp->...lhp", key_positions.double(), frequencies)
-        return Rotation((phases, key_phases), basis)
+        return Rotation.at((phases, key_phases), dtype, basis)
+
+
+def rotations(
+    encodings: Sequence[SpectralEncoding],
+    positions: Tensor,
+    key_positions: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> list[Rotation]:
+    """`SpectralEncoding.rotation` of every layer of a model, worked out together where they are of a kind.
+
+    The small operators of decompositions, phases and tables then run once and not once a layer.
+
+    Args:
+        encodings: of the layers, in order.
+        positions, key_positions: as for `Encoding.forward`, the same in all layers.
+        dtype: in which tokens will be turned: float32, or float64 for float64 queries and keys.
+    """
+    kinds: dict[tuple, list[int]] = {}
+    for i, pe in enumerate(encodings):
+        kind = (type(pe), pe.head_dim, pe.num_axes, pe.block_size, pe.device, pe.dtype)
+        kinds.setdefault(kind, []).append(i)
+    found: dict[int, Rotation] = {}
+    for layers in kinds.values():
+        first = encodings[layers[0]]
+        x = first._check_positions(positions, "positions")
+        y = x if key_positions is None else first._check_positions(key_positions, "key_positions")
+        together = tuple(torch.cat(each) for each in zip(*(encodings[i]._ingredients() for i in layers), strict=True))
+        parts = first._rotation_of(together, x, y, dtype).split([encodings[i].num_heads for i in layers])
+        found.update(zip(layers, parts, strict=True))
+    return [found[i] for i in range(len(encodings))]
 
 
 class LearnedEncoding(Encoding):

@@ -85,21 +85,27 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
     def angle_matrices(self) -> Tensor:
         return (self._scale().double()[..., None, None] * self._skew()).to(self.dtype)
 
-    def _spectrum(self):
-        basis, frequencies = decompose(self._skew())
-        return basis, self._scale().double().unsqueeze(-1) * frequencies
+    def _ingredients(self):
+        scale = self._scale().expand(-1, self.num_heads, -1)  # (N, H, m)
+        return self._skew(), scale.double().transpose(0, 1)
 
-    def _rotation(self, positions, key_positions, dtype):
-        scale, matrix = self._scale().double(), self._skew()
-        time = key_time = torch.einsum("...ln,nhm->...lhm", positions.double(), scale)  # (B or none, L, H or 1, m)
+    @classmethod
+    def _spectrum_of(cls, matrix, scale):
+        basis, frequencies = decompose(matrix)
+        return basis, scale.transpose(0, 1).unsqueeze(-1) * frequencies
+
+    @classmethod
+    def _rotation_of(cls, ingredients, positions, key_positions, dtype):
+        matrix, scale = ingredients
+        time = key_time = torch.einsum("...ln,hnm->...lhm", positions.double(), scale)  # (B or none, L, H, m)
         if key_positions is not positions:
-            key_time = torch.einsum("...ln,nhm->...lhm", key_positions.double(), scale)
+            key_time = torch.einsum("...ln,hnm->...lhm", key_positions.double(), scale)
         basis, frequencies, tilt, moments = skew_spectrum(matrix, dtype)
         phases = key_phases = (time.unsqueeze(-1) * frequencies).flatten(-2)
         if key_time is not time:
             key_phases = (key_time.unsqueeze(-1) * frequencies).flatten(-2)
         times = (time.detach(), key_time.detach())
-        return Rotation((phases, key_phases), basis, Tilt(tilt, moments, frequencies.detach(), times))
+        return Rotation.at((phases, key_phases), dtype, basis, Tilt(tilt, moments, frequencies.detach(), times))
 
 
 class ComRoPEAP(_OneParameter):
@@ -215,8 +221,12 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
         self.initial_basis.copy_(basis)
         self.frequencies.copy_(frequencies)
 
-    def _spectrum(self):
-        return orthonormal(self.initial_basis) @ cayley(skew(self.basis_generator.double())), self.frequencies
+    def _ingredients(self):
+        return self.initial_basis, self.basis_generator, self.frequencies.transpose(0, 1)
+
+    @classmethod
+    def _spectrum_of(cls, initial_basis, generator, frequencies):
+        return orthonormal(initial_basis) @ cayley(skew(generator.double())), frequencies.transpose(0, 1)
 
 
 class String(LearnedEncoding, SpectralEncoding):
@@ -262,8 +272,12 @@ class String(LearnedEncoding, SpectralEncoding):
             self.basis_generator.zero_()
         self._reset_frequencies(self.frequencies)
 
-    def _spectrum(self):
-        return cayley(skew(self.basis_generator.double())), self.frequencies
+    def _ingredients(self):
+        return self.basis_generator, self.frequencies.transpose(0, 1)
+
+    @classmethod
+    def _spectrum_of(cls, generator, frequencies):
+        return cayley(skew(generator.double())), frequencies.transpose(0, 1)
 
     def _set_spectrum(self, basis, frequencies):
         eye = torch.eye(self.block_size, dtype=basis.dtype, device=basis.device)

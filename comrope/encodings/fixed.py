@@ -28,8 +28,12 @@ class FixedSpectrum(SpectralEncoding):
         self.basis.copy_(basis)
         self.frequencies.copy_(frequencies)
 
-    def _spectrum(self):
-        return self.basis, self.frequencies
+    def _ingredients(self):
+        return self.basis, self.frequencies.transpose(0, 1)
+
+    @classmethod
+    def _spectrum_of(cls, basis, frequencies):
+        return basis, frequencies.transpose(0, 1)
 
 
 def freeze(module: nn.Module) -> nn.Module:

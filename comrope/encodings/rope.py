@@ -43,8 +43,12 @@ class Rope(SpectralEncoding):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self.base = check_base(self, base)
 
-    def _spectrum(self):
-        return None, rope_frequencies(self, self.base, self.device)
+    def _ingredients(self):
+        return (rope_frequencies(self, self.base, self.device).transpose(0, 1),)
+
+    @classmethod
+    def _spectrum_of(cls, frequencies):
+        return None, frequencies.transpose(0, 1)
 
 
 class RopeMixed(LearnedEncoding, SpectralEncoding):
@@ -75,8 +79,12 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
     def reset_parameters(self) -> None:
         self._reset_frequencies(self.frequencies)
 
-    def _spectrum(self):
-        return None, self.frequencies
+    def _ingredients(self):
+        return (self.frequencies.transpose(0, 1),)
+
+    @classmethod
+    def _spectrum_of(cls, frequencies):
+        return None, frequencies.transpose(0, 1)
 
     def _set_spectrum(self, basis, frequencies):
         eye = torch.eye(self.block_size, dtype=basis.dtype, device=basis.device)

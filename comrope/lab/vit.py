@@ -1,5 +1,6 @@
 """The classifier of the experiments: timm's VisionTransformer, with any encoding in its attention and nothing else changed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,34 +11,35 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 import comrope
-from comrope.encodings import AbsoluteEncoding, Encoding, SpectralEncoding
+from comrope.encodings import AbsoluteEncoding, Encoding, SpectralEncoding, rotations
 from comrope.errors import InputError
-from comrope.rotation import compute_dtype
+from comrope.rotation import Rotation, compute_dtype
 
 
 class RotaryAttention(Attention):
-    """timm's attention, with queries and keys turned by their positions after the qk-norms."""
+    """timm's attention, with queries and keys turned after the qk-norms."""
 
     encoding: Encoding
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v = self._turned(x, positions)
+    def forward(self, x: Tensor, place: Rotation | Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v = self._turned(x, place)
         dropout = self.attn_drop.p if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(self.norm(x)))
 
-    def _turned(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _turned(self, x: Tensor, place: Rotation | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, (B, H, L, D). A learned basis goes into the weights, unless norms stand between it and them."""
         normed = not (isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity))
-        if normed or not isinstance(self.encoding, SpectralEncoding):
+        if normed or not isinstance(place, Rotation):
             q, k, v = self._heads(self.qkv(x), 3)
-            return (*self.encoding(self.q_norm(q), self.k_norm(k), positions), v)
-        rotation = self.encoding.rotation(positions, dtype=compute_dtype(x))
+            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = place.turn(q, k) if isinstance(place, Rotation) else self.encoding(q, k, place)
+            return q, k, v
         rows, weight, bias = 2 * self.attn_dim, self.qkv.weight, self.qkv.bias
-        qk_bias, v_bias = (None, None) if bias is None else (rotation.into_basis(bias[:rows]), bias[rows:])
-        q, k = self._heads(F.linear(x, rotation.into_basis(weight[:rows]), qk_bias), 2)
+        qk_bias, v_bias = (None, None) if bias is None else (place.into_basis(bias[:rows]), bias[rows:])
+        q, k = self._heads(F.linear(x, place.into_basis(weight[:rows]), qk_bias), 2)
         (v,) = self._heads(F.linear(x, weight[rows:], v_bias), 1)
-        return (*rotation.turn(q, k, in_basis=True), v)
+        return (*place.turn(q, k, in_basis=True), v)
 
     def _heads(self, x: Tensor, num: int) -> tuple[Tensor, ...]:
         """(B, L, num·H·D) as `num` tensors (B, H, L, D)."""
@@ -45,10 +47,10 @@ class RotaryAttention(Attention):
 
 
 class RotaryBlock(Block):
-    """timm's block, handing the positions on to its attention."""
+    """timm's block, handing its attention the rotation of this layer or, where it has none at hand, the positions."""
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), positions)))
+    def forward(self, x: Tensor, place: Rotation | Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), place)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -112,9 +114,16 @@ class ViT(VisionTransformer):
         if self.ape is not None:
             x = self.ape(x, positions)
         x = self.norm_pre(x)
-        for block in self.blocks:
-            x = checkpoint(block, x, positions) if self.grad_checkpointing else block(x, positions)
+        for block, place in zip(self.blocks, self._places(x, positions), strict=True):
+            x = checkpoint(block, x, place) if self.grad_checkpointing else block(x, place)
         return self.norm(x)
+
+    def _places(self, x: Tensor, positions: Tensor) -> Sequence[Rotation | Tensor]:
+        """The rotation of each layer, all worked out at once; the positions themselves where there is no spectrum."""
+        encodings = [block.attn.encoding for block in self.blocks]  # pyright: ignore
+        if not all(isinstance(pe, SpectralEncoding) for pe in encodings):
+            return [positions] * len(encodings)
+        return rotations(encodings, positions, dtype=compute_dtype(x))  # pyright: ignore[reportArgumentType]
 
     def encoding_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that belong to the encoding, by name."""
