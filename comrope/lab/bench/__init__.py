@@ -30,7 +30,7 @@ def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progr
     found["rotations"] = []
     for shape in shapes:
         found["rotations"] += measure.rotations(shape, few if shape.num_tokens > 4096 else rounds, progress)
-    found["decompositions"] = measure.decompositions(rounds)
+    found["decompositions"] = measure.decompositions(rounds, depth)
     found["inference"] = measure.inference(rounds, batch, depth, progress)
     found["training_steps"] = measure.training_steps(few, batch, depth, progress)
     found["memory"] = measure.memory_of_rotations(shapes[0], progress, only=lambda name: "compiled" not in name)

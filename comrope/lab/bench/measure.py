@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import comrope
+from comrope._linalg import skew, skew_spectrum
 from comrope.encodings import RopeMixed, SpectralEncoding
 from comrope.lab.bench.clock import Progress, Step, compared, in_turn, peak_memory, summary
 from comrope.lab.bench.opponents import BASELINE, Rotate, Shape, opponents
@@ -124,11 +124,15 @@ def folded(model: ViT) -> ViT:
     return model
 
 
-def decompositions(rounds: int) -> dict:
-    """Seconds for the decompositions of one LD layer of ViT-B/16 (12 heads of 8 blocks of 8 × 8), with their backward."""
-    pe = comrope.encoding("comrope-ld", num_heads=12, head_dim=64, num_axes=2, block_size=8)
-    one_token = Shape("", 1, 12, 1, 64, 2)  # what is left is the decomposition
-    step = rotation_step(lambda q, k: pe(q, k, torch.zeros(1, 2)), one_token, True)
+def decompositions(rounds: int, depth: int) -> dict:
+    """Seconds for the decompositions of all LD layers of ViT-B/16 (each 12 heads of 8 blocks of 8 × 8), with their backward."""
+    base = torch.randn(depth * 12, 8, 8, 8, dtype=torch.float64).requires_grad_()
+    grads = [torch.randn_like(part) for part in skew_spectrum(skew(base), torch.float32)]
+
+    def step():
+        base.grad = None
+        torch.autograd.backward(skew_spectrum(skew(base), torch.float32), grads)
+
     return summary(in_turn({"": step}, 3 * rounds, lambda _: None)[""])
 
 

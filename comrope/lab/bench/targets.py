@@ -78,7 +78,7 @@ def targets(found: dict) -> list[Target]:
         ]
         if len(points) > 1:
             lines.append(Target(f"more tokens, LD: log-log slope of {what}", 1.05, False, slope(points)))
-    share = found["depth"] * found["decompositions"]["seconds"][1] / _seconds(found["training_steps"], "LD, block 8")
+    share = found["decompositions"]["seconds"][1] / _seconds(found["training_steps"], "LD, block 8")
     lines.append(Target("all decompositions, share of a training step", 0.01, False, share))
     return lines
 
