@@ -38,7 +38,7 @@ def attach(
     *,
     block_size: int | None = None,
     init: str | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int | str] | None = None,
     keep_ape: bool = True,
     prefix: str = "middle",
     **settings,
@@ -55,7 +55,7 @@ def attach(
         block_size: of the encoding, its own default if None.
         init: "identity" starts from zero angles, "rope" from the model's own RoPE (vanilla RoPE where it has none), "normal"
             from random angles. None leaves the model's outputs as they are: "rope" where it has one, else "identity".
-        layers: which attention layers, by index; all if None.
+        layers: which attention layers, by index or by name in the model; all if None.
         keep_ape: whether the model keeps the absolute position embedding that it has.
         prefix: where class and register tokens sit, in a model without a RoPE: in the "middle" of the patches, or at the
             "first" patch as in timm's own rotary models, which is what `export_timm` can write.
@@ -180,7 +180,7 @@ def _check_attachable(model: nn.Module, name: str) -> None:
         )
 
 
-def _trunks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[Trunk, bool]]:
+def _trunks(model: nn.Module, layers: Sequence[int | str] | None) -> list[tuple[Trunk, bool]]:
     """The trunks of the model with the sites that `layers` names, and whether these are all of the trunk's."""
     hosts = list(_hosts())
     found = find_trunks(model, hosts)
@@ -191,7 +191,8 @@ def _trunks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[Trunk,
             f"{type(model).__name__} is no model that comrope knows, nor contains one. Supported, subclasses not included: "
             f"{', '.join(known) or 'models of timm and transformers'}. In another, call a comrope.encoding in its attention."
         )
-    chosen = range(count) if layers is None else _indices(layers, count)
+    names = [site.name for trunk in found for site in trunk.sites]
+    chosen = range(count) if layers is None else _indices(layers, names)
     picked, start = [], 0
     for trunk in found:
         sites = tuple(site for i, site in enumerate(trunk.sites, start) if i in chosen)
@@ -201,13 +202,15 @@ def _trunks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[Trunk,
     return picked
 
 
-def _indices(layers: Sequence[int], count: int) -> set[int]:
-    good = isinstance(layers, Sequence) and all(type(i) is int and -count <= i < count for i in layers)
-    chosen = {i % count for i in layers} if good else set()
-    if not chosen or len(chosen) != len(layers):
+def _indices(layers: Sequence[int | str], names: list[str]) -> set[int]:
+    count = len(names)
+    known = {i: i % count for i in range(-count, count)} | {name: i for i, name in enumerate(names)}
+    good = isinstance(layers, Sequence) and all(type(i) in (int, str) and i in known for i in layers)
+    chosen = {known[i] for i in layers} if good else set()
+    if isinstance(layers, str) or not chosen or len(chosen) != len(layers):
         raise ConfigurationError(
-            f"layers={layers!r}: expected a list of different indices, at least one, of the model's {count} attention layers "
-            f"(0 to {count - 1}), or None for all."
+            f"layers={layers!r}: expected a list of different indices or names, at least one, of the model's {count} attention "
+            f"layers (0 to {count - 1}: {names[0]!r} to {names[-1]!r}), or None for all."
         )
     return chosen
 

@@ -45,6 +45,17 @@ REFUSED = {
     "no such layer": (lambda: tiny("vit"), {"layers": [0, 2]}, r"layers=\[0, 2\].*2 attention layers"),
     "a layer twice": (lambda: tiny("vit"), {"layers": [1, -1]}, "different indices"),
     "no layer": (lambda: tiny("vit"), {"layers": []}, "at least one"),
+    "no such name": (
+        lambda: tiny("vit"),
+        {"layers": ["blocks.7.attn"]},
+        r"blocks\.7\.attn.*'blocks\.0\.attn' to 'blocks\.1\.attn'",
+    ),
+    "a layer by number and by name": (
+        lambda: tiny("vit"),
+        {"layers": [1, "blocks.1.attn"]},
+        "different indices or names",
+    ),
+    "one name for layers": (lambda: tiny("vit"), {"layers": "blocks.1.attn"}, "expected a list"),
     "a number for layers": (lambda: tiny("vit"), {"layers": 1}, "expected a list"),
     "another prefix": (lambda: tiny("vit"), {"prefix": "last"}, "expected 'middle' or 'first'"),
     "a second attach": (lambda: attached(tiny("vit"), "rope-mixed"), {}, "attached already: comrope.detach"),
@@ -117,10 +128,10 @@ def test_what_is_set_aside_follows_the_model():
     assert torch.equal(model(x), expected(x))
 
 
-@pytest.mark.parametrize("layers", [[0], [1], [-1], [1, 0], None])
+@pytest.mark.parametrize("layers", [[0], [1], [-1], [1, 0], ["blocks.1.attn"], [0, "blocks.1.attn"], None])
 def test_the_layers_that_are_named_get_it(layers):
     model = hosts.attach(tiny("mixed"), "rope-mixed", layers=layers)
-    chosen = {0, 1} if layers is None else {i % 2 for i in layers}
+    chosen = {0, 1} if layers is None else {1 if i == "blocks.1.attn" else i % 2 for i in layers}
     assert {i for i, block in enumerate(model.blocks) if hasattr(block.attn, "encoding")} == chosen
     (x,) = images(SIZE)
     assert error(model(x), tiny("mixed")(x)) <= 1e-5
