@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comrope.encodings.base import PreciseModule, check_parameter_dtype, check_positions, check_sizes, check_std
+from comrope.encodings.arguments import check_parameter_dtype, check_positions, check_sizes, check_std
+from comrope.encodings.base import PreciseModule
 from comrope.errors import ConfigurationError, InputError
 
 

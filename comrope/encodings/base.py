@@ -7,13 +7,13 @@ worked out in each call.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
 from comrope import reference
 from comrope._linalg import orthonormal, plane_generators
+from comrope.encodings.arguments import check_base, check_parameter_dtype, check_positions, check_sizes, check_std
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Rotation, Spectrum, compute_dtype
 
@@ -163,32 +163,6 @@ class Encoding(PreciseModule, ABC):
         return check_positions(positions, name, self.num_axes)
 
 
-def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
-    """`positions` if they are finite, precise and of `num_axes` axes (integers as float64); InputError otherwise."""
-    if not isinstance(positions, Tensor) or positions.ndim not in (2, 3) or positions.shape[-1] != num_axes:
-        came = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
-        raise InputError(
-            f"{name}: got {came}, expected a tensor (L, N) or (B, L, N) with N=num_axes={num_axes}, as "
-            "comrope.positions.grid or .sequence makes."
-        )
-    if positions.dtype.is_complex or positions.dtype == torch.bool:
-        raise InputError(f"{name}: got {positions.dtype}, expected real numbers.")
-    if not positions.is_floating_point():
-        return positions.double()
-    if positions.dtype not in (torch.float32, torch.float64):
-        raise InputError(
-            f"{name}: got {positions.dtype}, which merges neighbouring tokens. Keep positions in float32 or float64; they "
-            "are no part of what a cast to lower precision saves."
-        )
-    message = f"{name}: some are NaN or infinite, but every token needs a finite place."
-    finite = positions.isfinite().all()
-    if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "meta"):
-        torch._assert_async(finite, message)  # no synchronisation with the device
-    elif positions.device.type == "cpu" and not finite:
-        raise InputError(message)
-    return positions
-
-
 class SpectralEncoding(Encoding):
     """An encoding whose angle matrices commute: one basis, and frequencies on each axis."""
 
@@ -304,7 +278,7 @@ class LearnedEncoding(Encoding):
         self.std = 1.0 if std is None else check_std(std)
         self.base = 10000.0
         if init == "rope":
-            self.base = check_base(self, self.base if base is None else base)
+            self.base = check_base(self.base if base is None else base, self.head_dim, self.num_axes)
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -360,42 +334,6 @@ class LearnedEncoding(Encoding):
             frequencies.zero_()
         else:
             frequencies.copy_(rope_frequencies(self, self.base, frequencies.device))
-
-
-def check_std(std: float) -> float:
-    """`std` if it is a standard deviation; ConfigurationError otherwise."""
-    if not (isinstance(std, Real) and math.isfinite(std) and std >= 0):
-        raise ConfigurationError(f"std={std!r}: expected a finite number, 0 or more.")
-    return float(std)
-
-
-def check_sizes(**sizes: int) -> None:
-    """ConfigurationError unless every size is a whole number, 1 or more."""
-    for name, value in sizes.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ConfigurationError(f"{name}={value!r}: expected a whole number, 1 or more.")
-
-
-def check_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of angles, for None torch's default but float32 at least; ConfigurationError unless float32 or float64."""
-    if dtype is None:
-        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    if dtype not in (torch.float32, torch.float64):
-        raise ConfigurationError(f"dtype={dtype}: angles are kept in float32 or float64; cast the model, not them.")
-    return dtype
-
-
-def check_base(encoding: Encoding, base: float) -> float:
-    """`base` if vanilla RoPE can be made with it in the sizes of `encoding`; ConfigurationError otherwise."""
-    if not (isinstance(base, Real) and math.isfinite(base) and base > 0):
-        raise ConfigurationError(f"base={base!r}: expected a finite number above 0.")
-    head_dim, num_axes = encoding.head_dim, encoding.num_axes
-    if head_dim % (2 * num_axes):
-        raise ConfigurationError(
-            f"head_dim={head_dim} with num_axes={num_axes}: vanilla RoPE gives each axis the same number of planes, so "
-            f"head_dim must be a multiple of {2 * num_axes}."
-        )
-    return float(base)
 
 
 def rope_frequencies(encoding: Encoding, base: float, device: torch.device) -> Tensor:

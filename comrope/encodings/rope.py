@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding, check_base, rope_frequencies
+from comrope.encodings.arguments import check_base
+from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding, rope_frequencies
 from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
 
@@ -41,7 +42,7 @@ class Rope(SpectralEncoding):
         self, num_heads, head_dim, num_axes, block_size: int = 2, *, base: float = 10000.0, device=None, dtype=None
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self.base = check_base(self, base)
+        self.base = check_base(base, head_dim, num_axes)
 
     def _ingredients(self):
         return (rope_frequencies(self, self.base, self.device).transpose(0, 1),)

@@ -90,7 +90,7 @@ class Host(ABC):
         """Brings what was set aside up to date, in a trunk that is what it was before `attach`."""
 
 
-class Rotary(nn.Module):
+class Rotary(nn.Module, ABC):
     """What every attention class with an encoding shares; its subclasses are subclasses of a host's attention too."""
 
     encoding: Encoding
@@ -110,16 +110,16 @@ class Rotary(nn.Module):
             self.tokens.pin(q, positions)
         return q, k
 
+    @abstractmethod
     def projections(self) -> list[Tensor]:
         """For `fold`: views of the weights (H·g·D, C) and biases (H·g·D,) that queries and keys come from.
 
         ConfigurationError where they are not plain tensors of this layer, as under an adapter.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def norms(self) -> list[nn.Module]:
         """For `fold`: what stands between these projections and the rotation."""
-        raise NotImplementedError
 
 
 class _Reorder(torch.autograd.Function):
