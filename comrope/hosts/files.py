@@ -39,17 +39,18 @@ def save(model: nn.Module, folder: Path | str) -> None:
         "folded": attachment.folded,
         "frozen": any(isinstance(m, FixedSpectrum) for m in model.modules()),
     }
+    in_transformers = settings["library"] == "transformers"
+    if not in_transformers and "architecture" not in (getattr(model, "pretrained_cfg", None) or {}):
+        raise ConfigurationError(
+            f"This {type(model).__name__} does not know its own arguments: make it with timm.create_model, then attach."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).unlink(missing_ok=True)  # written last: without it the folder is not whole
-    if settings["library"] == "transformers":
+    if in_transformers:
         model.save_pretrained(folder, max_shard_size="1000GB")  # pyright: ignore[reportCallIssue]
     else:
         import timm.models
 
-        if "architecture" not in (getattr(model, "pretrained_cfg", None) or {}):
-            raise ConfigurationError(
-                f"This {type(model).__name__} does not know its own arguments: make it with timm.create_model, then attach."
-            )
         timm.models.save_for_hf(model, str(folder), safe_serialization=True)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
