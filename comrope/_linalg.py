@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from comrope._jacobi import plane_basis
 from comrope.errors import InputError, SecondDerivativeError
 
 # Eigenvalues below this share of the largest are taken as zero: their planes are then chosen, not found. What this leaves
@@ -26,8 +27,9 @@ def skew(base: Tensor) -> Tensor:
 def cayley(generator: Tensor) -> Tensor:
     """(I − S)(I + S)⁻¹ for skew-symmetric S, shape (..., b, b): a rotation, the identity at S = 0 (STRING)."""
     eye = torch.eye(generator.shape[-1], dtype=generator.dtype, device=generator.device)
-    # The two factors commute, so solving from the left gives the same matrix.
-    return torch.linalg.solve(eye + generator, eye - generator)
+    # The two factors commute, so solving from the left gives the same matrix. No I + S is singular: `solve` would ask all the
+    # same, and make the host wait for an accelerator.
+    return torch.linalg.solve_ex(eye + generator, eye - generator)[0]
 
 
 def orthonormal(basis: Tensor, steps: int = 2) -> Tensor:
@@ -50,6 +52,11 @@ def plane_generators(frequencies: Tensor) -> Tensor:
     return planes.reshape(*frequencies.shape[:-1], 2 * h, 2 * h)
 
 
+def may_ask(device: torch.device) -> bool:
+    """Whether the host may look at values there. On a CPU it costs nothing; an accelerator would have to be waited for."""
+    return device.type == "cpu"
+
+
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return torch.linalg.eigh(matrix)
@@ -64,13 +71,18 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Real basis Q (..., b, b) and frequencies μ ≥ 0 (..., b/2), ascending, of skew-symmetric `matrix`.
 
     Values only, computed and returned in float64. The Hermitian iS has eigenvalues ±μ_k; an eigenvector a + ib of +μ_k
-    and its conjugate span plane k, in which S turns √2·a into √2·b.
+    and its conjugate span plane k, in which S turns √2·a into √2·b. That is on a CPU; an accelerator, where eigh would make
+    the host wait, gets Jacobi's method (comrope._jacobi).
+
+    Raises:
+        InputError: NaN or infinite elements. Only on a CPU: elsewhere nobody may ask, and NaN comes out.
     """
     s = matrix.detach().double()
+    if not may_ask(s.device):
+        return _oriented(s, orthonormal(plane_basis(s), steps=1))
     h = s.shape[-1] // 2
     eigenvalues, eigenvectors = _eigh(1j * s)
     mu, upper = eigenvalues[..., h:], eigenvectors[..., h:]  # μ ≥ 0, ascending
-    # eigh has made the host wait for the device already: so may this question.
     if (mu > _SMALL * mu[..., -1:]).all():
         return orthonormal(2**0.5 * torch.view_as_real(upper).flatten(-2), steps=1), mu.contiguous()
     return _decompose_with_zeros(s, mu, upper)
@@ -87,12 +99,17 @@ def _decompose_with_zeros(s: Tensor, mu: Tensor, upper: Tensor) -> tuple[Tensor,
     parts = torch.cat((upper.real, upper.imag), dim=-1)  # (..., b, b)
     planes = (parts * weight.repeat(*[1] * (weight.ndim - 1), 2).unsqueeze(-2)) @ parts.mT  # Σ_k weight_k Re(v_k v_kᴴ)
     basis = _eigh(planes)[1]  # (..., b, b), planes in ascending rank
+    return _oriented(s, basis)
+
+
+def _oriented(s: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and μ ≥ 0, ascending, from an orthogonal `basis` whose columns 2k and 2k+1 span planes that S keeps."""
     # In its own plane S is μJ up to the sign that the pair's orientation gives: turn the second column to fit.
     first, second = basis[..., 0::2], basis[..., 1::2]
     signed = (second * (s @ first)).sum(-2)
-    sign = torch.where(signed < 0, -1.0, 1.0).to(s.dtype)
-    basis = torch.stack((first, second * sign.unsqueeze(-2)), dim=-1).flatten(-2)
-    return basis, signed * sign
+    mu, order = signed.abs().sort(dim=-1)
+    planes = torch.stack((first, torch.where(signed < 0, -1.0, 1.0).to(s.dtype).unsqueeze(-2) * second), dim=-1)
+    return planes.gather(-2, order[..., None, :, None].expand_as(planes)).flatten(-2), mu
 
 
 # ── The derivative of the decomposition ────────────────────────────────────────────────────────────────────────────
@@ -265,12 +282,22 @@ def skew_spectrum(matrix: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, T
 # Where angle matrices do not commute (LieRE) each position needs an exponential of its own. A skew-symmetric S is normal,
 # S = V diag(iλ) Vᴴ with V unitary, so exp(S) = V diag(e^{iλ}) Vᴴ, and its derivative (Daleckii–Krein) is
 #     d exp(S) = V (Φ ∘ (Vᴴ dS V)) Vᴴ,   Φ_jk = (e^{iλ_j} − e^{iλ_k}) / (iλ_j − iλ_k) = e^{i(λ_j + λ_k)/2} sinc((λ_j − λ_k)/2),
-# with nothing to divide by where eigenvalues meet. The gradient is the adjoint: conjugate Φ.
+# with nothing to divide by where eigenvalues meet. The gradient is the adjoint: conjugate Φ. In S = Q diag(μ_k J) Qᵀ the
+# eigenvectors of ±iμ_k are (q_2k ∓ i q_2k+1)/√2.
+
+
+def _unitary(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """λ (..., b) and V (..., b, b) of skew-symmetric `matrix`, in float64; without waiting for an accelerator."""
+    if may_ask(matrix.device):
+        return _eigh(-1j * matrix.double())
+    basis, mu = decompose(matrix)
+    half = torch.complex(basis[..., 0::2], -basis[..., 1::2]) / 2**0.5
+    return torch.cat((mu, -mu), dim=-1), torch.cat((half, half.conj()), dim=-1)
 
 
 @torch.library.custom_op("comrope::exp_skew", mutates_args=())
 def _exp_op(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    eigenvalues, eigenvectors = _eigh(-1j * matrix.double())
+    eigenvalues, eigenvectors = _unitary(matrix)
     exponential = (eigenvectors * torch.exp(1j * eigenvalues).unsqueeze(-2)) @ eigenvectors.mH
     return exponential.real.to(matrix.dtype).contiguous(), eigenvalues, torch.view_as_real(eigenvectors.contiguous())
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from comrope._linalg import any_gap_closed, first_order_only
+from comrope._linalg import any_gap_closed, first_order_only, may_ask
 
 
 class Turn(Function):
@@ -96,7 +96,7 @@ def _turn(x: Tensor, table: Tensor, basis: Tensor | None) -> Tensor:
 
 def _turn_back(g, z, table, basis, needs_x, needs_basis, room) -> tuple[Tensor | None, Tensor | None]:
     """Qh, and Σ u hᵀ within each block: each if it is needed."""
-    back = table * table.new_tensor((1, -1))
+    back = _back(table)
     if basis is None:
         return (_rotate(g, back) if needs_x else None), None
     if not (needs_x or needs_basis):
@@ -104,6 +104,11 @@ def _turn_back(g, z, table, basis, needs_x, needs_basis, room) -> tuple[Tensor |
     h = _rotate(g, back, room[0])
     gram = _gram(_rotate(z, back, room[1]), h, *basis.shape[1:3]) if needs_basis else None
     return (h @ _dense(basis, h.dtype).mT if needs_x else None), gram
+
+
+def _back(table: Tensor) -> Tensor:
+    """The table of the opposite angles. No (1, −1) to multiply with: making it on a GPU would be waited for."""
+    return torch.stack((table[..., 0], -table[..., 1]), dim=-1)
 
 
 def _room(tokens: Sequence[Tensor]) -> Tensor:
@@ -193,12 +198,12 @@ def _tilt_gradient(
     b, dtype = 2 * half, tables[0].dtype
     total = frequencies.new_zeros(num_heads, num_blocks, b, b, dtype=dtype)
     # Asking an accelerator would make the host wait for it: there the sums are always made.
-    if total.device.type == "cpu" and not any_gap_closed(frequencies, moments, dtype):
+    if may_ask(total.device) and not any_gap_closed(frequencies, moments, dtype):
         return total
     room = _room(g)
     for g_, z_, table, time in zip(g, z, tables, times, strict=True):
         half_time = _on_coordinates(time, b).to(table.dtype) / 2
-        back = table * table.new_tensor((1, -1))
+        back = _back(table)
         h, u = _rotate(g_, back, room[0]), _rotate(z_, back, room[1])
         total += _gram(h, u.mul_(half_time), num_blocks, b)
         total += _gram(torch.mul(g_, half_time, out=u), z_, num_blocks, b)

@@ -128,13 +128,11 @@ def perturb(
         raise InputError(
             f"patch_size={patch_size!r}: expected {num_axes} positive numbers, one an axis of the positions."
         )
-    size = torch.tensor(sizes, dtype=positions.dtype, device=positions.device)
     moves = [True] * num_axes if axes is None else list(axes)
     if len(moves) != num_axes or not all(isinstance(move, bool) for move in moves):
         raise InputError(
             f"axes={axes!r}: expected {num_axes} truth values, True or False, one an axis of the positions."
         )
-    moving = torch.tensor(moves)
     _check_prefix(num_prefix_tokens, positions.shape[-2])
     positions = _per_sample(positions, batch_size)
     if intensity == 0:
@@ -143,7 +141,8 @@ def perturb(
     bound = math.erf(0.5 / intensity / math.sqrt(2))
     uniform = torch.rand(positions.shape, generator=generator, dtype=torch.float64, device=positions.device)
     step = intensity * math.sqrt(2) * torch.erfinv((2 * uniform - 1) * bound)
-    step = step.clamp(-0.5, 0.5).to(positions.dtype) * size * moving.to(positions.device)
+    reach = [torch.full_like(step[..., 0], s if move else 0.0) for s, move in zip(sizes, moves, strict=True)]
+    step = (step.clamp(-0.5, 0.5) * torch.stack(reach, dim=-1)).to(positions.dtype)
     step[..., :num_prefix_tokens, :] = 0
     return positions + step
 

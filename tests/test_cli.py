@@ -59,16 +59,26 @@ def test_help_names_the_jobs(comrope):
 
 @pytest.mark.parametrize(
     ("job", "options"),
-    [("demo", ["--out", "--seed", "--epochs", "--encodings", "--workers"]), ("report", ["--out", "PATH"])],
+    [
+        ("demo", ["--out", "--seed", "--epochs", "--encodings", "--workers"]),
+        ("report", ["--out", "PATH"]),
+        (
+            "train images",
+            ["--out", "--data", "--model", "--encoding", "--perturbation", "--learning-rate", "--micro-batch"],
+        ),
+        ("evaluate", ["--resolutions", "--offsets", "--perturbations", "--direction"]),
+        ("reproduce", ["--scale", "--list", "--data", "--seeds", "--runs"]),
+    ],
 )
 def test_help_of_each_job_names_its_options(comrope, job, options):
-    code, out, err = comrope(job, "--help")
+    code, out, err = comrope(*job.split(), "--help")
     assert (code, err) == (0, "")
     assert all(option in out for option in options)
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["dmo"], ["demo", "--epoch-count", "3"], ["demo", "--seed", "x"], ["report"]]
+    "arguments",
+    [[], ["dmo"], ["demo", "--epoch-count", "3"], ["demo", "--seed", "x"], ["report"], ["train"], ["evaluate"]],
 )
 def test_arguments_that_do_not_parse(comrope, arguments):
     code, out, err = comrope(*arguments)
@@ -126,3 +136,71 @@ def test_an_interrupt_is_exit_130(comrope, monkeypatch):
         code, out, err = comrope("report", "anywhere")
         assert (code, out) == (130, "")
         assert _one_line(err) and "stopped" in err
+
+
+TRAIN = (
+    "train images --data digits --num-train 60 --num-test 40 --model tiny --image-size 8 8 --epochs 1 --batch-size 20"
+)
+
+
+def test_train_then_evaluate(comrope, tmp_path):
+    code, out, err = comrope(*TRAIN.split(), "--encoding", "comrope-mt", "--out", tmp_path / "run")
+    assert (code, err) == (0, "") and "8×8" in out and "wrote" in out
+    asked = ("--resolutions", "8", "12x16", "--offsets", "0", "2", "--perturbations", "0", "1")
+    code, out, err = comrope("evaluate", tmp_path / "run", *asked)
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if "×" in line]
+    assert [row[0] for row in rows] == ["8×8"] * 4 + ["12×16"] * 4
+    heading = next(line.split() for line in out.splitlines() if "total" in line)
+    assert {row[heading.index("total")] for row in rows} == {"40"}
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert len(found["evaluation"]) == 8
+    # The row shown is the row on disk.
+    shown = [
+        row for row in found["evaluation"] if row["size"] == [12, 16] and row["offset"] == 2 and not row["perturbation"]
+    ]
+    assert f"{100 * shown[0]['correct'] / 40:.2f}" in next(" ".join(r) for r in rows if r[0] == "12×16" and r[1] == "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("evaluate nowhere", "is no run"),
+        ("reproduce", "recipe '': expected one of table1"),
+        ("reproduce table2x", "table1"),
+        ("train images --out {out} --data nowhere", "expected digits, fashion-mnist"),
+        ("train images --out {out} --model huge", "vit-b/16"),
+        ("train images --out {out} --encoding ropee", "ropee"),
+        (TRAIN + " --micro-batch 7 --out {out}", "micro_batch=7"),
+    ],
+)
+def test_mistakes_in_the_laboratory_cost_one_line(comrope, tmp_path, arguments, said):
+    code, _, err = comrope(*arguments.format(out=tmp_path / "run").split())
+    assert code == 2 and _one_line(err) and said in err
+
+
+@pytest.mark.parametrize("size", ["8x", "x", "0", "8x8x8", "eight"])
+def test_a_resolution_is_pixels(comrope, tmp_path, size):
+    assert comrope(*TRAIN.split(), "--out", tmp_path / "run")[0] == 0
+    code, _, err = comrope("evaluate", tmp_path / "run", "--resolutions", size)
+    assert code == 2 and _one_line(err) and repr(size) in err
+
+
+def test_tensorboard_gets_what_the_log_gets(comrope, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    code, _, err = comrope(*TRAIN.split(), "--tensorboard", "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [e.step for e in events.Scalars("loss")] == [row["step"]] == [3]
+    assert events.Scalars("loss")[0].value == pytest.approx(row["loss"])
+
+
+def test_the_list_names_every_recipe(comrope):
+    from comrope.lab.reproduce import RECIPES
+
+    code, out, err = comrope("reproduce", "--list")
+    assert (code, err) == (0, "") and {"table1", "fig5", "fig6", "fig7", "table4", "table7"} < set(RECIPES)
+    assert all(re.search(rf"^ *{name} ", out, re.MULTILINE) for name in RECIPES)

@@ -8,9 +8,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import comrope
-from tests.helpers import LEARNED, ROTARY, SPECTRAL, build, draw
+from comrope import _linalg, _turn
+from tests.helpers import LEARNED, ONE_PARAMETER, ROTARY, SPECTRAL, build, draw
 
 EXPONENTIALS = ("matrix_exp", "exp", "complex", "polar")
+OWN = (_linalg._spectrum_op, _linalg._gradient_op, _linalg._exp_op, _linalg._exp_gradient_op, _turn._tilt_gradient)
+BODIES = {op._qualname: op._init_fn for op in OWN}
+# Of these the host needs an answer: a value, how many there are, or whether LAPACK's kin has succeeded.
+WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}
+WAITS |= {"_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_inv_ex", "linalg_cholesky_ex"}
 
 
 class _Operators(TorchDispatchMode):
@@ -49,6 +55,16 @@ class _Operators(TorchDispatchMode):
             for name, size in self.ran
             if size >= num_elements and name.strip("_") not in views and name != "tilt_gradient"
         ]
+
+
+class _Within(_Operators):
+    """The same, with the operators that comrope's own consist of in their place."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "comrope":
+            with self:
+                return BODIES[func.name()](*args)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _step(name, *, batch=2, tokens=40, in_basis=False, **settings) -> _Operators:
@@ -153,6 +169,45 @@ def test_an_accelerator_is_never_waited_for(name):
             assert turned[0].device.type == device
             with pytest.raises((RuntimeError, NotImplementedError), match=r"_local_scalar_dense|meta tensors"):
                 turned[0].sum().item()
+
+
+@pytest.mark.parametrize("block_size", [2, 4, 16])
+@pytest.mark.parametrize("name", ROTARY)
+def test_no_operator_of_a_step_on_an_accelerator_waits(name, block_size):
+    """What runs where the host may not ask, on a device that has no values: forward and backward, whatever is in them."""
+    settings = {"init": "rope"} if name == "comrope-mt" else {}
+    with torch.device("meta"):
+        pe = comrope.encoding(name, num_heads=2, head_dim=32, num_axes=2, block_size=block_size, **settings)
+        q, k, x = torch.randn(3, 4, 9, 32), torch.randn(3, 2, 9, 32), torch.rand(9, 2)
+    operators = _Within()
+    with operators:
+        turned = pe(q.requires_grad_(), k.requires_grad_(), x)
+        torch.autograd.backward(turned, [torch.randn_like(t) for t in turned])
+    assert WAITS.isdisjoint(operators.names())
+    assert name not in ONE_PARAMETER or {"gather", "sort", "diagonal_scatter"} <= set(operators.names())
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNED if name != "liere"])
+def test_no_operator_of_a_model_that_it_is_attached_to_waits(name):
+    vision_transformer = pytest.importorskip("timm.models.vision_transformer")
+    model = vision_transformer.VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2)
+    comrope.attach(model, name, **({"block_size": 8} if name.startswith("comrope") else {}))
+    model.to("meta").train()
+    operators = _Within()
+    with operators:
+        model(torch.randn(2, 3, 16, 16, device="meta")).sum().backward()
+    assert WAITS.isdisjoint(operators.names())
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_no_constant_is_carried_to_the_device(name):
+    """Numbers of Python's that become a tensor are copied, and the copy is waited for. A device without values hides it."""
+    pe = build(name, block_size=8)
+    operators = _Within()
+    with operators:
+        turned = pe(*(draw(2, 2, 9, 16, seed=i).requires_grad_() for i in range(2)), draw(9, 2))
+        torch.autograd.backward(turned, [torch.ones_like(t) for t in turned])
+    assert "lift_fresh" not in operators.names()
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from comrope.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,3 +51,15 @@ def demo_table(results: dict) -> str:
         shares = [f"{100 * row['correct'] / row['total']:.1f}" for row in (*run["resolutions"], *run["offsets"])]
         lines.append([f"`{run['encoding']}`", *shares, str(max(row["changed"] for row in run["offsets"]))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@pytest.mark.parametrize("page", ["docs/laboratory.md"])
+def test_the_commands_run(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for line in "\n".join(re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)).splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        main()
+    assert (tmp_path / "runs/first/weights.safetensors").exists()
+    assert (tmp_path / "runs/table1-demo/report.html").exists()
+    assert "16×32" in capsys.readouterr().out

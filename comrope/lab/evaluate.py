@@ -1,53 +1,222 @@
-"""Measuring a trained classifier: at other resolutions, and with all its coordinates moved."""
+"""Measuring a trained classifier: at other resolutions, with its coordinates moved or perturbed, over all processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import comrope
-from comrope.lab.data import Images
+from comrope.encodings import Encoding
+from comrope.errors import ConfigurationError
+from comrope.lab.data import Testing, as_is
+from comrope.lab.draws import generator
 from comrope.lab.vit import ViT
+
+DIRECTIONS = ("random", "first-axis", "last-axis", "steepest")
+
+
+class Samples(Protocol):
+    """What a classifier is measured on: images or clips."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What test images and their coordinates are put through."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+    offset: float = 0.0
+    """ρ, in canvas widths."""
+    direction: str = "random"
+    """"random": each image moves by its own N(0, ρ²I) (Eq. 12). Else all move by ρ along the "first-axis", the "last-axis", or
+    the "steepest" direction, in which the fastest plane of the model turns most."""
+    perturbation: float = 0.0
+    """σ, in patches; drawn for each image (Eq. 11)."""
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.direction not in DIRECTIONS:
+            raise ConfigurationError(f"direction={self.direction!r}: expected one of {', '.join(DIRECTIONS)}.")
+
+    @property
+    def moves(self) -> bool:
+        return bool(self.offset or self.perturbation)
+
+    @property
+    def still(self) -> Self:
+        """The same with coordinates unmoved."""
+        return replace(self, offset=0.0, direction="random", perturbation=0.0, seed=0)
+
+    @property
+    def canvas(self) -> tuple[int, ...]:
+        """What the model's positions are laid out for."""
+        return self.size
+
+    @property
+    def perturbed(self) -> tuple[bool, ...]:
+        """Which axes the perturbation moves."""
+        return (True, True)
+
+    def feed(self, images: Any) -> Any:
+        """What is put before the model: batches by the images' indices."""
+        return Testing(images, self.size)
+
+    def describes(self, row: dict[str, Any]) -> bool:
+        """Whether a row of `measure` was found under this condition."""
+        return all(row[key] == value for key, value in {**vars(self), "size": list(self.size)}.items())
+
+
+def measure(
+    model: nn.Module, images: Samples, conditions: Sequence[Condition], *, batch_size: int = 150, readers: int = 0
+) -> list[dict[str, Any]]:
+    """Correct answers under each condition.
+
+    Called in several processes, each takes its share of the images; the counts are of all of them, each image counted once.
+
+    Returns:
+        A row a condition: its fields, `correct` of `total` images, how many were `skipped` as unreadable, and how many labels
+        are `changed` from what the model says at that size with coordinates unmoved.
+    """
+    rows: list[dict[str, Any]] = []
+    unmoved: dict[Condition, Tensor] = {}
+    settings: dict[str, Any] = {"batch_size": batch_size, "readers": readers}
+    for condition in conditions:
+        still = condition.still
+        if still not in unmoved:
+            unmoved[still] = predict(model, images, still, **settings)
+        found = predict(model, images, condition, **settings) if condition.moves else unmoved[still]
+        truth = images.labels[_share(len(images))]
+        seen = found >= 0
+        counts = torch.stack(
+            ((found == truth).sum(), seen.sum(), (~seen).sum(), (found != unmoved[still]).logical_and(seen).sum())
+        )
+        total: Any = reduce(counts.to(PartialState().device), "sum")
+        correct, seen_in_all, skipped, changed = total.tolist()
+        rows.append(
+            {
+                **vars(condition),
+                "size": list(condition.size),
+                "correct": correct,
+                "total": seen_in_all,
+                "skipped": skipped,
+                "changed": changed,
+            }
+        )
+    return rows
 
 
 @torch.no_grad()
 def predict(
-    model: ViT, images: Images, size: tuple[int, int], *, offset: float = 0.0, seed: int = 0, batch_size: int = 150
+    model: nn.Module, images: Samples, condition: Condition, *, batch_size: int = 150, readers: int = 0
 ) -> Tensor:
-    """Labels (n,) that `model` gives to `images` at `size`, each image's positions moved by its own N(0, ρ²I) (Eq. 12)."""
-    draws = torch.Generator().manual_seed(seed)
+    """Labels that `model` gives to this process's share of `images`, all of them where it is the only one; −1 where skipped."""
     device = next(model.parameters()).device
-    positions = model.positions(size)
-    if offset:
-        positions = comrope.positions.offset(positions, offset, batch_size=len(images), generator=draws)
-    labels = []
-    for i, pixels in enumerate(images.resized(size).split(batch_size)):
-        moved = positions[i * batch_size :][: len(pixels)] if offset else positions
-        labels.append(model(pixels.to(device), moved.to(device)).argmax(-1).cpu())
-    return torch.cat(labels)
+    share = _share(len(images))
+    batches = [list(share)[i : i + batch_size] for i in range(0, len(share), batch_size)]
+    positions = _positions(model, len(images), condition)
+    loader = DataLoader(
+        condition.feed(images),
+        batch_sampler=batches,
+        num_workers=readers,
+        collate_fn=as_is,  # pyright: ignore
+    )
+    labels = torch.full((len(images),), -1)
+    for indices, batch in zip(batches, loader, strict=True):
+        seen = [index for index in indices if images.name(index) not in batch.skipped] if batch.skipped else indices
+        if not seen:
+            continue
+        pixels = batch.pixels.to(device)
+        if positions is None:
+            logits = model(pixels)
+        else:
+            logits = model(pixels, (positions[seen] if positions.ndim == 3 else positions).to(device))
+        labels[seen] = logits.argmax(-1).cpu()
+    return labels[list(share)]
 
 
-def across_resolutions(model: ViT, images: Images, sizes: list[tuple[int, int]]) -> list[dict]:
-    """Correct answers at each (height, width), without retraining."""
-    rows = []
-    for size in sizes:
-        correct = (predict(model, images, size) == images.labels).sum().item()
-        rows.append({"size": list(size), "correct": correct, "total": len(images)})
-    return rows
+def _share(num_images: int) -> range:
+    """The images of this process: every n-th, so that all counts together are exact without padding."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return range(state.process_index, num_images, state.num_processes)
 
 
-def across_offsets(
-    model: ViT, images: Images, size: tuple[int, int], offsets: list[float], seed: int = 0
-) -> list[dict]:
-    """Correct answers under random offsets of each strength ρ, and how many labels differ from those without offset."""
-    unmoved = predict(model, images, size)
-    rows = []
-    for offset in offsets:
-        labels = unmoved if offset == 0 else predict(model, images, size, offset=offset, seed=seed)
-        rows.append(
-            {
-                "offset": offset,
-                "correct": (labels == images.labels).sum().item(),
-                "total": len(images),
-                "changed": (labels != unmoved).sum().item(),
-            }
-        )
-    return rows
+def _positions(model: nn.Module, num_images: int, condition: Condition) -> Tensor | None:
+    """(L, N), or (num_images, L, N) where each image has its own; None where the model knows by itself."""
+    if not isinstance(model, ViT):
+        if condition.moves:
+            raise ConfigurationError(
+                f"{type(model).__name__} reads its positions off the image: only the laboratory's ViT can have them moved."
+            )
+        return None
+    positions = model.positions(condition.canvas)
+    if condition.perturbation:
+        patch = [1 / n for n in model.grid(condition.canvas)]
+        settings: dict[str, Any] = {
+            "num_prefix_tokens": model.num_prefix_tokens,
+            "batch_size": num_images,
+            "axes": condition.perturbed,
+        }
+        draws = generator(condition.seed, 0)
+        positions = comrope.positions.perturb(positions, patch, condition.perturbation, **settings, generator=draws)
+    if condition.offset:
+        positions = positions.double()  # float32 merges neighbouring patches far from the canvas
+        if condition.direction == "random":
+            draws = generator(condition.seed, 1)
+            positions = comrope.positions.offset(positions, condition.offset, batch_size=num_images, generator=draws)
+        else:
+            positions = positions + condition.offset * direction(model, condition.direction).double()
+    return positions
+
+
+def direction(model: nn.Module, name: str) -> Tensor:
+    """The unit vector, (N,), that `name` stands for; in a model that turns nothing the steepest is the first axis."""
+    axes = torch.eye(model.num_axes)  # pyright: ignore[reportArgumentType]
+    first, last = axes[0], axes[-1]
+    if name != "steepest":
+        return {"first-axis": first, "last-axis": last}[name]
+    steepest, height = first, 0.0
+    for encoding in (module for module in model.modules() if isinstance(module, Encoding)):
+        angles = encoding.angle_matrices().detach().double().cpu().flatten(1, 2)  # (N, blocks, b, b)
+        found, its_height = _steepest(angles)
+        if its_height > height:
+            steepest, height = found, its_height
+    return steepest
+
+
+def _steepest(angles: Tensor, rounds: int = 30) -> tuple[Tensor, float]:
+    """The unit u with the largest ‖Σ u_i A_i‖₂ of any block, (N,), and that norm: from each axis uphill, plane by plane.
+
+    For a unit vector v, |vᴴ(Σ u_i A_i)v| is largest in u at u_i ∝ vᴴA_i v / i, and largest in v at the leading eigenvector:
+    taking turns never goes down, and one turn is enough where the matrices commute.
+    """
+    u = torch.eye(len(angles), dtype=torch.float64)[:, None].repeat(1, angles.shape[1], 1)  # (starts, blocks, N)
+    height = torch.zeros(u.shape[:2], dtype=torch.float64)
+    for _ in range(rounds):
+        values, vectors = torch.linalg.eigh(-1j * torch.einsum("sni,inab->snab", u, angles))
+        height, v = values[..., -1], vectors[..., -1]
+        slopes = torch.einsum("sna,inab,snb->sni", v.conj(), angles + 0j, v).imag
+        u = torch.nn.functional.normalize(slopes, dim=-1)
+    best = height.flatten().argmax()
+    return u.flatten(0, 1)[best].float(), height.flatten()[best].item()
+
+
+def plain(sizes: Sequence[tuple[int, int]]) -> list[Condition]:
+    """Other resolutions, nothing else."""
+    return [Condition(size) for size in sizes]
+
+
+def shifted(size: tuple[int, int], offsets: Sequence[float], seed: int = 0) -> list[Condition]:
+    """Random offsets of each strength ρ at one size."""
+    return [Condition(size, offset, seed=seed) if offset else Condition(size) for offset in offsets]

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 INK, FAINT, GRID = "#22252a", "#6a6f78", "#dfe1e5"
-_WIDTH = 8.0  # inches; at the report's 800 px, text of 9 points is text of 12.5 px
+WIDTH = 8.0  # inches; at the report's 800 px, text of 9 points is text of 12.5 px
 _PLOT_HEIGHT = 3.02  # inches, of the line figures' axes
-_TEXT = 9.0  # points
+TEXT = 9.0  # points
 _NO_SPECTRUM = {
     "none": "it turns nothing",
     "ape": "it adds a code to the tokens",
@@ -77,17 +77,17 @@ def accuracy_against_resolution(results: Mapping[str, Any]) -> Figure:
         rows = sorted(run["resolutions"], key=lambda r: place[_size(r)])
         lines.append((run["encoding"], [place[_size(r)] for r in rows], [percent(r) for r in rows]))
 
-    figure, axes = _line_axes("Accuracy at other image sizes than the one trained on, without retraining")
+    figure, axes = line_axes("Accuracy at other image sizes than the one trained on, without retraining")
     axes.set_xlabel(
         "edge of the square test images (pixels)" if square else "size of the test images (rows × columns, pixels)"
     )
     axes.set_ylabel("test accuracy (%)")
     if square:
         axes.set_xscale("log")
-    _ticks(axes, list(place.values()), [str(s[0]) if square else size_text(s) for s in sizes])
-    _note_at(axes, place[trained], "trained here")
+    ticks(axes, list(place.values()), [str(s[0]) if square else size_text(s) for s in sizes])
+    note_at(axes, place[trained], "trained here")
     last = sizes[-1]
-    _draw(axes, lines, "{:.1f}", f"% at {last[0] if square else size_text(last)}")
+    draw_lines(axes, lines, "{:.1f}", f"% at {last[0] if square else size_text(last)}")
     return figure
 
 
@@ -104,13 +104,13 @@ def accuracy_against_offset(results: Mapping[str, Any]) -> Figure:
     offsets = sorted({x for _, xs, _ in lines for x in xs})
     positive = [x for x in offsets if x > 0]
 
-    figure, axes = _line_axes("Accuracy when all positions of an image are shifted together")
+    figure, axes = line_axes("Accuracy when all positions of an image are shifted together")
     axes.set_xlabel("offset ρ: standard deviation of the shift (canvas widths)")
     axes.set_ylabel("test accuracy (%)")
     if positive and positive[-1] / positive[0] > 10:
         axes.set_xscale("symlog", linthresh=positive[0], linscale=0.6)
-    _ticks(axes, offsets, [f"{x:g}" for x in offsets])
-    _draw(axes, lines, "{:.1f}", f"% at ρ = {offsets[-1]:g}" if offsets else "")
+    ticks(axes, offsets, [f"{x:g}" for x in offsets])
+    draw_lines(axes, lines, "{:.1f}", f"% at ρ = {offsets[-1]:g}" if offsets else "")
     return figure
 
 
@@ -121,18 +121,18 @@ def training(results: Mapping[str, Any]) -> Figure:
         for run in results["runs"]
     ]
     losses = [y for _, _, ys in lines for y in ys if math.isfinite(y) and y > 0]
-    figure, axes = _line_axes("Training loss after each epoch")
+    figure, axes = line_axes("Training loss after each epoch")
     axes.set_xlabel("epoch (passes over the training images)")
     axes.set_ylabel("training loss (cross-entropy, nats)")
     if losses and max(losses) / min(losses) > 5:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(_loss_tick))
-        axes.tick_params(axis="y", which="minor", labelsize=_TEXT - 2, length=2)
+        axes.tick_params(axis="y", which="minor", labelsize=TEXT - 2, length=2)
     epochs = sorted({x for _, xs, _ in lines for x in xs})
     step = max(1, math.ceil(len(epochs) / 12))
-    _ticks(axes, epochs[step - 1 :: step], [f"{x:g}" for x in epochs[step - 1 :: step]])
-    _draw(axes, lines, "{:.3f}", "at the end")
+    ticks(axes, epochs[step - 1 :: step], [f"{x:g}" for x in epochs[step - 1 :: step]])
+    draw_lines(axes, lines, "{:.3f}", "at the end")
     return figure
 
 
@@ -152,13 +152,13 @@ def spectra(results: Mapping[str, Any]) -> Figure:
     notes = [f"{style(n).label}: {_NO_SPECTRUM.get(n, 'it gave no frequencies')}." for n in absent]
     bottom += 0.19 * len(notes) + (0.32 if notes else 0)
     height = top + rows * side + (rows - 1) * gap_y + bottom
-    figure = Figure(figsize=(_WIDTH, height), facecolor="white")
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
     _title(figure, "Frequencies of each plane of every head and layer", left)
     if notes:
         for i, note in enumerate(["No spectrum to draw", *notes]):
             y = (0.1 + 0.19 * (len(notes) - i)) / height
             weight = "normal" if i else "bold"
-            _text(figure, left / _WIDTH, y, note, size=_TEXT - 0.5, color=FAINT, weight=weight)
+            _text(figure, left / WIDTH, y, note, size=TEXT - 0.5, color=FAINT, weight=weight)
     if not drawn:
         return figure
 
@@ -169,7 +169,7 @@ def spectra(results: Mapping[str, Any]) -> Figure:
     for i, (name, layers) in enumerate(drawn.items()):
         row, column = divmod(i, columns)
         x, y = left + column * (side + gap_x), bottom + (rows - 1 - row) * (side + gap_y)
-        axes = figure.add_axes((x / _WIDTH, y / height, side / _WIDTH, side / height))
+        axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
         points = np.concatenate(layers)  # (planes of all layers, 2)
         layer = np.repeat(np.arange(1, len(layers) + 1), [len(p) for p in layers])
         # Deep layers drawn last would hide the others: a fixed shuffle mixes them.
@@ -181,12 +181,12 @@ def spectra(results: Mapping[str, Any]) -> Figure:
         axes.tick_params(labelleft=column == 0, labelbottom=i + columns >= len(drawn))
     if depth > 1:
         x = left + columns * (side + gap_x) - 0.1
-        bar = figure.add_axes((x / _WIDTH, (height - top - side) / height, 0.13 / _WIDTH, side / height))
+        bar = figure.add_axes((x / WIDTH, (height - top - side) / height, 0.13 / WIDTH, side / height))
         figure.colorbar(ScalarMappable(norm, colours), cax=bar, ticks=_layer_ticks(depth))
         bar.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-        bar.tick_params(labelsize=_TEXT - 1, length=0, colors=INK)
+        bar.tick_params(labelsize=TEXT - 1, length=0, colors=INK)
         bar.yaxis.set_minor_locator(NullLocator())
-        bar.set_ylabel("layer (1 reads the image)", fontsize=_TEXT - 0.5, color=INK)
+        bar.set_ylabel("layer (1 reads the image)", fontsize=TEXT - 0.5, color=INK)
         bar.set_frame_on(False)
     return figure
 
@@ -217,25 +217,25 @@ def _area_then_rows(size: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(size), size[0]
 
 
-def _line_axes(title: str) -> tuple[Figure, Axes]:
+def line_axes(title: str) -> tuple[Figure, Axes]:
     """Axes with room on the right for the names of the lines."""
     height, left = 4.07, 0.68
-    figure = Figure(figsize=(_WIDTH, height), facecolor="white")
-    axes = figure.add_axes((left / _WIDTH, 0.5 / height, 5.35 / _WIDTH, _PLOT_HEIGHT / height), facecolor="none")
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    axes = figure.add_axes((left / WIDTH, 0.5 / height, 5.35 / WIDTH, _PLOT_HEIGHT / height), facecolor="none")
     _title(figure, title, left)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=_TEXT, colors=INK)
-    axes.xaxis.label.set(fontsize=_TEXT + 0.5, color=INK)
-    axes.yaxis.label.set(fontsize=_TEXT + 0.5, color=INK)
+    axes.tick_params(labelsize=TEXT, colors=INK)
+    axes.xaxis.label.set(fontsize=TEXT + 0.5, color=INK)
+    axes.yaxis.label.set(fontsize=TEXT + 0.5, color=INK)
     return figure, axes
 
 
 def _title(figure: Figure, title: str, left: float) -> None:
     height = figure.get_figheight()
-    _text(figure, left / _WIDTH, 1 - 0.28 / height, title, size=_TEXT + 2.5, color=INK, weight="bold")
+    _text(figure, left / WIDTH, 1 - 0.28 / height, title, size=TEXT + 2.5, color=INK, weight="bold")
 
 
 def _text(where: Figure | Axes, x: float, y: float, text: str, *, size: float, **keywords) -> None:
@@ -243,12 +243,12 @@ def _text(where: Figure | Axes, x: float, y: float, text: str, *, size: float, *
     where.text(x, y, text, fontsize=size, parse_math=False, **keywords)
 
 
-def _ticks(axes: Axes, places: list[float], labels: list[str]) -> None:
+def ticks(axes: Axes, places: list[float], labels: list[str]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(places, labels)
 
 
-def _note_at(axes: Axes, x: float, note: str) -> None:
+def note_at(axes: Axes, x: float, note: str) -> None:
     axes.vlines(
         x, 0, 1, transform=axes.get_xaxis_transform(), color=FAINT, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1
     )
@@ -257,7 +257,7 @@ def _note_at(axes: Axes, x: float, note: str) -> None:
         x,
         1.015,
         note,
-        size=_TEXT - 1,
+        size=TEXT - 1,
         color=FAINT,
         ha="center",
         va="bottom",
@@ -265,7 +265,7 @@ def _note_at(axes: Axes, x: float, note: str) -> None:
     )
 
 
-def _draw(axes: Axes, lines: list[tuple[str, list[float], list[float]]], value: str, values: str) -> None:
+def draw_lines(axes: Axes, lines: list[tuple[str, list[float], list[float]]], value: str, values: str) -> None:
     """One line an encoding, thick ones on top, each named at its right end with its last finite value."""
     ends = []
     for order, (name, xs, ys) in enumerate(lines):
@@ -295,13 +295,13 @@ def _draw(axes: Axes, lines: list[tuple[str, list[float], list[float]]], value: 
     to_axes = axes.transData + axes.transAxes.inverted()
     x_last = axes.get_xlim()[1]
     wanted = [float(to_axes.transform((x_last, y))[1]) * points for y, _, _ in ends]
-    placed = [y / points for y in _spread(wanted, gap=1.45 * _TEXT, low=0.5 * _TEXT, high=points - 0.5 * _TEXT)]
+    placed = [y / points for y in _spread(wanted, gap=1.45 * TEXT, low=0.5 * TEXT, high=points - 0.5 * TEXT)]
     leaders = [[(1.0, true / points), (1.035, place)] for true, place in zip(wanted, placed, strict=True)]
     colours = [look.colour for _, look, _ in ends]
     axes.add_collection(
         LineCollection(leaders, colors=colours, linewidths=0.9, transform=axes.transAxes, clip_on=False), autolim=False
     )
-    _text(axes, 1.36, 1.015, values, size=_TEXT - 1, color=FAINT, transform=axes.transAxes, va="bottom", ha="right")
+    _text(axes, 1.36, 1.015, values, size=TEXT - 1, color=FAINT, transform=axes.transAxes, va="bottom", ha="right")
     for (_, look, shown), place in zip(ends, placed, strict=True):
         axes.scatter(
             [1.05],
@@ -315,8 +315,8 @@ def _draw(axes: Axes, lines: list[tuple[str, list[float], list[float]]], value: 
         )
         weight = "bold" if look.width > 2 else "normal"
         keywords = {"color": INK, "weight": weight, "transform": axes.transAxes, "va": "center_baseline"}
-        _text(axes, 1.07, place, look.label, size=_TEXT, **keywords)
-        _text(axes, 1.36, place, shown, size=_TEXT, ha="right", **keywords)
+        _text(axes, 1.07, place, look.label, size=TEXT, **keywords)
+        _text(axes, 1.36, place, shown, size=TEXT, ha="right", **keywords)
 
 
 def _spread(wanted: list[float], *, gap: float, low: float, high: float) -> list[float]:
@@ -350,18 +350,18 @@ def _panel(axes: Axes, name: str, limit: float, num_outside: int) -> None:
     axes.spines[:].set_color(GRID)
     axes.axhline(0, color=GRID, linewidth=0.8, zorder=1)
     axes.axvline(0, color=GRID, linewidth=0.8, zorder=1)
-    axes.tick_params(labelsize=_TEXT - 1, colors=INK, length=2.5, color=FAINT)
-    axes.xaxis.label.set(fontsize=_TEXT - 0.5, color=INK)
-    axes.yaxis.label.set(fontsize=_TEXT - 0.5, color=INK)
+    axes.tick_params(labelsize=TEXT - 1, colors=INK, length=2.5, color=FAINT)
+    axes.xaxis.label.set(fontsize=TEXT - 0.5, color=INK)
+    axes.yaxis.label.set(fontsize=TEXT - 0.5, color=INK)
     axes.locator_params(nbins=5)
     axes.scatter([0.03], [1.065], s=34, marker=look.marker, color=look.colour, transform=axes.transAxes, clip_on=False)
     label = f"{look.label}, not learned" if name == "rope" else look.label
     weight = "bold" if look.width > 2 else "normal"
     keywords = {"color": INK, "transform": axes.transAxes}
-    _text(axes, 0.08, 1.065, label, size=_TEXT, weight=weight, va="center_baseline", **keywords)
+    _text(axes, 0.08, 1.065, label, size=TEXT, weight=weight, va="center_baseline", **keywords)
     if num_outside:
         keywords["color"] = FAINT
-        _text(axes, 0.98, 0.03, f"{num_outside} outside", size=_TEXT - 1.5, ha="right", va="bottom", **keywords)
+        _text(axes, 0.98, 0.03, f"{num_outside} outside", size=TEXT - 1.5, ha="right", va="bottom", **keywords)
 
 
 def _robust_limit(panels: list[np.ndarray]) -> float:

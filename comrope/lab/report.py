@@ -123,12 +123,12 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "typical_half_width": half_width(typical / 100 * total, total),
         "worst_half_width": half_width(total / 2, total),
         "figures": {
-            "resolution": _inline(
+            "resolution": inline(
                 figures.accuracy_against_resolution(results), "resolution", "Accuracy against image size"
             ),
-            "offset": _inline(figures.accuracy_against_offset(results), "offset", "Accuracy against offset"),
-            "spectra": _inline(figures.spectra(results), "spectra", "Learned frequencies of each encoding"),
-            "training": _inline(figures.training(results), "training", "Training loss against epoch"),
+            "offset": inline(figures.accuracy_against_offset(results), "offset", "Accuracy against offset"),
+            "spectra": inline(figures.spectra(results), "spectra", "Learned frequencies of each encoding"),
+            "training": inline(figures.training(results), "training", "Training loss against epoch"),
         },
         "samples": [{"caption": s["caption"], "source": _png(s["image"])} for s in results.get("samples", [])],
     }
@@ -235,7 +235,7 @@ def _range(numbers: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _inline(figure: Figure, name: str, title: str) -> Markup:
+def inline(figure: Figure, name: str, title: str) -> Markup:
     """The figure as an <svg> element for a page: text as text, ids of its own, no style that leaks, no metadata."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from comrope.errors import DataError
@@ -22,10 +23,11 @@ _FILES = {
 
 
 @contextmanager
-def whole_or_nothing(folder: Path) -> Iterator[Path]:
+def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write a result into, which takes the place of `folder` when all went well and vanishes otherwise.
 
-    An earlier result there stays until the new one is whole. Ctrl-C counts as not well.
+    An earlier result there stays until the new one is whole. Ctrl-C counts as not well. `also` are patterns of names that such
+    results have beside those of the demo and the bench.
 
     Raises:
         DataError: `folder` is a file or below one, or holds anything that `save` did not write: nothing of it is touched.
@@ -33,7 +35,8 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
         raise DataError(f"{folder} is a file, or below one: name a folder for the result.")
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES) if folder.exists() else []
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in names if name not in _FILES and not any(fnmatch(name, pattern) for pattern in also)]
     if foreign:
         raise DataError(f"{folder} holds what is no result of comrope ({', '.join(foreign[:3])}): name another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)

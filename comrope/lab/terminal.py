@@ -1,8 +1,10 @@
 """What a run shows in the terminal: progress while it goes on, a table when it is done."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -57,6 +59,86 @@ def table(results: dict) -> Table:
         changed = max(row["changed"] for row in run["offsets"])
         residual = f"{max(c['equation'] for c in run['check']):.0e}" if run["check"] else "–"
         shown.add_row(run["encoding"], *cells, str(changed), residual)
+    return shown
+
+
+def speaks() -> bool:
+    """Whether this process is the one of those started together that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def run_progress() -> Iterator[Callable[[str, int, int, float], None]]:
+    """A bar for one run, with throughput and time left; off a terminal, a line at each tenth."""
+    with study_progress() as report:
+        yield lambda stage, done, total, speed: report("", stage, done, total, speed)
+
+
+@contextmanager
+def study_progress() -> Iterator[Callable[[str, str, int, int, float], None]]:
+    """A bar for each run under way, as a function of (name, stage, done, in all, samples a second); lines off a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    said: set[tuple[str, str, int]] = set()
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal and speaks()),
+    ) as bars:
+        shown: dict[str, Any] = {}
+
+        def report(name: str, stage: str, done: int, total: int, speed: float) -> None:
+            rate = f"{speed:.0f}/s" if speed else ""
+            if console.is_terminal:
+                if name not in shown:
+                    shown[name] = bars.add_task(name, total=total, speed=rate)
+                bars.update(
+                    shown[name], description=f"{name} {stage}".strip(), completed=done, total=total, speed=rate,
+                    visible=stage != "measured",
+                )  # fmt: skip
+                return
+            mark = (name, stage, 10 * done // total)
+            if speaks() and mark not in said:
+                said.add(mark)
+                console.print(f"{name} {stage} {done}/{total} {rate}".strip(), highlight=False)
+
+        yield report
+
+
+def evaluation(result: dict, conditions: Sequence[Any] | None = None) -> Table:
+    """What was measured of a run, a row a condition, of those asked for or of all; no columns of nothing but zeros."""
+    rows = [r for r in result["evaluation"] if conditions is None or any(c.describes(r) for c in conditions)]
+    shown = Table(box=box.SIMPLE_HEAD, padding=0, title=f"{result['name']} on {result['experiment']['data']}")
+    cells = [_cells(row) for row in rows]
+    usual = {"0", "–", "random"}
+    columns = [c for c in (cells[0] if cells else ()) if c == "correct" or {row[c] for row in cells} - usual]
+    for column in columns:
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in cells:
+        shown.add_row(*(row[column] for column in columns))
+    return shown
+
+
+def _cells(row: dict) -> dict[str, str]:
+    """A measured row in print: sizes as 8×8, counts with their share, no long lists."""
+    cells = {}
+    for name, value in row.items():
+        if isinstance(value, list) and len(value) <= 3:
+            cells[name] = "×".join(map(str, value))
+        elif value is None or isinstance(value, (str, int, float)):
+            cells[name] = "–" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+    if row.get("total"):
+        cells["top-1 %"] = f"{100 * row['correct'] / row['total']:.2f}"
+    return cells
+
+
+def recipes(known: Mapping[str, Callable]) -> Table:
+    """The recipes of `comrope reproduce`, each with the first line of its docstring."""
+    shown = _table("comrope reproduce <recipe> --scale demo|small|paper")
+    shown.add_column("what it is")
+    for name, recipe in known.items():
+        shown.add_row(name, (recipe.__doc__ or "").strip().splitlines()[0])
     return shown
 
 

@@ -1,99 +1,225 @@
-"""The training loop of the experiments: the paper's basic recipe, on Accelerate."""
+"""The training loop of all experiments: one loop, on Accelerate, that any kill can interrupt.
 
-from collections.abc import Callable
+Every random draw is named by its seed, step and image (`comrope.lab.draws`), so that a run is the same whether it was
+interrupted or not, and the same but for rounding in any number of processes.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
+from accelerate.state import AcceleratorState
+from accelerate.utils import reduce, set_seed
 from timm.scheduler import CosineLRScheduler
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
 
 import comrope
 from comrope.errors import ConfigurationError
-from comrope.lab.data import Images, random_crops
-from comrope.lab.vit import ViT
+from comrope.lab.checkpoints import Checkpoints
+from comrope.lab.data import as_is
+from comrope.lab.draws import generator, seed_for
+from comrope.lab.experiment import Recipe
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a model is trained: AdamW, cosine schedule with linear warm-up, random crops (paper, section 4)."""
+class Means:
+    """What a step met: means over `count` samples, to be averaged over the epoch."""
 
-    image_size: tuple[int, int] = (32, 32)
-    epochs: int = 12
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.02
-    """Share of all steps."""
-    enlargement: float = 1.1
-    """Images are resized to so many times the size that is then cropped from them."""
-    perturbation: float = 1.0
-    """σ, in patches; drawn anew for every step (Eq. 11)."""
-    seed: int = 0
+    count: int
+    values: dict[str, Tensor]
+
+
+class Feed(Protocol):
+    """A training set that is read by the batch, on the CPU."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, keys: list[tuple[int, int, int]]) -> Any:
+        """The batch of `keys`, each (epoch, index, copy): how a sample is augmented depends on its key alone."""
+        ...
+
+
+class Task(Protocol):
+    """What the loop has to know of a problem."""
+
+    @property
+    def feed(self) -> Feed: ...
+
+    def loss(self, model: nn.Module, batch: Any, draws: torch.Generator) -> tuple[Tensor, Means]:
+        """Mean loss of a batch, and what to record. `draws` is the same for all processes and parts of a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told after each step."""
+
+    step: int
+    total: int
+    loss: Tensor
+    """Of this process's last micro-batch, on the device: reading it waits for the step."""
+    samples_per_second: float
+    learning_rate: float
+
+
+class Batches(Sampler):
+    """Keys (epoch, index, copy) of this process's share of every micro-batch, from step `start` on."""
+
+    def __init__(self, num_samples: int, recipe: Recipe, micro_batch: int, rank: int, world: int, start: int = 0):
+        self.num_samples, self.recipe, self.start = num_samples, recipe, start
+        self.micro_batch, self.rank, self.world = micro_batch, rank, world
+        self.steps_per_epoch = num_samples // recipe.batch_size
+        self.total = recipe.epochs * self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        share = self.recipe.batch_size // self.world
+        keys: list[tuple[int, int, int]] = []
+        for step in range(self.start, self.total):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            if step == self.start or within == 0:
+                keys = self._epoch(epoch)
+            begin = within * self.recipe.batch_size + self.rank * share
+            for at in range(begin, begin + share, self.micro_batch):
+                yield keys[at : at + self.micro_batch]
+
+    def _epoch(self, epoch: int) -> list[tuple[int, int, int]]:
+        order = torch.randperm(self.num_samples, generator=generator(self.recipe.seed, 0, epoch)).tolist()
+        copies = self.recipe.repeats
+        return [(epoch, index, copy) for index in order[: -(-self.num_samples // copies)] for copy in range(copies)]
 
 
 def train(
-    model: ViT, images: Images, recipe: Recipe, after_step: Callable[[int, int], None] | None = None
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    checkpoints: Checkpoints | None = None,
+    micro_batch: int | None = None,
+    readers: int = 0,
+    compiled: bool = False,
+    after_step: Callable[[Progress], None] = lambda progress: None,
+    after_epoch: Callable[[nn.Module], dict[str, Any]] = lambda model: {},
 ) -> list[dict]:
-    """Trains `model` in place.
+    """Trains `model` in place, in as many processes as `torchrun` or `accelerate launch` started.
+
+    Reseeds the global generators of Python, numpy and torch at every step, for dropout and the like.
 
     Args:
-        model: a classifier of `images`.
-        images: what to train on.
+        model: what is trained.
+        task: on what, and for which loss.
         recipe: how.
-        after_step: called after each optimiser step with (steps done, steps in all).
+        checkpoints: where the state is kept; what lies there is gone on with. Without it nothing is written.
+        micro_batch: samples that one process takes at a time; the rest of its share of a batch is accumulated. All if None.
+        readers: processes that read data, for each process that trains.
+        compiled: whether the model is compiled by `torch.compile`.
+        after_step: called after each optimiser step.
+        after_epoch: called after each epoch with the model in eval mode; what it returns, ready for JSON, goes into the epoch's
+            row.
     Returns:
-        A row an epoch: mean training loss and accuracy as they were met on the way.
+        A row an epoch: mean training loss and what else the task records, as they were met on the way.
+    Raises:
+        ConfigurationError: sizes that do not divide, or make no step.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    draws = torch.Generator().manual_seed(recipe.seed)
-    enlarged = tuple(round(side * recipe.enlargement) for side in recipe.image_size)
-    loader = DataLoader(
-        TensorDataset(images.resized((enlarged[0], enlarged[1])), images.labels),
-        batch_size=recipe.batch_size,
-        shuffle=True,
-        drop_last=True,
-        generator=draws,
-    )
-    total = recipe.epochs * len(loader)
-    if total < 1:
+    AcceleratorState._reset_state()  # or an earlier run of this process would fix the precision of this one
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    micro_batch = _micro_batch(recipe, world, micro_batch)
+    batches = Batches(len(task.feed), recipe, micro_batch, rank, world)
+    if batches.total < 1:
         raise ConfigurationError(
-            f"epochs={recipe.epochs}, batch_size={recipe.batch_size} and {len(images)} images make no training step."
+            f"epochs={recipe.epochs}, batch_size={recipe.batch_size} and {len(task.feed)} samples make no training step."
         )
-    warmup = round(recipe.warmup * total)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    groups = comrope.param_groups(model, lr=recipe.angle_learning_rate, weight_decay=recipe.weight_decay)
+    optimizer: Any = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    warmup = round(recipe.warmup * batches.total)
     # With warmup_prefix timm counts the cosine's steps from the end of the warm-up.
-    schedule = CosineLRScheduler(
-        optimizer, t_initial=max(1, total - warmup), warmup_t=warmup, warmup_prefix=True, t_in_epochs=False
-    )
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    positions = model.positions(recipe.image_size)  # perturbed on the CPU: the same draws on every device
-    patch_size = [1 / n for n in model.grid(recipe.image_size)]
+    cosine = {"t_initial": max(1, batches.total - warmup), "warmup_t": warmup, "warmup_prefix": True}
+    schedule = CosineLRScheduler(optimizer, **cosine, t_in_epochs=False)
+    if compiled:
+        model.compile()
+    prepared, optimizer = accelerator.prepare(model, optimizer)
 
-    history, step = [], 0
-    model.train()
-    for epoch in range(1, recipe.epochs + 1):
-        loss_sum = correct = seen = 0.0
-        for pixels, labels in loader:
-            schedule.step_update(step)
-            pixels = random_crops(pixels, recipe.image_size, draws)
-            moved = comrope.positions.perturb(
-                positions, patch_size, recipe.perturbation, num_prefix_tokens=model.num_prefix_tokens, generator=draws
-            )
-            with accelerator.autocast():
-                logits = model(pixels, moved.to(accelerator.device))
-                loss = F.cross_entropy(logits, labels)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            loss_sum += loss.item() * len(labels)
-            correct += (logits.argmax(-1) == labels).sum().item()
-            seen += len(labels)
-            if after_step is not None:
-                after_step(step, total)
-        history.append({"epoch": epoch, "loss": loss_sum / seen, "accuracy": correct / seen})
+    history, sums, step, spent = [], _Sums(), 0, 0.0
+    if checkpoints is not None and (found := checkpoints.restore(accelerator)) is not None:
+        step, history, sums.values, spent = (found[key] for key in ("step", "history", "sums", "seconds"))
+    batches.start = step
+    loader = iter(
+        DataLoader(task.feed, batch_sampler=batches, collate_fn=as_is, num_workers=readers)  # type: ignore
+    )
+    parts = recipe.batch_size // world // micro_batch
+    begun, first = time.perf_counter(), step
+    prepared.train()
+    while step < batches.total:
+        schedule.step_update(step)
+        for part in range(parts):
+            batch = next(loader)
+            set_seed(seed_for(recipe.seed, 1, step, part, rank))
+            with nullcontext() if part == parts - 1 else accelerator.no_sync(prepared):
+                loss, means = task.loss(prepared, batch, generator(recipe.seed, 2, step))
+                accelerator.backward(loss / parts)
+            sums.add(loss, means)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        if step % batches.steps_per_epoch == 0:
+            model.eval()
+            history.append({"epoch": step // batches.steps_per_epoch, **sums.means(accelerator), **after_epoch(model)})
+            prepared.train()
+        seconds = time.perf_counter() - begun
+        if checkpoints is not None and (checkpoints.due(step, batches.steps_per_epoch) or step == batches.total):
+            sums.settle(accelerator)
+            progress = {"step": step, "history": history, "sums": sums.values, "seconds": spent + seconds}
+            checkpoints.save(accelerator, progress)
+        speed = (step - first) * recipe.batch_size / seconds
+        after_step(Progress(step, batches.total, loss.detach(), speed, optimizer.param_groups[0]["lr"]))
     model.eval()
     return history
+
+
+def _micro_batch(recipe: Recipe, world: int, micro_batch: int | None) -> int:
+    share, rest = divmod(recipe.batch_size, world)
+    micro_batch = share if micro_batch is None else min(micro_batch, share)
+    if rest or micro_batch < 1 or share % micro_batch:
+        raise ConfigurationError(
+            f"batch_size={recipe.batch_size} in {world} processes with micro_batch={micro_batch}: expected a batch that "
+            "divides by processes, and a share of it that divides by micro-batches."
+        )
+    return micro_batch
+
+
+class _Sums:
+    """Sums over the samples of the epoch so far: on the device until they are asked for, then over all processes."""
+
+    def __init__(self):
+        self.values: dict[str, float] = {}
+        self._here: dict[str, Tensor] = {}
+
+    def add(self, loss: Tensor, means: Means) -> None:
+        count = torch.full((), means.count, dtype=torch.float64, device=loss.device)
+        self._accumulate("count", count)
+        for name, value in {"loss": loss, **means.values}.items():
+            self._accumulate(name, value.detach().double() * means.count)
+
+    def _accumulate(self, name: str, value: Tensor) -> None:
+        self._here[name] = self._here[name] + value if name in self._here else value
+
+    def settle(self, accelerator: Accelerator) -> None:
+        """Brings the sums of all processes into `values`."""
+        if self._here:
+            total: Any = reduce(torch.stack(list(self._here.values())), "sum")
+            for name, value in zip(self._here, total.tolist(), strict=True):
+                self.values[name] = self.values.get(name, 0.0) + value
+            self._here = {}
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the epoch, which is thereby forgotten."""
+        self.settle(accelerator)
+        count = self.values.pop("count")
+        means = {name: value / count for name, value in self.values.items()}
+        self.values = {}
+        return means

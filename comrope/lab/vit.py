@@ -9,6 +9,7 @@ from timm.layers import Attention
 from timm.models import checkpoint
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 import comrope
 from comrope.encodings import AbsoluteEncoding, Encoding, SpectralEncoding, rotations
@@ -59,16 +60,16 @@ class ViT(VisionTransformer):
 
     Args:
         encoding: name of an encoding; "ape" adds its code book to the tokens, the others turn queries and keys.
-        image_size: (height, width) that ape's code book is laid out for.
+        image_size: (height, width) that ape's code book is laid out for; with axes before them in a model that has more.
         encoding_settings: further settings of the encoding, such as block_size=8.
         vit: settings of timm's VisionTransformer: embed_dim, depth, num_heads, patch_size, num_classes, in_chans, ….
 
     With the same seed all encodings start with the same weights outside of themselves.
     """
 
-    def __init__(self, encoding: str, image_size: tuple[int, int], encoding_settings: dict | None = None, **vit):
+    def __init__(self, encoding: str, image_size: tuple[int, ...], encoding_settings: dict | None = None, **vit):
         super().__init__(
-            img_size=image_size,
+            img_size=(image_size[-2], image_size[-1]),
             dynamic_img_size=True,
             pos_embed="none",
             block_fn=RotaryBlock,
@@ -79,7 +80,8 @@ class ViT(VisionTransformer):
         self.patch_embed.img_size = None
         attentions: list[Any] = [block.attn for block in self.blocks]
         attention = attentions[0]
-        shape = {"num_heads": attention.num_heads, "head_dim": attention.head_dim, "num_axes": 2}
+        shape = {"num_heads": attention.num_heads, "head_dim": attention.head_dim, "num_axes": len(image_size)}
+        self.num_axes = len(image_size)
         settings = dict(encoding_settings or {})
         self.ape: AbsoluteEncoding | None = None
         if encoding == "ape":
@@ -88,15 +90,15 @@ class ViT(VisionTransformer):
         for attention in attentions:
             attention.encoding = comrope.encoding(encoding, **shape, **settings)
 
-    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+    def grid(self, image_size: tuple[int, ...]) -> tuple[int, ...]:
         """Patches along (rows, columns) of an image of `image_size`; InputError where they leave a rest."""
-        if any(pixels % patch for pixels, patch in zip(image_size, self.patch_embed.patch_size, strict=True)):
-            raise InputError(
-                f"images of {tuple(image_size)} pixels: expected multiples of the patch, {self.patch_embed.patch_size}."
-            )
-        return self.patch_embed.dynamic_feat_size(image_size)
+        *more, height, width = image_size
+        patch = self.patch_embed.patch_size
+        if height % patch[0] or width % patch[1]:
+            raise InputError(f"images of {(height, width)} pixels: expected multiples of the patch, {patch}.")
+        return (*more, *self.patch_embed.dynamic_feat_size((height, width)))
 
-    def positions(self, image_size: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
+    def positions(self, image_size: tuple[int, ...], device: torch.device | str | None = None) -> Tensor:
         """Relative patch centres on [0, 1]², class token first, in the middle: (1 + rows · columns, 2)."""
         return comrope.positions.grid(self.grid(image_size), num_prefix_tokens=self.num_prefix_tokens, device=device)
 
@@ -109,8 +111,8 @@ class ViT(VisionTransformer):
 
     def forward_features(self, x: Tensor, positions: Tensor | None = None) -> Tensor:  # pyright: ignore
         if positions is None:
-            positions = self.positions((x.shape[-2], x.shape[-1]), x.device)
-        x = self._pos_embed(self.patch_embed(x))
+            positions = self.positions(tuple(x.shape[2:]), x.device)
+        x = self._pos_embed(self._patches(x))
         if self.ape is not None:
             x = self.ape(x, positions)
         x = self.norm_pre(x)
@@ -118,12 +120,21 @@ class ViT(VisionTransformer):
             x = checkpoint(block, x, place) if self.grad_checkpointing else block(x, place)
         return self.norm(x)
 
+    def _patches(self, x: Tensor) -> Tensor:
+        """(B, C, height, width) as (B, rows, columns, width of the model)."""
+        return self.patch_embed(x)
+
     def _places(self, x: Tensor, positions: Tensor) -> Sequence[Rotation | Tensor]:
-        """The rotation of each layer, all worked out at once; the positions themselves where there is no spectrum."""
-        encodings = [block.attn.encoding for block in self.blocks]  # pyright: ignore
-        if not all(isinstance(pe, SpectralEncoding) for pe in encodings):
+        """The rotation of each layer, all worked out at once.
+
+        The positions themselves where there is no spectrum, and where FSDP has sharded the parameters: a block's are whole
+        only while that block runs.
+        """
+        encodings: list[Any] = [block.attn.encoding for block in self.blocks]  # pyright: ignore
+        sharded = any(isinstance(p, DTensor) for pe in encodings for p in pe.parameters())
+        if sharded or not all(isinstance(pe, SpectralEncoding) for pe in encodings):
             return [positions] * len(encodings)
-        return rotations(encodings, positions, dtype=compute_dtype(x))  # pyright: ignore[reportArgumentType]
+        return rotations(encodings, positions, dtype=compute_dtype(x))
 
     def encoding_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that belong to the encoding, by name."""

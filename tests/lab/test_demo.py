@@ -20,6 +20,7 @@ from comrope.lab import demo, terminal
 
 COMROPE = str(Path(sys.executable).with_name("comrope"))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "TERM": "xterm"}
+ONE_EPOCH = replace(demo.EXPERIMENT, recipe=replace(demo.EXPERIMENT.recipe, epochs=1))
 NAMES = ["liere", "none", "ape", "comrope-ld"]  # the longest first: the others share the second worker
 FILES = {"results.json", "report.html"} | {
     f"{name}.{kind}"
@@ -55,7 +56,7 @@ def runs(tmp_path_factory) -> tuple[Run, dict]:
     process = _start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         try:
-            alone = demo.run(["comrope-ld"], recipe=replace(demo.RECIPE, epochs=1), workers=1)
+            alone = demo.run(["comrope-ld"], ONE_EPOCH, workers=1)
             out, err = process.communicate(timeout=300)
         finally:
             process.kill()
@@ -74,7 +75,7 @@ def test_demo_writes_every_file_and_nothing_else(runs):
 def test_demo_prints_a_row_for_every_encoding(runs):
     out = runs[0].stdout
     rows = {name: re.findall(rf"^ ?{name} +(\d.*)$", out, re.MULTILINE) for name in NAMES}
-    sizes, offsets = len(demo.Setting().sizes), len(demo.Setting().offsets)
+    sizes, offsets = len(demo.SIZES), len(demo.OFFSETS)
     for name in NAMES:
         (row,) = rows[name]
         *shares, changed, residual = row.split()

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 import comrope
+from comrope.errors import ConfigurationError
 from comrope.lab.data import Images, digits
-from comrope.lab.evaluate import across_offsets, across_resolutions, predict
+from comrope.lab.draws import generator
+from comrope.lab.evaluate import Condition, direction, measure, plain, shifted
+from comrope.lab.evaluate import predict as predict_under
 from comrope.lab.vit import ViT
 from tests.helpers import COMMUTING, draw
 
@@ -16,6 +19,10 @@ SIZE = (16, 24)
 def images() -> Images:
     whole = digits()[1]
     return Images(whole.pixels[:60], whole.labels[:60], whole.classes)
+
+
+def predict(model, images, size, *, offset=0.0, seed=0, batch_size=150):
+    return predict_under(model, images, Condition(size, offset, seed=seed), batch_size=batch_size)
 
 
 def _model(name: str) -> ViT:
@@ -46,7 +53,7 @@ def test_labels_are_those_of_a_plain_loop(images):
 def test_counts_are_those_of_a_plain_loop(images):
     model = _model("comrope-mt")
     sizes = [(16, 24), (8, 8), (32, 16)]
-    rows = across_resolutions(model, images, sizes)
+    rows = measure(model, images, plain(sizes))
     assert [row["size"] for row in rows] == [list(size) for size in sizes]
     for row, size in zip(rows, sizes, strict=True):
         labels = predict(model, images, size).tolist()
@@ -69,8 +76,8 @@ def test_batch_size_changes_no_label(images, name, offset):
 
 def test_offset_moves_each_image_by_its_own_shift(images):
     model = _model("ape")
-    draws = torch.Generator().manual_seed(4)
-    positions = comrope.positions.offset(model.positions(SIZE), 0.5, batch_size=60, generator=draws)
+    positions = model.positions(SIZE).double()
+    positions = comrope.positions.offset(positions, 0.5, batch_size=60, generator=generator(4, 1))
     with torch.no_grad():
         expected = torch.cat(
             [model(x[None], p).argmax(-1) for x, p in zip(images.resized(SIZE), positions, strict=True)]
@@ -97,14 +104,14 @@ def test_no_offset_changes_nothing(images):
     for name in ("liere", "ape"):
         model = _model(name)
         assert torch.equal(predict(model, images, SIZE, offset=0.0, seed=3), predict(model, images, SIZE))
-        (row,) = across_offsets(model, images, SIZE, [0.0])
+        (row,) = measure(model, images, shifted(SIZE, [0.0]))
         assert row["changed"] == 0
-        assert row["correct"] == across_resolutions(model, images, [SIZE])[0]["correct"]
+        assert row["correct"] == measure(model, images, plain([SIZE]))[0]["correct"]
 
 
 @pytest.mark.parametrize("name", COMMUTING)
 def test_commuting_encodings_keep_their_labels(images, name):
-    rows = across_offsets(_model(name), images, SIZE, [0.0, 1.0, 5.0])
+    rows = measure(_model(name), images, shifted(SIZE, [0.0, 1.0, 5.0]))
     assert [row["changed"] for row in rows] == [0, 0, 0]
     assert len({row["correct"] for row in rows}) == 1
 
@@ -112,7 +119,7 @@ def test_commuting_encodings_keep_their_labels(images, name):
 @pytest.mark.parametrize("name", ["liere", "ape"])
 def test_the_others_do_not(images, name):
     model = _model(name)
-    rows = across_offsets(model, images, SIZE, [0.0, 0.5, 5.0], seed=2)
+    rows = measure(model, images, shifted(SIZE, [0.0, 0.5, 5.0], seed=2))
     assert [row["offset"] for row in rows] == [0.0, 0.5, 5.0] and {row["total"] for row in rows} == {60}
     unmoved = predict(model, images, SIZE)
     for row in rows:
@@ -126,3 +133,44 @@ def test_prediction_leaves_no_graph_and_no_gradient(images):
     model = _model("comrope-ld")
     assert not predict(model, images, SIZE, offset=1.0).requires_grad
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", COMMUTING)
+@pytest.mark.parametrize("towards", ["first-axis", "last-axis", "steepest"])
+def test_no_offset_whatsoever_moves_what_commutes(images, name, towards):
+    (row,) = measure(_model(name), images, [Condition(SIZE, 1e6, towards)])
+    assert (row["changed"], row["direction"], row["offset"]) == (0, towards, 1e6)
+
+
+def test_adversarial_offsets_move_liere(images):
+    rows = measure(_model("liere"), images, [Condition(SIZE, 3.0, towards) for towards in ("last-axis", "steepest")])
+    assert all(row["changed"] >= 6 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["liere", "comrope-ld", "comrope-ap", "rope"])
+def test_the_steepest_direction_turns_most(name):
+    """No direction on a fine grid has a larger rotation speed, ‖Σ u_i A_i‖₂, in any block of any layer."""
+    model = _model(name)
+
+    def speed(u: torch.Tensor) -> float:
+        angles = (block.attn.encoding.angle_matrices().detach().double() for block in model.blocks)
+        return max(torch.linalg.matrix_norm(torch.einsum("n,n...->...", u, a), 2).max().item() for a in angles)
+
+    u = direction(model, "steepest").double()
+    assert u.norm().item() == pytest.approx(1, abs=1e-6)
+    angle = torch.linspace(0, torch.pi, 361, dtype=torch.float64)
+    assert speed(u) >= max(speed(d) for d in torch.stack((angle.cos(), angle.sin()), -1)) * (1 - 1e-6)
+
+
+def test_perturbed_patches_are_each_images_own_and_reproducible(images):
+    model = _model("comrope-ld")
+    moved = Condition(SIZE, perturbation=1.0, seed=3)
+    first = predict_under(model, images, moved)
+    assert torch.equal(predict_under(model, images, moved, batch_size=7), first)
+    (row,) = measure(model, images, [moved])
+    assert row["changed"] == (first != predict(model, images, SIZE)).sum().item() > 0
+
+
+def test_a_direction_must_be_known():
+    with pytest.raises(ConfigurationError, match=r"direction='up'.*steepest"):
+        Condition(SIZE, 1.0, "up")

@@ -1,7 +1,5 @@
-"""The command line: `comrope demo`, `report`, `bench`, and `check` and `fold` for models on disk."""
+"""Commands that answer at once or in minutes: `demo`, `report`, `bench`, and `check` and `fold` for models on disk."""
 
-import shlex
-import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from comrope.errors import ComropeError, ConfigurationError
+from comrope.cli.typed import typed
+from comrope.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,13 @@ class Demo:
         from comrope.encodings import ENCODINGS
         from comrope.lab import demo, results, terminal
 
-        recipe = replace(demo.RECIPE, seed=self.seed, epochs=demo.RECIPE.epochs if self.epochs is None else self.epochs)
+        recipe = replace(demo.EXPERIMENT.recipe, seed=self.seed)
+        recipe = recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
+        experiment = replace(demo.EXPERIMENT, recipe=recipe)
         names = self.encodings or tuple(ENCODINGS)
         with results.whole_or_nothing(self.out) as folder:
             with terminal.progress(names) as progress:
-                result = demo.run(names, recipe=recipe, workers=self.workers, command=_command(), progress=progress)
+                result = demo.run(names, experiment, workers=self.workers, command=typed(), progress=progress)
             results.save(result, folder)
         terminal.console.print(terminal.table(result))
         print(f"wrote {self.out}: report.html, results.json and the figures, in {result['timing']['seconds']:.0f} s")
@@ -92,7 +93,7 @@ class Bench:
         sizes = {"rounds": self.rounds, "batch": self.batch, "depth": self.depth, "tokens": self.tokens}
         with results.whole_or_nothing(self.out) as folder:
             with terminal.working("bench") as working:
-                found = bench.run(**sizes, command=_command(), progress=working)
+                found = bench.run(**sizes, command=typed(), progress=working)
             results.write_json(found, folder / "results.json")
             (folder / "tables.md").write_text(terminal.markdown(terminal.bench_tables(found)), encoding="utf-8")
             figure(found).savefig(folder / "bench.svg")
@@ -137,29 +138,3 @@ class Fold:
         comrope.fold(model)
         comrope.save(model, self.out)
         print(f"wrote {self.out}: load it with comrope.load")
-
-
-COMMANDS = {"demo": Demo, "report": Report, "bench": Bench, "check": Check, "fold": Fold}
-
-
-def main() -> None:
-    """Entry point: errors of ours are one line on stderr (exit 2), Ctrl-C is exit 130."""
-    signal.signal(
-        signal.SIGTERM, _stop
-    )  # not by way of SIGINT, which a shell ignores for what it runs in the background
-    try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="comrope", description=__doc__).run()
-    except ComropeError as error:
-        print(f"comrope: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("comrope: stopped; nothing was written.", file=sys.stderr)
-        sys.exit(130)
-
-
-def _stop(*_) -> None:
-    raise KeyboardInterrupt
-
-
-def _command() -> str:
-    return shlex.join(["comrope", *sys.argv[1:]])

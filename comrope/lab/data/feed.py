@@ -1,0 +1,231 @@
+"""What a DataLoader reads: batches of augmented images to train on, and of plain ones to test on.
+
+An image is augmented by draws that its key (epoch, index, copy) names, whatever batch, process or worker it comes in and
+whatever came before: so training can go on where it stopped, and be the same in any number of processes.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm.data
+import torch
+from PIL import Image, ImageOps
+from timm.data.auto_augment import RandAugment
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from comrope.errors import ConfigurationError
+from comrope.lab.data.images import Images, ImageSet, crops
+from comrope.lab.draws import generator, seed_for
+
+Key = tuple[int, int, int]
+"""(epoch, index, copy)"""
+AUGMENTATIONS = ("basic", "deit")
+_STREAM = 3  # of the seed: what tells these draws from the others of a run
+
+
+class Batch(NamedTuple):
+    """Some images and their labels."""
+
+    pixels: Tensor
+    """(n, channels, height, width), float32 in [−1, 1]; standard normal where DeiT's random erasing has been."""
+    labels: Tensor
+    """(n,), int64."""
+    skipped: tuple[str, ...] = ()
+    """Names of the images that were asked for and are left out, since they cannot be read."""
+
+
+def as_is(batch: Any) -> Any:
+    """The collate_fn for a DataLoader: what is read is a batch already."""
+    return batch
+
+
+class Training(Dataset):
+    """Augmented images: `feed[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`.
+
+    augment="basic" is the paper's: resize to `enlargement` times the size, crop at random, flip half of the images. Images in
+    memory are resized to height and width at once, files so that their shorter side fits. augment="deit" is DeiT's
+    (arXiv:2012.12877, Table 9), but for mixup and CutMix, which take a batch.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        size: tuple[int, int],
+        *,
+        augment: str = "basic",
+        enlargement: float = 1.1,
+        flip: bool,
+        seed: int,
+    ):
+        """
+        Args:
+            images: what is augmented.
+            size: (height, width) in pixels, of what comes out.
+            augment: "basic" or "deit".
+            enlargement: with "basic", images are resized to so many times `size`; 1 or more.
+            flip: whether to flip.
+            seed: of all draws, together with an image's key.
+        Raises:
+            ConfigurationError: settings that are none of these.
+        """
+        if augment not in AUGMENTATIONS:
+            raise ConfigurationError(f"augment={augment!r}: expected one of {', '.join(AUGMENTATIONS)}.")
+        if not enlargement >= 1:
+            raise ConfigurationError(
+                f"enlargement={enlargement}: expected 1 or more, or there is nothing to crop from."
+            )
+        if augment == "deit" and images.channels not in (1, 3):
+            raise ConfigurationError(f"augment='deit' is for grey or RGB images: got {images.channels} channels.")
+        self.images, self.size, self.flip, self.seed = images, _checked(size), flip, seed
+        self._enlarged = (round(enlargement * size[0]), round(enlargement * size[1]))
+        self._deit = _deit(size, flip) if augment == "deit" else None
+        self._pixels = images.resized(self._enlarged) if isinstance(images, Images) and augment == "basic" else None
+        self._tables: dict[tuple[int, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """The images of `keys`, each (epoch, index, copy) augmented in its own way."""
+        if self._pixels is not None:
+            return self._crops(self._pixels, keys)
+        augmented = self._basic if self._deit is None else self._deit_like
+        return _gather(
+            self.images, self.size, [index for _, index, _ in keys], lambda at, image: augmented(keys[at], image)
+        )
+
+    def _crops(self, pixels: Tensor, keys: Sequence[Key]) -> Batch:
+        """The same as `_basic`, for all at once."""
+        draws = torch.from_numpy(np.stack([self._draws(key) for key in keys]))  # (n, 3)
+        indices = torch.tensor([index for _, index, _ in keys])
+        places = torch.tensor([big - small + 1 for big, small in zip(self._enlarged, self.size, strict=True)])
+        rows, columns = (draws[:, :2] * places).long().unbind(1)
+        found = crops(pixels, indices, rows, columns, self.size)
+        if self.flip:
+            found = torch.where((draws[:, 2] < 0.5)[:, None, None, None], found.flip(-1), found)
+        return Batch(found, self.images.labels[indices])
+
+    def _basic(self, key: Key, image: Image.Image) -> Tensor:
+        height, width = self._enlarged
+        bigger = ImageOps.cover(image, (width, height), Image.Resampling.BILINEAR)
+        height, width = self.size
+        down, right, mirror = self._draws(key).tolist()
+        row, column = int(down * (bigger.height - height + 1)), int(right * (bigger.width - width + 1))
+        crop = _to_tensor(bigger.crop((column, row, column + width, row + height)))
+        return crop.flip(-1) if self.flip and mirror < 0.5 else crop
+
+    def _draws(self, key: Key) -> np.ndarray:
+        """Three draws from [0, 1) for an image: down, right, mirror. Those of all images are kept for an epoch."""
+        epoch, index, copy = key
+        if (epoch, copy) not in self._tables:
+            if any(kept != epoch for kept, _ in self._tables):
+                self._tables.clear()
+            draws = generator(self.seed, _STREAM, epoch, copy)
+            self._tables[epoch, copy] = torch.rand(len(self), 3, generator=draws).numpy()
+        return self._tables[epoch, copy][index]
+
+    def _deit_like(self, key: Key, image: Image.Image) -> Tensor:
+        """Of a grey image, made RGB, all three channels are the same but for the noise of random erasing: one is it."""
+        assert self._deit is not None
+        with _seeded(seed_for(self.seed, _STREAM, *key)):
+            return self._deit(image.convert("RGB"))[: self.images.channels]
+
+
+class Testing(Dataset):
+    """Plain images: `feed[[index, …]]`, through a DataLoader, is a `Batch`.
+
+    Images in memory are resized to height and width; files are resized so that their shorter side fits, and the middle is
+    cut out.
+    """
+
+    __test__ = False  # or pytest takes it for a test case, by its name
+
+    def __init__(self, images: ImageSet, size: tuple[int, int]):
+        self.images, self.size = images, _checked(size)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The images at `indices`."""
+        if isinstance(self.images, Images):
+            images = self.images.take(indices)
+            return Batch(images.resized(self.size), images.labels)
+        return _gather(self.images, self.size, indices, lambda at, image: self._fitted(image))
+
+    def _fitted(self, image: Image.Image) -> Tensor:
+        height, width = self.size
+        return _to_tensor(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
+
+
+def _gather(
+    images: ImageSet, size: tuple[int, int], indices: Sequence[int], made: Callable[[int, Image.Image], Tensor]
+) -> Batch:
+    """The batch of what is `made` of each image that can be read, by its place in the batch."""
+    pixels, kept, skipped = [], [], []
+    for at, index in enumerate(indices):
+        image = images.pil(index)
+        if image is None:
+            skipped.append(images.name(index))
+        else:
+            pixels.append(made(at, image))
+            kept.append(index)
+    stacked = torch.stack(pixels) if pixels else torch.empty(0, images.channels, *size)
+    return Batch(stacked, images.labels[kept], tuple(skipped))
+
+
+def _checked(size: tuple[int, int]) -> tuple[int, int]:
+    if min(size) < 1:
+        raise ConfigurationError(f"size={size}: expected (height, width) of at least one pixel.")
+    return size
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """(channels, height, width), float32 in [−1, 1]."""
+    return pil_to_tensor(image).float() / 127.5 - 1
+
+
+def _deit(size: tuple[int, int], flip: bool) -> Any:
+    """DeiT's augmentation of one RGB image; timm passes over color_jitter beside RandAugment, as it did in DeiT."""
+    transform: Any = timm.data.create_transform(
+        (3, *size),
+        is_training=True,
+        hflip=0.5 if flip else 0.0,
+        color_jitter=0.3,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+    (augment,) = (part for part in transform.transforms if isinstance(part, RandAugment))
+    for operation in augment.ops:
+        if operation.name == "PosterizeIncreasing":
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.Image:
+    """timm keeps no bit at the highest magnitude, which makes an image black; Pillow 13 refuses to."""
+    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global generators of Python, numpy and torch (CPU), which timm draws from, seeded here and as they were after."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

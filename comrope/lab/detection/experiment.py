@@ -1,0 +1,48 @@
+"""What decides a detection run, as plain values."""
+
+from dataclasses import dataclass
+
+from comrope.lab.experiment import Trial
+
+
+@dataclass(frozen=True)
+class DetectionExperiment(Trial):
+    """All that decides the weights of a detector.
+
+    The backbone is a plain ViT with its absolute positions, kept by all encodings, under ViTDet's simple feature pyramid
+    (arXiv:2203.16527), not the ViT-CoMer of the paper.
+    """
+
+    kind = "detection"
+    module = "comrope.lab.detection.problem"
+
+    data: str = "scenes"
+    """"scenes", composed on the spot into runs/data/scenes, "scenes:<folder>" to have them there, or a folder laid out as COCO:
+    annotations/instances_{train,val}2017.json with images in images/{train,val}2017 or {train,val}2017."""
+    num_train: int | None = None
+    """Training images, the first ones; all if None (of scenes: 400)."""
+    num_test: int | None = None
+    """Test images, likewise (of scenes: 100)."""
+    model: str = "small"
+    """"tiny", "small", "vit-s/16", or "timm:<name>" for a VisionTransformer of timm as the backbone."""
+    head: str = "boxes"
+    """"boxes": Faster R-CNN. "masks": Mask R-CNN, which needs segmentations."""
+    encoding: str = "comrope-ld"
+    """Name of an encoding, added to the backbone's own absolute positions. "ape" is the backbone as it is."""
+    block_size: int | None = None
+    """Of the encoding; its own default if None."""
+    init: str = "identity"
+    """How learned angles start: "identity" turns nothing, so that a pretrained backbone starts as it was."""
+    start: str | None = None
+    """Weights that the backbone starts from: "pretrained" (downloaded by timm), a file of weights of a VisionTransformer, or
+    the name of a run beside this one, of images or of detection. None: from scratch."""
+    short_edges: tuple[int, ...] = (96,)
+    """Pixels that the shorter side is resized to: one of these at random in training, the last of them in testing."""
+    long_edge: int = 128
+    """Pixels that the longer side may have at most after that."""
+    drop_path: float = 0.0
+    """Stochastic depth of the backbone."""
+
+    def _title(self) -> str:
+        blocks = "" if self.block_size is None else f"-b{self.block_size}"
+        return f"{self.kind}-{self.encoding}{blocks}"

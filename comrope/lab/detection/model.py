@@ -1,0 +1,97 @@
+"""The detector of an experiment: a VisionTransformer of timm with weights to start from, an encoding, and heads."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from comrope.errors import ConfigurationError, DataError
+from comrope.lab.detection.coco import CocoSet
+from comrope.lab.detection.detector import Backbone, Detector
+from comrope.lab.detection.experiment import DetectionExperiment
+from comrope.lab.detection.vit import LAYERS, Trunk
+
+HEADS = ("boxes", "masks")
+_FULL: dict[str, Any] = {"channels": 256, "heads": {}}
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vit": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16, "mlp_ratio": 2, "img_size": 64},
+        "channels": 16,
+        "heads": {"hidden": 32, "proposals": 50, "sampled": 32},
+    },
+    "small": {
+        "vit": {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 16, "mlp_ratio": 2, "img_size": 128},
+        "channels": 32,
+        "heads": {"hidden": 128, "proposals": 100, "sampled": 64},
+    },
+    "vit-s/16": {"name": "vit_small_patch16_224", **_FULL},
+}
+"""The backbone, as settings of timm's VisionTransformer or the name of one there; channels of its pyramid; and sizes of the
+heads. "timm:<name>" has the heads of "vit-s/16"."""
+
+
+def build(experiment: DetectionExperiment, images: CocoSet, runs: Path | None = None) -> Detector:
+    """The detector of an experiment; with the same seed all encodings start from the same weights outside of themselves.
+
+    Args:
+        experiment: which.
+        images: what it is for; their classes matter.
+        runs: the folder that `experiment.start` is a run in.
+    """
+    if experiment.head not in HEADS:
+        raise ConfigurationError(f"head={experiment.head!r}: expected one of {', '.join(HEADS)}.")
+    torch.manual_seed(experiment.recipe.seed)
+    name = experiment.model
+    if not name.startswith("timm:") and name not in MODELS:
+        raise ConfigurationError(f"model={name!r}: expected one of {', '.join(MODELS)}, or 'timm:' and a name there.")
+    model = {"name": name.removeprefix("timm:"), **_FULL} if name.startswith("timm:") else MODELS[name]
+    vit = _vit(experiment, model, runs)
+    settings = {} if experiment.block_size is None else {"block_size": experiment.block_size}
+    with torch.random.fork_rng(devices=[]):  # the heads do not depend on the encoding
+        trunk = Trunk(vit, experiment.encoding, settings, experiment.init)
+    return Detector(
+        Backbone(trunk, model["channels"]),
+        len(images.classes),
+        masks=experiment.head == "masks",
+        edges=(experiment.short_edges, experiment.long_edge),
+        normal=(vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]),
+        **model["heads"],
+    )
+
+
+def _vit(experiment: DetectionExperiment, model: dict[str, Any], runs: Path | None) -> Any:
+    name, shape = model.get("name", "vit_tiny_patch16_224"), model.get("vit", {})
+    settings = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": experiment.drop_path, **LAYERS, **shape}
+    try:
+        vit = timm.create_model(name, pretrained=experiment.start == "pretrained", **settings)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(f"model={experiment.model!r} is no VisionTransformer of timm: {error}.") from error
+    if not isinstance(vit, VisionTransformer):
+        raise ConfigurationError(f"model={experiment.model!r} is a {type(vit).__name__}, expected a VisionTransformer.")
+    if experiment.start not in (None, "pretrained"):
+        _load_weights(vit, experiment.start, runs)
+    return vit
+
+
+def _load_weights(vit: VisionTransformer, start: str, runs: Path | None) -> None:
+    """Everything but a head and encodings, from a file of weights or from a run's."""
+    file = Path(start) if Path(start).is_file() else (runs or Path()) / start / "weights.safetensors"
+    if not file.is_file():
+        raise DataError(f"start={start!r}: {file} does not exist; train that run first, or name a file of weights.")
+    prefix = "backbone.trunk.vit."
+    found = {name.removeprefix(prefix): value for name, value in load_state_dict(str(file)).items()}
+    first = found.get("patch_embed.proj.weight")
+    if first is not None and first.ndim == 4 and first.shape[1] == 1:
+        found["patch_embed.proj.weight"] = first.repeat(1, 3, 1, 1) / 3  # of grey images: of the channels' mean
+    own = vit.state_dict()
+    found = {name: value for name, value in checkpoint_filter_fn(found, vit).items() if name in own}
+    missing = [name for name in own if name not in found or found[name].shape != own[name].shape]
+    if missing:
+        raise DataError(
+            f"start={start!r}: {file} has no weights of this backbone for {', '.join(missing[:3])}, …: expected those of a "
+            "VisionTransformer of the same sizes."
+        )
+    vit.load_state_dict(found)

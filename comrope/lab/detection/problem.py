@@ -1,0 +1,180 @@
+"""Object detection on the laboratory's loop: data, loss and measurement."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import faster_coco_eval.core.mask as rle
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from comrope.errors import ConfigurationError, DataError
+from comrope.lab.data import UNREADABLE, as_is
+from comrope.lab.detection.coco import Batch, CocoSet, Testing, Training
+from comrope.lab.detection.detector import Detector
+from comrope.lab.detection.experiment import DetectionExperiment
+from comrope.lab.detection.metric import NAMES, average_precision
+from comrope.lab.detection.model import build as build
+from comrope.lab.detection.scenes import scenes
+from comrope.lab.train import Means
+
+SCENES = Path("runs/data/scenes")
+
+
+@lru_cache(maxsize=2)
+def _load(data: str, num_train: int | None, num_test: int | None, unreadable: str) -> tuple[CocoSet, CocoSet]:
+    if unreadable not in UNREADABLE:
+        raise ConfigurationError(f"unreadable={unreadable!r}: expected one of {', '.join(UNREADABLE)}.")
+    composed = data == "scenes" or data.startswith("scenes:")
+    if composed:
+        sizes = {key: value for key, value in (("num_train", num_train), ("num_val", num_test)) if value is not None}
+        root = scenes(Path(data.removeprefix("scenes:")) if ":" in data else SCENES, **sizes)
+    else:
+        root = Path(data)
+    settings: dict[str, Any] = {"unreadable": unreadable, "mirrors": not composed}
+    train, test = CocoSet(root, "train", num_train, **settings), CocoSet(root, "val", num_test, **settings)
+    if train.categories != test.categories:
+        raise DataError(f"{root}: the categories of train and val differ: expected the same in both.")
+    return train, test
+
+
+def data(experiment: DetectionExperiment, unreadable: str = "fail") -> tuple[CocoSet, CocoSet]:
+    """Images to train on and to test on; what was read last is kept."""
+    return _load(experiment.data, experiment.num_train, experiment.num_test, unreadable)
+
+
+def task(model: Detector, images: CocoSet, experiment: DetectionExperiment) -> "Detection":
+    return Detection(images, experiment)
+
+
+class Detection:
+    """Images with boxes, and masks if they are asked for, for the training loop."""
+
+    def __init__(self, images: CocoSet, experiment: DetectionExperiment):
+        self.feed = Training(images, masks=experiment.head == "masks", seed=experiment.recipe.seed)
+        self._test = data(experiment, images.unreadable)[1]
+        self._conditions = conditions(experiment)
+
+    def loss(self, model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Means]:
+        """The sum of torchvision's losses, each of which is recorded."""
+        if not batch.images:
+            raise DataError(f"every image of a batch is unreadable: {', '.join(batch.skipped[:3])}, ….")
+        device = next(model.parameters()).device
+        targets = [{name: value.to(device) for name, value in target.items()} for target in batch.targets]
+        losses = model([_as_float(image, device) for image in batch.images], targets)
+        skipped = torch.tensor(len(batch.skipped) / len(batch.images))
+        return torch.stack(list(losses.values())).sum(), Means(len(batch.images), {**losses, "skipped": skipped})
+
+    def after_epoch(self, model: nn.Module) -> dict[str, Any]:
+        """Average precision on the test images as they are tested in the end, in per cent."""
+        (row,) = measure(model, self._test, self._conditions)
+        return {name: row[name] for name in NAMES}
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The size that test images are resized to."""
+
+    short: int
+    """Pixels of the shorter side."""
+    long: int
+    """Pixels of the longer side, at most."""
+
+    def describes(self, row: dict[str, Any]) -> bool:
+        """Whether a row of `measure` was found under this condition."""
+        return (row["short"], row["long"]) == (self.short, self.long)
+
+
+def conditions(experiment: DetectionExperiment, resolutions: Sequence[tuple[int, int]] = ()) -> list[Edges]:
+    """The experiment's own size, or each of `resolutions`, as (shorter, longest); of (n, n) the longest is in proportion."""
+    short, long = experiment.short_edges[-1], experiment.long_edge
+    asked = [(min(r), max(r) if r[0] != r[1] else round(r[0] * long / short)) for r in resolutions]
+    return [Edges(*edges) for edges in asked or [(short, long)]]
+
+
+def measure(
+    model: Any, images: CocoSet, conditions: Sequence[Edges], *, batch_size: int = 4, readers: int = 0
+) -> list[dict[str, Any]]:
+    """COCO's metric under each condition.
+
+    Called in several processes, each takes its share of the batches; what they find is put together, the same whatever their
+    number.
+
+    Returns:
+        A row a condition: its fields, average precisions of boxes in per cent by the names of `metric.NAMES`, of masks, where
+        there are any, as "mask AP" and so on, how many images and detections there were, how many images were `skipped`, and
+        as `examples` what was found on the first images.
+    """
+    rows = []
+    for condition in conditions:
+        found, skipped = predict(model, images, condition, batch_size=batch_size, readers=readers)
+        truth = images.truth(skipped)
+        row = {**vars(condition), **average_precision(truth, _without(found, "segmentation"))}
+        if model.roi_heads.has_mask():
+            outlined = average_precision(truth, _without(found, "bbox"), "segm")
+            row |= {f"mask {name}": value for name, value in outlined.items()}
+        counts = {"images": len(images) - len(skipped), "detections": len(found), "skipped": len(skipped)}
+        rows.append(row | counts | {"examples": _examples(found, images)})
+    return rows
+
+
+def _without(found: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in one.items() if name != key} for one in found]
+
+
+def _examples(found: list[dict[str, Any]], images: CocoSet, num: int = 6) -> dict[str, list[dict[str, Any]]]:
+    """Boxes, categories and scores of half a point or more on the first `num` images, by the image's id."""
+    kept: dict[str, list[dict[str, Any]]] = {str(image["id"]): [] for image in images.images[:num]}
+    for one in found:
+        if str(one["image_id"]) in kept and one["score"] >= 0.5:
+            about = {"box": [round(edge, 1) for edge in one["bbox"]], "score": round(one["score"], 3)}
+            kept[str(one["image_id"])].append({"category": one["category_id"], **about})
+    return kept
+
+
+@torch.no_grad()
+def predict(
+    model: Any, images: CocoSet, condition: Edges, *, batch_size: int = 4, readers: int = 0
+) -> tuple[list[dict[str, Any]], set[int]]:
+    """Detections of all processes, as COCO's results have them, in the order of images; and the indices skipped."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    device = next(model.parameters()).device
+    whole = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
+    batches = whole[
+        state.process_index :: state.num_processes
+    ]  # whole batches, so that padding is as it is in one process
+    settings: dict[str, Any] = {"batch_sampler": batches, "num_workers": readers, "collate_fn": as_is}
+    found: list[tuple[int, list[dict[str, Any]]]] = []
+    for indices, batch in zip(batches, DataLoader(Testing(images), **settings), strict=True):
+        if not batch.images:
+            continue
+        pixels = [_as_float(image, device) for image in batch.images]
+        for at, detected in zip(batch.places, model(pixels, edges=(condition.short, condition.long)), strict=True):
+            found.append((indices[at], _as_results(detected, images, indices[at])))
+    everything = sorted(gather_object(found), key=lambda one: one[0])
+    return [one for _, own in everything for one in own], set(range(len(images))) - {index for index, _ in everything}
+
+
+def _as_results(detected: dict[str, Tensor], images: CocoSet, index: int) -> list[dict[str, Any]]:
+    left, top, right, bottom = detected["boxes"].double().cpu().unbind(1)
+    boxes = torch.stack((left, top, right - left, bottom - top), dim=1).tolist()
+    results = []
+    for at, (box, label, score) in enumerate(
+        zip(boxes, detected["labels"].tolist(), detected["scores"].tolist(), strict=True)
+    ):
+        about = {"image_id": images.images[index]["id"], "category_id": images.categories[label - 1]["id"]}
+        results.append({**about, "bbox": box, "score": score})
+        if "masks" in detected:
+            outline = (detected["masks"][at, 0] >= 0.5).cpu().numpy().astype(np.uint8)
+            (results[-1]["segmentation"],) = rle.encode(np.asfortranarray(outline[..., None]))
+    return results
+
+
+def _as_float(image: Tensor, device: torch.device) -> Tensor:
+    return image.to(device).float() / 255

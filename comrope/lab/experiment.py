@@ -1,0 +1,108 @@
+"""What decides a run: the experiment and its training recipe, as plain values."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
+
+from comrope.errors import DataError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: AdamW, cosine schedule with linear warm-up (paper, section 4)."""
+
+    epochs: int = 12
+    batch_size: int = 64
+    """Samples in a step, over all processes and accumulated micro-batches."""
+    learning_rate: float = 1e-3
+    angle_learning_rate: float | None = None
+    """Of the encoding's parameters, where it is another one."""
+    weight_decay: float = 0.01
+    """Of the weights; biases, norms and angles have none."""
+    warmup: float = 0.02
+    """Share of all steps."""
+    repeats: int = 1
+    """How often an image comes in an epoch, differently augmented; an epoch stays as long as it is (DeiT: 3)."""
+    precision: str = "no"
+    """"no" (float32), "bf16" or "fp16": of the forward pass, as Accelerate has it."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the experiments of all problems have in common."""
+
+    kind: ClassVar[str]
+    """The problem, of `comrope.lab.runs.KINDS`."""
+    module: ClassVar[str]
+    """Where it is written down: `data`, `build`, `task` and `measure` (see `comrope.lab.runs`)."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """What `to_json` made of one; settings that it does not name are as they are by default."""
+        try:
+            lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+            return cls(**{**values, **lists, "recipe": Recipe(**values["recipe"])})
+        except (KeyError, TypeError) as error:
+            raise DataError(f"this is no experiment of this version of comrope: {error}.") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @property
+    def name(self) -> str:
+        """A name that no other experiment has, and that says the most important.
+
+        Made of what is not as it is by default, so that a setting that is new to the laboratory renames no earlier run.
+        """
+        default = type(self)(recipe=Recipe()).to_json()
+        own = {key: value for key, value in self.to_json().items() if value != default[key]}
+        own["recipe"] = {key: value for key, value in asdict(self.recipe).items() if value != default["recipe"][key]}
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+        return f"{self._title()}-seed{self.recipe.seed}-{digest[:8]}"
+
+    def _title(self) -> str:
+        return self.kind
+
+
+@dataclass(frozen=True)
+class Experiment(Trial):
+    """All that decides the weights of an image classifier."""
+
+    kind = "images"
+    module = "comrope.lab.classify"
+
+    data: str = "digits"
+    """"digits", "fashion-mnist", or a folder with train/<class>/ and val/<class>/, as ImageNet-1K comes."""
+    num_train: int | None = None
+    """Training images, the same number of each class; all if None."""
+    num_test: int | None = None
+    """Test images, likewise."""
+    model: str = "small"
+    """"tiny", "demo", "small", "vit-s/16", "vit-b/16", or "timm:<name>" to attach the encoding to a model of timm."""
+    encoding: str = "comrope-ld"
+    """Name of an encoding. "ape" on a model of timm leaves it as it is."""
+    block_size: int | None = None
+    """Of the encoding; its own default if None."""
+    init: str | None = None
+    """How the angles start: "normal", "identity" or "rope"; the encoding's own default if None."""
+    std: float | None = None
+    """Of the angles with init="normal"."""
+    start: str | None = None
+    """Weights to start from, of a model of timm: "pretrained" (downloaded by timm), or the name of a run beside this one."""
+    image_size: tuple[int, int] = (28, 28)
+    """(height, width) in pixels, trained at."""
+    augment: str = "basic"
+    """"basic": resize, crop, flip (where a mirrored image is of the same class). "deit": DeiT's, with mixup and CutMix."""
+    enlargement: float = 1.1
+    """Images are resized to so many times the size that is then cropped from them."""
+    perturbation: float = 1.0
+    """σ, in patches; drawn anew for every step (Eq. 11)."""
+
+    def _title(self) -> str:
+        blocks = "" if self.block_size is None else f"-b{self.block_size}"
+        return f"{self.encoding}{blocks}-s{self.perturbation:g}"

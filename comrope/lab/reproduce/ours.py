@@ -1,0 +1,233 @@
+"""What the paper does not ask: do trained matrices commute, more axes, what is learned, and which start matters."""
+
+import math
+from itertools import product
+
+import numpy as np
+import torch
+
+import comrope
+from comrope.encodings import Encoding
+from comrope.errors import ConfigurationError
+from comrope.lab import figures
+from comrope.lab.bench.clock import Step, compared, in_turn
+from comrope.lab.draws import generator
+from comrope.lab.reproduce.accuracy import FAMILY
+from comrope.lab.reproduce.scales import Scale
+from comrope.lab.reproduce.statistics import paired, summary
+from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.tables import Result, accuracies, gather, label, on_seeds
+from comrope.lab.study import Job
+
+ROTATING = ("none", "rope", "rope-mixed", "string", "liere", *FAMILY)
+LEARNED = ("rope-mixed", "string", *FAMILY)
+STARTED = ("rope-mixed", *FAMILY)
+STARTS = {
+    "normal, std 1": {},
+    "normal, std 0.1": {"std": 0.1},
+    "identity": {"init": "identity"},
+    "rope": {"init": "rope"},
+}
+"""Settings of an encoding, by name; the first is its own default."""
+RATES = (1, 10)
+"""Learning rate of the angles, in those of the weights."""
+MEASURES = {
+    "commutator": "largest commutator",
+    "equation": "largest residual of the RoPE equation",
+    "offset_drift": "offset drift",
+}
+NUM_HEADS, HEAD_DIM = 2, 96
+ALIGNED = 10.0
+"""Degrees from an axis within which a plane counts as aligned with it."""
+
+
+def commutators(scale: Scale) -> Study:
+    """Do the trained angle matrices commute, and does the RoPE equation hold?
+
+    The paper proves it by construction and does not measure it; LieRE's matrices commute with probability 0. Measured in
+    float64 by `comrope.check` in every layer of every run of table 1 with σ = 1; the largest is shown.
+
+    Cost: table 1's runs with σ = 1.
+    """
+    names = scale.of(*ROTATING)
+    jobs = [Job(scale.experiment(name, seed)) for name in names for seed in scale.seeds]
+
+    def outcome(results: list[Result]) -> Outcome:
+        rows: list[tuple[Cell, ...]] = []
+        for name, each in gather(names, results).items():
+            layers = [layer for result in each for layer in result["check"]]
+            worst = [f"{max(layer[measure] for layer in layers):.1e}" for measure in MEASURES]
+            rows.append((label(name), len(layers), *worst, "yes" if all(layer["holds"] for layer in layers) else "no"))
+        columns = ("method", "layers × seeds", *MEASURES.values(), "holds in all")
+        title = "After training (σ = 1): the largest over layers and seeds."
+        notes = [
+            "Commutator: ‖A₁A₂ − A₂A₁‖ / (‖A₁‖‖A₂‖). RoPE equation: elements of R(x)ᵀR(y) − R(y − x). Offset drift: change of "
+            "an attention score when all positions move. Rounding alone leaves about 1e-14."
+        ]
+        return Outcome([Table("commutators", title, columns, rows)], {}, notes)
+
+    return Study("Commutators after training", jobs, outcome)
+
+
+def axes(scale: Scale) -> Study:
+    """One to four axes: what an encoding costs and whether the RoPE equation holds.
+
+    The paper has two axes (images) and three (video). The laboratory's ViT has two, so this looks at encodings alone: the same
+    number of tokens (1024) on one to four axes, 2 heads of 96, block size 8, forward and backward.
+
+    Cost: no training; a minute.
+    """
+
+    names = scale.of(*ROTATING[1:])
+
+    def outcome(results: list[Result]) -> Outcome:
+        rows: list[tuple[Cell, ...]] = []
+        for grid in scale.canvases:
+            built = {name: _encoding(name, len(grid)) for name in names}
+            places = comrope.positions.grid(grid)
+            rounds = max(2, scale.rounds // 2)
+            seconds = in_turn({n: _step(pe, places) for n, pe in built.items()}, rounds, lambda name: None)
+            timed = {row["opponent"]: row for row in compared(seconds, next(iter(built)))}
+            for name, pe in built.items():
+                (check,) = comrope.check(pe)
+                low, middle, high = timed[name]["ratio"]
+                milliseconds = 1e3 * timed[name]["seconds"][1]
+                ratio = f"{middle:.2f} ({low:.2f} – {high:.2f})"
+                laws = (f"{check.commutator:.1e}", f"{check.equation:.1e}", "yes" if check.holds else "no")
+                rows.append(
+                    (label(name), len(grid), milliseconds, ratio, sum(p.numel() for p in pe.parameters()), *laws)
+                )
+        rows.sort(key=lambda row: ROTATING.index(next(n for n in ROTATING if label(n) == row[0])))
+        columns = ("method", "axes", "ms", "ratio", "parameters", "commutator", "RoPE equation", "holds")
+        tokens = math.prod(scale.canvases[0])
+        title = f"Turning q and k of {tokens} tokens, {NUM_HEADS} heads of {HEAD_DIM}, forward and backward, by axes."
+        notes = [
+            "Angles are as drawn, not trained: with one axis every encoding commutes, LieRE too. Ratios are to "
+            f"{label(names[0])} of the same round: median (lower – upper quartile)."
+        ]
+        return Outcome([Table("axes", title, columns, rows)], {}, notes)
+
+    return Study("Number of axes", [], outcome)
+
+
+def spectra(scale: Scale) -> Study:
+    """What frequencies are learned: how fast the planes of each layer turn, and along which axes.
+
+    The paper looks at elements of the angle matrices only (figure 8); elements depend on the basis, frequencies do not.
+
+    Cost: table 1's runs with σ = 1.
+    """
+    names = scale.of(*LEARNED)
+    jobs = [Job(scale.experiment(name, seed)) for name in names for seed in scale.seeds]
+
+    def outcome(results: list[Result]) -> Outcome:
+        found = gather(names, results)
+        rows: list[tuple[Cell, ...]] = []
+        for name, each in found.items():
+            runs = [figures.frequency_planes({"frequencies": result["frequencies"]}) for result in each]
+            for layer in range(len(each[0]["frequencies"])):
+                measured = [_measures(planes[layer]) for planes in runs if planes is not None]
+                if measured:
+                    rows.append(
+                        (label(name), layer + 1, *(summary(list(column)) for column in zip(*measured, strict=True)))
+                    )
+        columns = ("method", "layer", "median |ω|", "95 % below", "largest", f"within {ALIGNED:g}° of an axis, %")
+        title = "Learned frequencies |ω| of planes, radians per canvas (σ = 1)."
+        first = {"runs": [{"encoding": name, "frequencies": each[0]["frequencies"]} for name, each in found.items()]}
+        notes = [
+            on_seeds(len(scale.seeds)),
+            f"Directions at random would have {100 * 4 * ALIGNED / 180:.0f} % of planes within {ALIGNED:g}° of an axis; "
+            f"ComRoPE-AP has all by construction. The figure is of seed {scale.seeds[0]}.",
+        ]
+        return Outcome([Table("spectra", title, columns, rows)], {"spectra": figures.spectra(first)}, notes)
+
+    return Study("Learned frequencies", jobs, outcome)
+
+
+def starts(scale: Scale) -> Study:
+    """Which start of the angles, and which learning rate of theirs, matters.
+
+    The paper draws standard normal parameters and has one learning rate. All commuting encodings fold to RoPE-Mixed, so what
+    differs between them is how they start and how they train. AP and LD do not hold vanilla RoPE with b = 8.
+
+    Cost: 4 encodings × 3 or 4 starts × 2 learning rates a seed; the default start at the default rate is table 1's run.
+    """
+    keys = [key for key in product(scale.of(*STARTED), STARTS, RATES) if _possible(scale, *key[:2])]
+    rate = scale.recipe.learning_rate
+    conditions = scale.squares(scale.few_edges)
+    jobs = [
+        Job(scale.experiment(n, seed, angle_learning_rate=None if r == 1 else r * rate, **STARTS[start]), conditions)
+        for n, start, r in keys
+        for seed in scale.few_seeds
+    ]
+
+    def outcome(results: list[Result]) -> Outcome:
+        found, trained = gather(keys, results), scale.image_size[0]
+        default = next(iter(STARTS))
+        rows: list[tuple[Cell, ...]] = []
+        for (name, start, r), each in found.items():
+            reached = [summary(accuracies(each, edge)) for edge in scale.few_edges]
+            first = found[name, default, 1]
+            gained = None if first is each else paired(accuracies(each, trained), accuracies(first, trained))
+            median = summary([_median(result) for result in each])
+            rows.append((label(name), start, f"× {r}", len(each), *reached, gained, median))
+        sizes = (f"top-1 % at {edge}" for edge in scale.few_edges)
+        columns = (
+            "method",
+            "start",
+            "learning rate of angles",
+            "seeds",
+            *sizes,
+            f"minus the default, at {trained}",
+            "median |ω|",
+        )
+        title = "Accuracy by start and learning rate of the angles (σ = 1); |ω| in radians per canvas, after training."
+        return Outcome([Table("starts", title, columns, rows)], {}, [on_seeds(len(scale.few_seeds))])
+
+    return Study("Starts and learning rates of the angles", jobs, outcome)
+
+
+def _encoding(name: str, num_axes: int) -> Encoding:
+    torch.manual_seed(0)
+    sizes = {"num_heads": NUM_HEADS, "head_dim": HEAD_DIM, "num_axes": num_axes}
+    return comrope.encoding(name, **sizes)  # pyright: ignore[reportReturnType]
+
+
+def _step(pe: Encoding, positions: torch.Tensor) -> Step:
+    draws = generator(0)
+    q, k, grad = (torch.randn(1, NUM_HEADS, len(positions), HEAD_DIM, generator=draws) for _ in range(3))
+    q.requires_grad_()
+    k.requires_grad_()
+
+    def step() -> None:
+        q.grad = k.grad = None
+        torch.autograd.backward(pe(q, k, positions), (grad, grad))
+
+    return step
+
+
+def _measures(planes: np.ndarray) -> tuple[float, ...]:
+    """Median, 95 % quantile and largest |ω| of planes (n, 2), and the share in % near an axis."""
+    size = np.hypot(*planes.T)
+    angle = np.degrees(np.arctan2(*np.sort(np.abs(planes), axis=1).T))  # from the nearer axis, 0 … 45
+    return (
+        float(np.median(size)),
+        float(np.quantile(size, 0.95)),
+        float(size.max()),
+        100 * float((angle <= ALIGNED).mean()),
+    )
+
+
+def _median(result: Result) -> float:
+    planes = figures.frequency_planes(result)
+    return 0.0 if planes is None else float(np.median(np.hypot(*np.concatenate(planes).T)))
+
+
+def _possible(scale: Scale, encoding: str, start: str) -> bool:
+    """Whether the family holds that start."""
+    try:
+        sizes = {"num_heads": scale.num_heads, "head_dim": scale.head_dim, "num_axes": 2}
+        comrope.encoding(encoding, **sizes, **STARTS[start])
+    except ConfigurationError:
+        return False
+    return True

@@ -1,0 +1,99 @@
+"""The figures of the recipes, in the look of `comrope.lab.figures`: one colour, marker and line an encoding."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from comrope.lab import figures
+from comrope.lab.reproduce.statistics import Summary
+
+Curve = Sequence[tuple[float, Summary]]
+"""Points (x, value over seeds)."""
+
+
+def curves(
+    title: str,
+    lines: Mapping[str, Curve],
+    *,
+    x: str,
+    y: str,
+    scale: str = "linear",
+    marked: tuple[float, str] | None = None,
+    value: str = "{:.1f}",
+) -> Figure:
+    """A line an encoding through means over seeds, in a band of one standard deviation to each side.
+
+    Args:
+        title: above it.
+        lines: by encoding.
+        x, y: labels of the axes.
+        scale: "linear", "log", or "symlog": linear from 0 to the smallest positive x.
+        marked: a place on the x axis, and what is there.
+        value: how the last value of a line is written at its end.
+    """
+    figure, axes = figures.line_axes(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    places = sorted({point for line in lines.values() for point, _ in line})
+    if scale == "symlog":
+        axes.set_xscale("symlog", linthresh=min((p for p in places if p > 0), default=1.0), linscale=0.6)
+    else:
+        axes.set_xscale(scale)
+    figures.ticks(axes, places, [f"{place:g}" for place in places])
+    if marked is not None:
+        figures.note_at(axes, *marked)
+    for name, line in lines.items():
+        if any(s.deviation for _, s in line):
+            low, high = ([s.mean + side * (s.deviation or 0) for _, s in line] for side in (-1, 1))
+            axes.fill_between(
+                [p for p, _ in line], low, high, color=figures.style(name).colour, alpha=0.13, linewidth=0
+            )
+    drawn = [(name, [p for p, _ in line], [s.mean for _, s in line]) for name, line in lines.items()]
+    figures.draw_lines(axes, drawn, value, f"at {places[-1]:g}" if places else "")
+    return figure
+
+
+def densities(title: str, panels: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]) -> Figure:
+    """Density of the angle matrices' elements: a column for each of `panels`, a line an encoding, linear above, log below.
+
+    Args:
+        title: above it.
+        panels: by heading, then by encoding: histograms to be put together, each `bound` and `counts` over [−bound, bound].
+    """
+    columns = max(1, len(panels))
+    figure = Figure(figsize=(figures.WIDTH, 5.2), facecolor="white", layout="constrained")
+    figure.suptitle(title, fontsize=figures.TEXT + 2.5, color=figures.INK, weight="bold", x=0.02, ha="left")
+    drawn = figure.subplots(2, columns, squeeze=False, sharex=True)
+    for column, (heading, histograms) in enumerate(panels.items()):
+        for across, axes in zip(("linear", "log"), drawn[:, column], strict=True):
+            for name, each in histograms.items():
+                look = figures.style(name)
+                line = {"color": look.colour, "linestyle": look.dashes, "linewidth": look.width, "label": look.label}
+                axes.plot(*_density(each, hide_empty=across == "log"), **line)
+            axes.set_yscale(across)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color=figures.GRID, linewidth=0.8)
+            axes.tick_params(labelsize=figures.TEXT - 1, colors=figures.INK)
+        drawn[0, column].set_title(heading, fontsize=figures.TEXT, color=figures.INK)
+        drawn[1, column].set_xlabel("element (rad per canvas)", fontsize=figures.TEXT)
+    drawn[0, 0].set_ylabel("density", fontsize=figures.TEXT)
+    drawn[1, 0].set_ylabel("density, logarithmic", fontsize=figures.TEXT)
+    handles, labels = drawn[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=figures.TEXT, frameon=False)
+    return figure
+
+
+def _density(histograms: Sequence[dict[str, Any]], hide_empty: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of bins, as many as Rice's rule has for so many elements, and the share in each over its width."""
+    bound = max(h["bound"] for h in histograms)
+    total = sum(sum(h["counts"]) for h in histograms)
+    edges = np.linspace(-bound, bound, 2 + round(2 * total ** (1 / 3)))
+    below = np.zeros(len(edges))  # elements below each edge, even within the bins that were recorded
+    for h in histograms:
+        recorded = np.linspace(-h["bound"], h["bound"], len(h["counts"]) + 1)
+        below += np.interp(edges, recorded, np.concatenate(([0], np.cumsum(h["counts"]))))
+    heights = np.diff(below) / total / np.diff(edges)
+    return (edges[1:] + edges[:-1]) / 2, np.where(heights > 0, heights, math.nan) if hide_empty else heights

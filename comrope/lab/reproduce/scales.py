@@ -1,0 +1,203 @@
+"""How large an experiment is: seconds on digits, hours on Fashion-MNIST, or the paper's protocol on ImageNet-1K."""
+
+from dataclasses import dataclass, field, replace
+
+from comrope.encodings import ENCODINGS
+from comrope.errors import ConfigurationError
+from comrope.lab.classify import MODELS
+from comrope.lab.evaluate import Condition, plain
+from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.reproduce import paper
+
+BLOCK_SIZE = 8
+"""The paper's throughout, and the default of the encodings that have blocks."""
+BLOCKED = ("liere", "comrope-ap", "comrope-ld", "comrope-mt")
+"""Encodings whose block size is varied."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Data, model, training and measurements that all recipes of one scale share."""
+
+    name: str
+    data: str
+    model: str
+    image_size: tuple[int, int]
+    """(height, width) trained at."""
+    edges: tuple[int, ...]
+    """Of the square test images, in pixels."""
+    recipe: Recipe
+    num_train: int | None = None
+    num_test: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    """Of table 1 and what is read off its runs."""
+    few_seeds: tuple[int, ...] = (0,)
+    """Of all other runs."""
+    intensities: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0)
+    """σ of figure 7, in patches."""
+    offsets: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0)
+    """ρ of figure 5, in canvas widths."""
+    far: tuple[float, ...] = (1e3, 1e6)
+    """Offsets far from any canvas trained on, in canvas widths."""
+    block_sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    """Of figure 6, as far as a head can be cut into them."""
+    deit: Recipe = field(default_factory=Recipe)
+    """DeiT's recipe (table 10); its augmentation comes with augment="deit"."""
+    pretrained: str = "timm:small"
+    """Model of table 4."""
+    pretraining: Recipe | None = None
+    """How that model is made; None where timm has its weights."""
+    tuning: Recipe = field(default_factory=Recipe)
+    """How it is fine-tuned."""
+    canvases: tuple[tuple[int, ...], ...] = ((1024,), (32, 32), (8, 8, 16), (4, 4, 8, 8))
+    """Tokens on one to four axes, where axes are compared."""
+    rounds: int = 11
+    """Turns that each encoding takes where time is measured."""
+    encodings: tuple[str, ...] = tuple(ENCODINGS)
+    """Which to compare; a recipe takes those of its own that are among them."""
+
+    @property
+    def num_heads(self) -> int:
+        return MODELS[self.model]["num_heads"]
+
+    @property
+    def head_dim(self) -> int:
+        return MODELS[self.model]["embed_dim"] // self.num_heads
+
+    @property
+    def few_edges(self) -> tuple[int, ...]:
+        """The smallest test images, those of the size trained at, and the largest."""
+        return tuple(dict.fromkeys((self.edges[0], self.image_size[0], self.edges[-1])))
+
+    @property
+    def differs(self) -> str:
+        """What the paper's numbers beside ours come from, if from something else; empty at the paper's scale."""
+        if self.name == "paper":
+            return ""
+        return (
+            f"Rows marked “paper” are the paper's own numbers, of {paper.WHERE}, one run each. Ours are of another data set "
+            f"and model ({self.data}, “{self.model}”): compare orders and differences, not values."
+        )
+
+    def of(self, *encodings: str) -> list[str]:
+        """Those that are wanted; ConfigurationError if none is."""
+        found = [name for name in encodings if name in self.encodings]
+        if not found:
+            raise ConfigurationError(
+                f"encodings: got {', '.join(self.encodings)}, but this recipe is about {', '.join(encodings)}."
+            )
+        return found
+
+    def block_sizes_of(self, encoding: str) -> list[int]:
+        """The block sizes that a head of this model can have; ComRoPE-AP needs a multiple of two blocks."""
+        axes = 2 if encoding == "comrope-ap" else 1
+        return [b for b in self.block_sizes if self.head_dim % (b * axes) == 0]
+
+    def experiment(
+        self, encoding: str, seed: int, *, perturbation: float = 1.0, block_size: int | None = None, **changes
+    ) -> Experiment:
+        """A run from scratch. The same settings always give the same Experiment, so that recipes share it on disk."""
+        recipe = changes.pop("recipe", self.recipe)
+        rate = changes.pop("angle_learning_rate", None)
+        settings = {"data": self.data, "num_train": self.num_train, "num_test": self.num_test, "model": self.model}
+        return Experiment(
+            **{**settings, "image_size": self.image_size, **changes},
+            encoding=encoding,
+            block_size=None if block_size == BLOCK_SIZE else block_size,
+            perturbation=float(perturbation),
+            recipe=replace(recipe, seed=seed, angle_learning_rate=rate),
+        )
+
+    def squares(self, edges: tuple[int, ...] | None = None) -> tuple[Condition, ...]:
+        """Square test images, of all edges by default."""
+        return tuple(plain([(edge, edge) for edge in edges or self.edges]))
+
+    def changed(
+        self,
+        *,
+        data: str | None = None,
+        seeds: tuple[int, ...] = (),
+        encodings: tuple[str, ...] = (),
+        epochs: int | None = None,
+        batch_size: int | None = None,
+    ) -> "Scale":
+        """With other data, seeds, encodings, or length and batch of every training, where given.
+
+        Raises:
+            ConfigurationError: an encoding that there is not, or a seed twice.
+        """
+        unknown = [name for name in encodings if name not in ENCODINGS]
+        if unknown:
+            raise ConfigurationError(f"encodings: got {unknown}, expected some of {', '.join(ENCODINGS)}.")
+        if len(set(seeds)) < len(seeds):
+            raise ConfigurationError(f"seeds: got {list(seeds)}, expected different ones.")
+        asked = {"data": data, "seeds": seeds, "few_seeds": seeds, "encodings": encodings}
+        length = {"epochs": epochs, "batch_size": batch_size}
+        length = {name: value for name, value in length.items() if value is not None}
+        recipes = ("recipe", "deit", "pretraining", "tuning")
+        trained = {name: replace(old, **length) for name in recipes if (old := getattr(self, name)) is not None}
+        return replace(self, **trained, **{name: value for name, value in asked.items() if value})
+
+
+_QUICK = Recipe(epochs=2, batch_size=24, learning_rate=3e-3)
+_SMALL = Recipe(epochs=4, batch_size=32, learning_rate=1e-3)
+_PAPER = Recipe(epochs=200, batch_size=6144, learning_rate=1e-3, weight_decay=0.01, warmup=0.02, precision="bf16")
+
+SCALES: dict[str, Scale] = {
+    "demo": Scale(
+        name="demo",
+        data="digits",
+        model="tiny",
+        image_size=(16, 16),
+        edges=(8, 16, 32),
+        recipe=_QUICK,
+        num_train=150,
+        num_test=50,
+        seeds=(0, 1),
+        intensities=(0.0, 1.0),
+        offsets=(0.0, 1.0),
+        far=(1e3,),
+        block_sizes=(2, 8),
+        deit=replace(_QUICK, weight_decay=0.05, warmup=5 / 300, repeats=3),
+        pretrained="timm:tiny",
+        pretraining=_QUICK,
+        tuning=replace(_QUICK, learning_rate=3e-4),
+        canvases=((64,), (8, 8), (4, 4, 4), (2, 2, 4, 4)),
+        rounds=2,
+    ),
+    "small": Scale(
+        name="small",
+        data="fashion-mnist",
+        model="small",
+        image_size=(24, 24),
+        edges=(12, 16, 20, 24, 28, 32, 40, 48, 56),
+        recipe=_SMALL,
+        num_train=20_000,
+        num_test=2_000,
+        seeds=(0, 1, 2, 3, 4),
+        few_seeds=(0, 1, 2),
+        deit=replace(_SMALL, weight_decay=0.05, warmup=5 / 300, repeats=3),
+        pretraining=_SMALL,
+        tuning=Recipe(epochs=2, batch_size=32, learning_rate=3e-4),
+    ),
+    "paper": Scale(
+        name="paper",
+        data="imagenet-1k",
+        model="vit-b/16",
+        image_size=(224, 224),
+        edges=paper.SIZES,
+        recipe=_PAPER,
+        deit=Recipe(
+            epochs=300,
+            batch_size=1024,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            warmup=5 / 300,
+            repeats=3,
+            precision="bf16",
+        ),
+        pretrained="timm:vit_base_patch16_clip_224.openai",
+        tuning=replace(_PAPER, epochs=4, batch_size=3456, learning_rate=3e-4),
+    ),
+}
+"""Seconds, hours on two cores, and days on a cluster."""

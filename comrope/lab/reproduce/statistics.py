@@ -1,0 +1,66 @@
+"""What several seeds say: means with their spread, and paired differences with their confidence."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy import stats
+
+from comrope.errors import ConfigurationError
+
+
+class Summary(NamedTuple):
+    """Mean over seeds."""
+
+    mean: float
+    deviation: float | None
+    """Sample standard deviation (n − 1); None of one seed."""
+    count: int
+
+
+class Difference(NamedTuple):
+    """Mean over seeds of a difference within each seed."""
+
+    mean: float
+    low: float | None
+    """Lower end of the interval; None of one seed."""
+    high: float | None
+    count: int
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Mean and sample standard deviation; ConfigurationError of no values.
+
+    >>> summary([1.0, 2.0, 3.0])
+    Summary(mean=2.0, deviation=1.0, count=3)
+    """
+    mean = _mean(values)
+    if len(values) == 1:
+        return Summary(mean, None, 1)
+    return Summary(mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)), len(values))
+
+
+def paired(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:
+    """first − second, seed by seed, with Student's t interval of the mean difference.
+
+    The same place in both has the same seed: the same images, batches and starting weights. Each interval stands for itself:
+    of twenty such intervals around no difference, one misses 0.
+
+    >>> paired([2.0, 3.0], [1.0, 2.0])
+    Difference(mean=1.0, low=1.0, high=1.0, count=2)
+    """
+    if len(first) != len(second):
+        raise ConfigurationError(
+            f"got {len(first)} values to pair with {len(second)}: expected one of each for a seed."
+        )
+    mean, deviation, count = summary([a - b for a, b in zip(first, second, strict=True)])
+    if deviation is None:
+        return Difference(mean, None, None, 1)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * deviation / math.sqrt(count)
+    return Difference(mean, mean - half, mean + half, count)
+
+
+def _mean(values: Sequence[float]) -> float:
+    if not len(values):
+        raise ConfigurationError("got no values: expected one a seed.")
+    return math.fsum(values) / len(values)

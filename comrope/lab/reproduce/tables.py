@@ -1,0 +1,132 @@
+"""Accuracies of many runs as tables: over seeds, at each image size, beside the paper's."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from comrope.lab.evaluate import Condition
+from comrope.lab.figures import percent, style
+from comrope.lab.reproduce import paper
+from comrope.lab.reproduce.scales import Scale
+from comrope.lab.reproduce.statistics import Difference, Summary, paired, summary
+from comrope.lab.reproduce.study import Cell, Table
+
+Result = dict[str, Any]
+Key = tuple[str, float]
+"""Encoding and σ."""
+
+
+def gather(keys: Iterable[Any], results: Sequence[Result]) -> dict[Any, list[Result]]:
+    """The results of jobs that were made key by key, the seeds of a key together, by key."""
+    keys = list(keys)
+    each = len(results) // max(1, len(keys))
+    return {key: list(results[i * each : (i + 1) * each]) for i, key in enumerate(keys)}
+
+
+def row(result: Result, condition: Condition) -> dict[str, Any]:
+    """What a run gave under a condition."""
+    wanted = {**vars(condition), "size": list(condition.size)}
+    return next(r for r in result["evaluation"] if all(r[name] == value for name, value in wanted.items()))
+
+
+def accuracies(results: Sequence[Result], edge: int) -> list[float]:
+    """Top-1 % of each seed's run on square images."""
+    return [percent(row(result, Condition((edge, edge)))) for result in results]
+
+
+def label(encoding: str) -> str:
+    """As the figures write it."""
+    return style(encoding).label
+
+
+def by_size(
+    name: str,
+    title: str,
+    scale: Scale,
+    found: Mapping[Key, Sequence[Result]],
+    published: Mapping[Key, Mapping[int, float]],
+) -> Table:
+    """A row for each encoding and σ, the paper's under it where it has one; a column for each size."""
+    pairs = _sizes(scale, published)
+    rows: list[tuple[Cell, ...]] = []
+    for key, results in found.items():
+        ours = [None if edge is None else summary(accuracies(results, edge)) for edge, _ in pairs]
+        rows.append((label(key[0]), f"{key[1]:g}", "ours", len(results), *ours))
+        if key in published:
+            theirs = [published[key].get(size) if size else None for _, size in pairs]
+            rows.append((label(key[0]), f"{key[1]:g}", "paper", 1, *theirs))
+    return Table(
+        name, f"{title} {_explained(scale)}", ("method", "σ", "source", "seeds", *_headings(scale, pairs)), rows
+    )
+
+
+def differences(
+    name: str,
+    title: str,
+    scale: Scale,
+    found: Mapping[Key, Sequence[Result]],
+    pairs_of_keys: Sequence[tuple[Key, Key]],
+    published: Mapping[Key, Mapping[int, float]],
+) -> Table:
+    """A row for each pair of encodings and σ: paired differences in percentage points, first − second, at each size."""
+    sizes = _sizes(scale, published)
+    rows: list[tuple[Cell, ...]] = []
+    for first, second in pairs_of_keys:
+        if first not in found or second not in found:
+            continue
+        both = (found[first], found[second])
+        about = tuple(f"{label(encoding)}, σ = {sigma:g}" for encoding, sigma in (first, second))
+        ours = [None if edge is None else _difference(*both, edge) for edge, _ in sizes]
+        rows.append((*about, "ours", len(both[0]), *ours))
+        if first in published and second in published:
+            theirs = [_minus(published[first].get(size or 0), published[second].get(size or 0)) for _, size in sizes]
+            rows.append((*about, "paper", 1, *theirs))
+    headings = ("method", "minus", "source", "seeds", *_headings(scale, sizes))
+    return Table(name, f"{title} {_explained(scale)}", headings, rows)
+
+
+def means(results: Mapping[Any, Sequence[Result]], edge: int) -> dict[Any, Summary]:
+    """Accuracy on square images over seeds, by key."""
+    return {key: summary(accuracies(each, edge)) for key, each in results.items()}
+
+
+def on_seeds(count: int) -> str:
+    """What the numbers after a mean are."""
+    if count == 1:
+        return "One seed: nothing here says how far another would differ, and no interval is given."
+    return (
+        f"Means of {count} seeds ± their sample standard deviation. Differences are paired (a seed fixes images, "
+        "batches and starting weights outside of the encoding), in percentage points, with 95 % Student-t intervals, each for "
+        "a difference by itself, not corrected for how many are shown."
+    )
+
+
+def _difference(first: Sequence[Result], second: Sequence[Result], edge: int) -> Difference:
+    return paired(accuracies(first, edge), accuracies(second, edge))
+
+
+def _minus(first: float | None, second: float | None) -> Difference | None:
+    return None if first is None or second is None else Difference(first - second, None, None, 1)
+
+
+def _sizes(scale: Scale, published: Mapping[Key, Mapping[int, float]]) -> list[tuple[int | None, int | None]]:
+    """(our edge, the paper's of the same ratio to the size trained at), either missing where there is none."""
+    trained = scale.image_size[0]
+    theirs = sorted({size for sizes in published.values() for size in sizes})
+    matched = {edge * paper.SIZE / trained: edge for edge in scale.edges}
+    ratios = sorted({*matched, *map(float, theirs)})
+    return [(matched.get(ratio), int(ratio) if ratio in theirs else None) for ratio in ratios]
+
+
+def _headings(scale: Scale, pairs: Sequence[tuple[int | None, int | None]]) -> list[str]:
+    if scale.name == "paper":
+        return [str(ours or theirs) for ours, theirs in pairs]
+    return [f"{ours or '–'} [{theirs or '–'}]" for ours, theirs in pairs]
+
+
+def _explained(scale: Scale) -> str:
+    if scale.name == "paper":
+        return f"Columns: edge of the test images in pixels; trained at {scale.image_size[0]}."
+    return (
+        f"Columns: edge of our test images in pixels, trained at {scale.image_size[0]}; in brackets the paper's size of the "
+        f"same ratio to its {paper.SIZE}."
+    )

@@ -1,0 +1,115 @@
+"""Many runs: each experiment trained and measured once, in processes of one thread, or by all processes of `torchrun` together.
+
+What is finished is taken from disk, so that a study that was stopped goes on, and studies that share runs do not repeat them.
+"""
+
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comrope.errors import ConfigurationError
+from comrope.lab import runs
+from comrope.lab.experiment import Trial
+
+Report = Callable[[str, str, int, int, float], None]
+"""Told (name of the run, stage, done, in all, samples a second)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, and what it is measured under."""
+
+    experiment: Trial
+    conditions: tuple[Any, ...] = ()
+
+
+def run_all(
+    jobs: Sequence[Job],
+    folder: Path,
+    *,
+    workers: int = 2,
+    command: str = "",
+    report: Report = lambda name, stage, done, total, speed: None,
+    **settings,
+) -> list[dict[str, Any]]:
+    """The results of all jobs, in their order.
+
+    Args:
+        jobs: what to run. Those that start from another's weights come after it.
+        folder: where each run has a folder of its own.
+        workers: runs at a time, each in a process of one thread, which decides no number. 0 runs one after the other here,
+            with all threads; so does every process that `torchrun` or `accelerate launch` started, all sharing each run.
+        settings: further ones of `comrope.lab.runs.run`.
+    """
+    if workers < 0:
+        raise ConfigurationError(f"workers={workers}: expected 0 or more.")
+    settings |= {"command": command}
+    jobs, wanted = _merged(jobs), jobs
+    if workers == 0 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for job in jobs:
+            _run(job, folder, settings, report)
+        return [runs.read(folder / job.experiment.name) for job in wanted]
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(reports,)) as pool:
+        try:
+            for wave in _waves(jobs):
+                futures = [pool.submit(_run_here, job, folder, settings) for job in wave]
+                while not all(future.done() and future.result() for future in futures):
+                    with suppress(queue.Empty):
+                        report(*reports.get(timeout=0.2))
+            while not reports.empty():
+                report(*reports.get())
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    return [runs.read(folder / job.experiment.name) for job in wanted]
+
+
+def _merged(jobs: Sequence[Job]) -> list[Job]:
+    """Each experiment once, under all its conditions."""
+    conditions: dict[Trial, dict[Any, None]] = {}
+    for job in jobs:
+        conditions.setdefault(job.experiment, {}).update(dict.fromkeys(job.conditions))
+    return [Job(experiment, tuple(asked)) for experiment, asked in conditions.items()]
+
+
+def _waves(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Runs that stand by themselves, then those that start from them."""
+    free = [job for job in jobs if getattr(job.experiment, "start", None) in (None, "pretrained")]
+    return [wave for wave in (free, [job for job in jobs if job not in free]) if wave]
+
+
+def _run(job: Job, folder: Path, settings: dict[str, Any], report: Report) -> dict[str, Any]:
+    name = job.experiment.name
+
+    def tell(stage: str, done: int, total: int, speed: float) -> None:
+        report(name, stage, done, total, speed)
+
+    return runs.run(job.experiment, job.conditions, folder / name, report=tell, **settings)
+
+
+_reports: Any = None  # in a worker process: where its progress goes
+
+
+def _start_worker(reports) -> None:
+    global _reports
+    _reports = reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+def _run_here(job: Job, folder: Path, settings: dict[str, Any]) -> bool:
+    _run(job, folder, settings, lambda *told: _reports.put(told))
+    return True

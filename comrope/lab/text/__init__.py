@@ -1,0 +1,1 @@
+"""Language models on bytes: other lengths than the one trained on, and very long ones."""

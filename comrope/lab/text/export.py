@@ -1,0 +1,87 @@
+"""A trained model in transformers alone: RoPE whose heads have frequencies of their own.
+
+`HeadwiseAttention` and `HeadwiseLlamaForCausalLM` need torch and transformers only: whoever gets an exported model needs
+them, and nothing else of comrope.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention, eager_attention_forward, rotate_half
+
+import comrope
+
+
+class HeadwiseAttention(LlamaAttention):
+    """`LlamaAttention` that turns each head at its own `inv_freq`, (key heads, D/2), radians per token."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: Any, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.register_buffer("inv_freq", torch.zeros(config.num_key_value_heads, self.head_dim // 2))
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        hidden_states,
+        position_embeddings=None,
+        attention_mask=None,
+        past_key_values=None,
+        *,
+        position_ids,
+        **options,
+    ):
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (p(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projections)
+        phases = position_ids[:, None, :, None].double() * self.inv_freq.double()[:, None]  # (B, H, L, D/2)
+        q, k = _turned(q, phases.repeat_interleave(self.num_key_value_groups, 1)), _turned(k, phases)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        config: Any = self.config
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        found, weights = attend(self, q, k, v, attention_mask, scaling=self.scaling, dropout=dropout, **options)
+        return self.o_proj(found.flatten(2)), weights
+
+
+class HeadwiseLlamaForCausalLM(LlamaForCausalLM):
+    """`LlamaForCausalLM` with `HeadwiseAttention`: saved, loaded and generated from as transformers does it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.self_attn = HeadwiseAttention(config, index)
+        self.post_init()
+
+
+def _turned(x: Tensor, phases: Tensor) -> Tensor:
+    cos, sin = (table.repeat(1, 1, 1, 2).to(x.dtype) for table in (phases.cos(), phases.sin()))
+    return x * cos + rotate_half(x) * sin
+
+
+@torch.no_grad()
+def export(model: LlamaForCausalLM) -> HeadwiseLlamaForCausalLM:
+    """The same model without comrope: the basis folded into the weights, the frequencies in `inv_freq`.
+
+    Args:
+        model: with an encoding attached, trained or not, folded or not; it stays as it is.
+    Raises:
+        ConfigurationError, NoSpectrumError: what `comrope.fold` refuses: nothing is attached, or LieRE.
+    """
+    folded: Any = comrope.fold(copy.deepcopy(model))
+    found: Any = HeadwiseLlamaForCausalLM(model.config)
+    found.to(model.device, model.dtype)
+    state = {name: tensor for name, tensor in folded.state_dict().items() if ".encoding." not in name}
+    for index, layer in enumerate(folded.model.layers):
+        attention, prefix = layer.self_attn, f"model.layers.{index}.self_attn"
+        for name in ("q_proj", "k_proj"):  # from planes side by side to transformers' halves
+            rows = state[f"{prefix}.{name}.weight"].unflatten(0, (-1, attention.head_dim // 2, 2))
+            state[f"{prefix}.{name}.weight"] = rows.transpose(1, 2).flatten(0, 2)
+        state[f"{prefix}.q_proj.weight"] = state[f"{prefix}.q_proj.weight"] * attention.temperature
+        state[f"{prefix}.inv_freq"] = attention.encoding.spectrum().frequencies[0].flatten(1)
+    found.load_state_dict(state)
+    return found.train(model.training)

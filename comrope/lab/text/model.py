@@ -1,0 +1,49 @@
+"""transformers' Llama on bytes, with an encoding of ours in its attention."""
+
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import comrope
+from comrope.errors import ConfigurationError
+from comrope.lab.text.corpus import BOS, VOCABULARY
+
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    "small": {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 256},
+    "medium": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1408},
+}
+"""Settings of LlamaConfig; heads of 16, 32 and 64 features."""
+
+
+def llama(name: str, length: int, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
+    """A model from scratch, with transformers' own RoPE.
+
+    Args:
+        name: of MODELS.
+        length: that it is trained with, in tokens; kept as `max_position_embeddings`.
+        seed: of the weights.
+        settings: further ones of LlamaConfig.
+    """
+    if name not in MODELS:
+        raise ConfigurationError(f"model={name!r}: expected one of {', '.join(MODELS)}.")
+    tokens = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": None, "pad_token_id": None}
+    sizes: dict[str, Any] = MODELS[name] | tokens | {"max_position_embeddings": length} | settings
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**sizes))
+
+
+def with_encoding(model: LlamaForCausalLM, encoding: str, **settings: Any) -> LlamaForCausalLM:
+    """The model with an encoding attached, in place; as it is for "rope", which it has.
+
+    Settings that are None are the encoding's own defaults; init=None starts from the model's RoPE.
+    """
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if encoding != "rope":
+        comrope.attach(model, encoding, **settings)
+    elif settings:
+        raise ConfigurationError(
+            f"encoding='rope' is transformers' own and takes no {', '.join(settings)}: leave it out."
+        )
+    return model

@@ -1,0 +1,109 @@
+"""Frames of a video file, by when they are shown rather than by their number: right at any and at no fixed frame rate."""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
+
+DAMAGE = (av.FFmpegError, OSError, ValueError)
+"""What `read` raises of a file that is no whole video."""
+_LEAST = 0.9  # of the frames that a file's header promises
+
+
+class _Index(NamedTuple):
+    """What a file says of its frames, before any is decoded."""
+
+    times: np.ndarray
+    """(n,), when each is shown, in order; their numbers, where the file has no times."""
+    end: int
+    """When the last one is over."""
+    keys: list[tuple[int, int]] | None
+    """(when it is shown, when it is decoded) of frames that need none before them; None where the file has no times."""
+
+
+def read(path: str | Path, shares: Sequence[float]) -> Tensor:
+    """The frames shown at these shares of a video's duration.
+
+    A video with fewer frames than asked for repeats some. Only what lies between a key frame and a frame asked for is decoded.
+
+    Args:
+        path: of the file.
+        shares: increasing, in [0, 1): 0 is the first frame, ½ the one shown half-way.
+    Returns:
+        (frames, 3, height, width), uint8, RGB, all of the first one's size.
+    Raises:
+        av.FFmpegError, OSError, ValueError: it is damaged, empty or no video, or more than a tenth of the frames that its
+            header promises are missing.
+    """
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError("it has no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # readers are processes; frames come in the same order either way
+        index = _index(container, stream)
+        wanted = float(index.times[0]) + np.asarray(shares) * float(index.end - index.times[0])
+        at = np.searchsorted(index.times, wanted, side="right") - 1
+        found = list(_decoded(container, stream, index, index.times[at]))
+    reformatter, first = VideoReformatter(), found[0]
+    images = [reformatter.reformat(f, first.width, first.height, "rgb24").to_ndarray() for f in found]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def _index(container: Any, stream: Any) -> _Index:
+    """From the packets alone."""
+    packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+    if not packets or len(packets) < _LEAST * stream.frames:
+        promised = f" of {stream.frames}" if stream.frames else ""
+        raise ValueError(f"{len(packets)}{promised} frames are there")
+    if any(p.pts is None for p in packets):
+        return _Index(np.arange(len(packets)), len(packets), None)
+    packets.sort(key=lambda p: p.pts)
+    times = np.array([p.pts for p in packets])
+    last = packets[-1].duration or (int(np.median(np.diff(times))) if len(times) > 1 else 1)
+    keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe]
+    return _Index(times, int(times[-1]) + last, keys)
+
+
+def _decoded(container: Any, stream: Any, index: _Index, wanted: np.ndarray) -> Iterator[Any]:
+    """The frame at each of the times `wanted`, in order; the last one there is where decoding ends before."""
+    frames, now, shown = None, -np.inf, None
+    for time in wanted:
+        key = max((key for key in index.keys or () if key[0] <= time), default=None)
+        if frames is None or (key is not None and now < key[0]):
+            container.seek(0 if key is None else key[1], stream=stream)  # to when it is decoded, which is never later
+            frames, now = _timed(container, stream, index), -np.inf
+        while now < time and (found := next(frames, None)) is not None:
+            now, shown = found
+        if shown is None:
+            raise ValueError("none of its frames can be decoded")
+        yield shown
+
+
+def _timed(container: Any, stream: Any, index: _Index) -> Iterator[tuple[float, Any]]:
+    """(when it is shown, frame)"""
+    for number, frame in enumerate(container.decode(stream)):
+        time = number if index.keys is None else frame.pts
+        if time is not None:
+            yield time, frame
+
+
+def write(path: Path, images: Sequence[np.ndarray], *, rate: int | Fraction, codec: str, **options: str) -> None:
+    """Writes RGB images, (height, width, 3) uint8, as a video of `rate` frames a second.
+
+    Args:
+        codec: one of FFmpeg's encoders, such as "mpeg4", which every build has.
+        options: of the encoder, such as g="1" for nothing but key frames.
+    """
+    height, width, _ = images[0].shape
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,60 @@
+"""The classifier of clips (paper, Table 3): the laboratory's ViT with frames as a third axis."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comrope.errors import InputError
+from comrope.lab.vit import ViT
+
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
+    "small": {"embed_dim": 96, "depth": 3, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
+    "paper": {"embed_dim": 384, "depth": 8, "num_heads": 8, "patch_size": 16},
+}
+"""Settings of timm's VisionTransformer. Heads are of 24 or 48 features: three axes of blocks of 8."""
+
+
+class VideoViT(ViT):
+    """A ViT whose tokens are the patches of all frames of a clip, each of one frame, attending to one another alike.
+
+    Positions are (frame, row, column), each relative to its own extent; the class token is in the middle of all three. Clips
+    may have any number of frames, and frames any size that patches divide.
+
+    Args:
+        encoding: name of an encoding; "ape" adds a code book of frames, rows and columns to the tokens.
+        num_frames: that ape's code book is laid out for.
+        image_size: (height, width) that it is laid out for.
+        encoding_settings, vit: as for `ViT`.
+    """
+
+    def __init__(
+        self,
+        encoding: str,
+        num_frames: int,
+        image_size: tuple[int, int],
+        encoding_settings: dict | None = None,
+        **vit,
+    ):
+        super().__init__(encoding, (num_frames, *image_size), encoding_settings, **vit)
+
+    def positions(self, image_size: tuple[int, ...], device: torch.device | str | None = None) -> Tensor:
+        """Relative patch centres on [0, 1]³, class token first, in the middle: (1 + frames · rows · columns, 3).
+
+        `image_size` is (frames, height, width), as it is for `grid`.
+        """
+        return super().positions(image_size, device)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits (B, classes) of clips (B, C, frames, height, width).
+
+        `positions`, (L, 3) or (B, L, 3), replaces `self.positions(...)` where tokens are perturbed or offset.
+        """
+        if x.ndim != 5:
+            raise InputError(f"clips: got {tuple(x.shape)}, expected (B, channels, frames, height, width).")
+        return super().forward(x, positions)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(B, C, frames, height, width) as (B, frames, rows, columns, width of the model)."""
+        return self.patch_embed(x.transpose(1, 2).flatten(0, 1)).contiguous().unflatten(0, (len(x), -1))

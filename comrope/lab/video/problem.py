@@ -1,0 +1,136 @@
+"""Video classification: its data, its model, its loss, and under what it is measured."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import comrope
+from comrope.errors import ConfigurationError, DataError
+from comrope.lab import evaluate
+from comrope.lab.data import Batch, subset
+from comrope.lab.train import Means
+from comrope.lab.video.clips import Clips, video_folder
+from comrope.lab.video.experiment import VideoExperiment
+from comrope.lab.video.feed import TestingClips, TrainingClips
+from comrope.lab.video.model import MODELS, VideoViT
+from comrope.lab.video.motion import motion
+
+MOVES = (False, True, True)
+"""The axes (frame, row, column) that perturbation moves: frames are held still (paper, section 4)."""
+
+
+@dataclass(frozen=True)
+class Condition(evaluate.Condition):
+    """What test clips and their coordinates are put through.
+
+    An offset moves frames, rows and columns alike; "first-axis" is the frames, "last-axis" the columns.
+    """
+
+    num_frames: int = 8
+
+    @property
+    def canvas(self) -> tuple[int, ...]:
+        return (self.num_frames, *self.size)
+
+    @property
+    def perturbed(self) -> tuple[bool, ...]:
+        return MOVES
+
+    def feed(self, images: Clips) -> TestingClips:
+        return TestingClips(images, self.num_frames, self.size)
+
+
+def conditions(
+    experiment: VideoExperiment,
+    resolutions: Sequence[tuple[int, int]] = (),
+    frames: Sequence[int] = (),
+    offsets: Sequence[float] = (0.0,),
+    direction: str = "random",
+    perturbations: Sequence[float] = (0.0,),
+    seed: int = 0,
+) -> list[Condition]:
+    """Every combination of sizes and numbers of frames, those trained at if there are none, offsets and perturbations."""
+    sizes, counts = resolutions or [experiment.image_size], frames or [experiment.num_frames]
+    return [
+        Condition(size, offset, direction if offset else "random", sigma, seed if offset or sigma else 0, num_frames=n)
+        for size, n, offset, sigma in itertools.product(sizes, counts, offsets, perturbations)
+    ]
+
+
+def measure(
+    model: VideoViT, clips: Clips, conditions: Sequence[Condition], *, readers: int = 0
+) -> list[dict[str, Any]]:
+    """Correct answers under each condition, see `comrope.lab.evaluate.measure`."""
+    return evaluate.measure(model, clips, conditions, batch_size=25, readers=readers)
+
+
+def data(experiment: VideoExperiment, unreadable: str = "fail") -> tuple[Clips, Clips]:
+    """Clips to train on and to test on."""
+    return _load(experiment.data, experiment.split, experiment.num_train, experiment.num_test, unreadable)
+
+
+@lru_cache(maxsize=2)
+def _load(source: str, split: int, num_train: int | None, num_test: int | None, unreadable: str) -> tuple[Clips, Clips]:
+    name, _, folder = source.partition(":")
+    if name == "motion":
+        return motion(Path(folder) if folder else None, num_train, num_test, unreadable)
+    if not Path(source).is_dir():
+        raise ConfigurationError(
+            f"data={source!r}: expected motion, motion:<folder>, or a folder of videos: UCF-101 as it is unpacked, or "
+            "train/<class>/* and val/<class>/*."
+        )
+    train, test = video_folder(Path(source), split, unreadable)
+    few: Any = subset  # which takes whatever has labels
+    return few(train, num_train, f"num_train, {source}"), few(test, num_test, f"num_test, {source}")
+
+
+def build(experiment: VideoExperiment, clips: Clips, runs: Path | None = None) -> VideoViT:
+    """The model of an experiment; with the same seed all encodings start from the same weights outside of themselves."""
+    if experiment.model not in MODELS:
+        raise ConfigurationError(f"model={experiment.model!r}: expected one of {', '.join(MODELS)}.")
+    torch.manual_seed(experiment.recipe.seed)
+    settings = {name: getattr(experiment, name) for name in ("block_size", "init", "std")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    shape = (experiment.num_frames, experiment.image_size)
+    return VideoViT(experiment.encoding, *shape, settings, num_classes=len(clips.classes), **MODELS[experiment.model])
+
+
+def task(model: VideoViT, clips: Clips, experiment: VideoExperiment) -> "Classification":
+    return Classification(model, clips, experiment)
+
+
+class Classification:
+    """Clips with one label each, for the training loop."""
+
+    def __init__(self, model: VideoViT, clips: Clips, experiment: VideoExperiment):
+        flip = clips.mirrors if experiment.flip is None else experiment.flip
+        if flip and experiment.data.startswith("motion"):
+            raise ConfigurationError("flip=True with data='motion': the classes are directions; leave it out.")
+        shape = (experiment.num_frames, experiment.image_size)
+        settings = {"enlargement": experiment.enlargement, "flip": flip, "seed": experiment.recipe.seed}
+        self.feed = TrainingClips(clips, *shape, **settings)
+        self._sigma = experiment.perturbation
+        canvas = (experiment.num_frames, *experiment.image_size)
+        self._positions = model.positions(canvas)  # perturbed on the CPU: the same draws on every device
+        self._patch = [1 / n for n in model.grid(canvas)]
+        self._prefix = model.num_prefix_tokens
+
+    def loss(self, model: VideoViT, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Means]:
+        device = next(model.parameters()).device
+        pixels, labels = batch.pixels.to(device), batch.labels.to(device)
+        if not len(labels):
+            raise DataError(f"every video of a batch is unreadable: {', '.join(batch.skipped[:3])}, ….")
+        moved = comrope.positions.perturb(
+            self._positions, self._patch, self._sigma, axes=MOVES, num_prefix_tokens=self._prefix, generator=draws
+        )
+        logits = model(pixels, moved.to(device))
+        hits = (logits.argmax(-1) == labels).float().mean()
+        skipped: Any = torch.tensor(len(batch.skipped) / len(labels))
+        return F.cross_entropy(logits, labels), Means(len(labels), {"accuracy": hits, "skipped": skipped})

@@ -1,0 +1,179 @@
+"""Jacobi's method for skew-symmetric matrices: the decomposition that an accelerator gets, held against LAPACK's on a CPU."""
+
+import pytest
+import torch
+
+from comrope import _jacobi, _linalg
+from tests.helpers import (
+    ONE_PARAMETER,
+    SPECTRA,
+    assert_close,
+    build,
+    call,
+    draw,
+    gradients,
+    nonlinear,
+    oracle,
+    orthogonal,
+    planes,
+    set_skew,
+    spectra_for,
+    trainable,
+)
+
+SIZES = (2, 4, 6, 8, 10, 16, 64)
+
+
+def _with(frequencies, count: int) -> torch.Tensor:
+    mu = torch.as_tensor(frequencies, dtype=torch.float64)
+    basis = orthogonal(count, 2 * len(mu), seed=6)
+    return _linalg.skew(basis @ planes(mu) @ basis.mT) / 2
+
+
+def _far_from_diagonal(count: int, b: int) -> torch.Tensor:
+    """Nothing within the planes that the matrix starts from, so that every first turn is as large as it can be."""
+    within = planes(torch.ones(b // 2, dtype=torch.float64)) != 0
+    return _linalg.skew(draw(count, b, b, seed=4)).masked_fill(within & torch.tensor(b > 2), 0.0)
+
+
+def _shuffled_planes(count: int, b: int) -> torch.Tensor:
+    order = torch.randperm(b, generator=torch.Generator().manual_seed(0))
+    return planes(torch.ones(count, b // 2, dtype=torch.float64))[:, order][:, :, order]
+
+
+FAMILIES = SPECTRA | {
+    "clustered": lambda count, b: _with([1 + k % 2 + 1e-9 * k for k in range(b // 2)], count),
+    "graded": lambda count, b: _with([10 ** (-24 * k / b) for k in range(b // 2)], count),
+    "vanilla RoPE's": lambda count, b: _with([1e4 ** (-2 * k / b) for k in range(b // 2)], count),
+    "huge": lambda count, b: 1e200 * SPECTRA["random"](count, b),
+    "next to nothing": lambda count, b: 1e-200 * SPECTRA["random"](count, b),
+    "far from diagonal": _far_from_diagonal,
+    "shuffled planes": _shuffled_planes,
+    "neighbours alone": lambda count, b: _linalg.skew(torch.ones(count, b, b, dtype=torch.float64).tril(1).triu(1)),
+}
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """What follows runs as it does where the host may not ask for values."""
+    monkeypatch.setattr(_linalg, "may_ask", lambda device: False)
+
+
+def _families(b: int) -> tuple[list[str], torch.Tensor]:
+    """Matrices of each family, (n, b, b), and the name of each."""
+    count = 1 if b == 64 else 3
+    names = [*spectra_for(b), *(name for name in FAMILIES if name not in SPECTRA)]
+    return [name for name in names for _ in range(count)], torch.cat([FAMILIES[name](count, b) for name in names])
+
+
+def _off_diagonal(s: torch.Tensor) -> torch.Tensor:
+    """The largest element outside the planes' own blocks, of each matrix."""
+    within = torch.eye(s.shape[-1] // 2, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return s.masked_fill(within, 0.0).abs().amax((-2, -1))
+
+
+@pytest.mark.parametrize("b", SIZES)
+def test_the_decomposition_is_that_of_lapack_whatever_the_spectrum(b, accelerator):
+    names, s = _families(b)
+    eye = torch.eye(b, dtype=torch.float64)
+    basis, mu = _linalg.decompose(s)
+    expected = torch.linalg.eigvalsh(1j * s)[..., b // 2 :]
+    size = expected[..., -1]
+    assert basis.dtype == mu.dtype == torch.float64
+    assert (mu >= 0).all() and (mu.diff(dim=-1) >= 0).all()
+    errors = {
+        "orthogonality": ((basis.mT @ basis - eye).abs().amax((-2, -1)), 1e-14 * b * torch.ones_like(size)),
+        "frequencies": ((mu - expected).abs().amax(-1), 1e-13 * size),
+        "residual": ((basis @ planes(mu) @ basis.mT - s).abs().amax((-2, -1)), 1e-13 * size),
+    }
+    for what, (error, allowed) in errors.items():
+        assert not [name for name, good in zip(names, error <= allowed, strict=True) if not good], what
+
+
+@pytest.mark.parametrize("b", SIZES)
+def test_one_sweep_is_to_spare(b, monkeypatch):
+    sweeps = _jacobi.num_sweeps(b // 2)
+    monkeypatch.setattr(_jacobi, "num_sweeps", lambda num_planes: sweeps - (num_planes > 2))
+    names, s = _families(b)
+    s = s / s.abs().amax((-2, -1), keepdim=True).clamp_min(1e-300)
+    basis = _jacobi.plane_basis(s)
+    error = _off_diagonal(basis.mT @ s @ basis)
+    assert not [name for name, good in zip(names, error <= 1e-14 * b, strict=True) if not good]
+
+
+def test_one_step_is_the_answer_for_two_planes():
+    _, s = _families(4)
+    s = s / s.abs().amax((-2, -1), keepdim=True).clamp_min(1e-300)
+    turns = _jacobi._turns(s, torch.tensor(1e-150, dtype=s.dtype))
+    assert (turns @ turns.mT - torch.eye(4)).abs().max() < 1e-15
+    assert _off_diagonal(turns @ s @ turns.mT).max() <= 2e-15
+    assert _jacobi.num_sweeps(2) == 1
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 5, 16])
+def test_in_a_sweep_every_plane_meets_every_other_once_and_comes_home(pairs):
+    seats = _jacobi._next_seats(pairs, torch.device("cpu"))
+    assert torch.equal(seats[1::2], seats[0::2] + 1)  # planes stay whole
+    order, met = torch.arange(2 * pairs), []
+    for _ in range(2 * pairs - 1):
+        met += [frozenset(pair) for pair in order.view(-1, 2).tolist()]
+        order = order[seats[0::2] // 2]
+    assert len(met) == len(set(met)) == pairs * (2 * pairs - 1)
+    assert torch.equal(order, torch.arange(2 * pairs))
+
+
+def test_planes_that_are_there_already_are_left_alone():
+    s = planes(draw(5, 6))
+    basis = _jacobi.plane_basis(s)
+    assert torch.equal(basis.abs(), torch.eye(12, dtype=torch.float64).expand(5, 12, 12))
+
+
+def test_any_leading_shape_gives_what_each_matrix_gives_alone(accelerator):
+    s = SPECTRA["random"](6, 8)
+    basis, mu = _linalg.decompose(s.view(2, 1, 3, 8, 8))
+    for i, alone in enumerate(s):
+        assert_close(mu.flatten(0, 2)[i], _linalg.decompose(alone)[1], 1e-14)
+    assert_close(basis @ planes(mu) @ basis.mT, s.view(2, 1, 3, 8, 8), 1e-13)
+    assert _linalg.decompose(s[:0])[0].shape == (0, 8, 8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_becomes_nan_and_harms_no_neighbour(value, accelerator):
+    s = SPECTRA["random"](3, 8)
+    good = _linalg.decompose(s)
+    s[1, 2, 3] = value
+    for found, expected in zip(_linalg.decompose(s), good, strict=True):
+        assert found[1].isnan().all()
+        assert torch.equal(found[0::2], expected[0::2])
+
+
+def _scores_and_gradients(pe, q, k, x, through):
+    leaves = {"q": q, "k": k, "positions": x} | trainable(pe)
+    found = through(pe, q, k, x)
+    return found, gradients(nonlinear(found), leaves)
+
+
+@pytest.mark.parametrize(("b", "spectrum"), [(b, name) for b in (2, 4, 6, 8, 16) for name in spectra_for(b)])
+@pytest.mark.parametrize("name", ONE_PARAMETER)
+def test_scores_and_gradients_are_those_of_lapack_and_of_matrix_exp(name, b, spectrum, monkeypatch):
+    pe = build(name, head_dim=2 * b, block_size=b)
+    set_skew(pe, spectrum)
+    q, k, x = (draw(*shape).requires_grad_() for shape in ((2, 2, 4, 2 * b), (2, 2, 4, 2 * b), (4, 2)))
+    expected = [_scores_and_gradients(pe, q, k, x, through) for through in (call, oracle)]
+    monkeypatch.setattr(_linalg, "may_ask", lambda device: False)
+    found, by_leaf = _scores_and_gradients(pe, q, k, x, call)
+    for scores, wanted in expected:
+        assert_close(found, scores, 1e-10, "scores")
+        rounding = 1e-13 * max(gradient.abs().max().item() for gradient in wanted.values())
+        for leaf, gradient in by_leaf.items():
+            if max(gradient.abs().max(), wanted[leaf].abs().max()) > rounding:
+                assert_close(gradient, wanted[leaf], 1e-6, f"gradient in {leaf}")
+
+
+@pytest.mark.parametrize(("b", "spectrum"), [(b, name) for b in (2, 4, 6, 8) for name in spectra_for(b)])
+def test_exponentials_and_their_gradients_are_those_of_matrix_exp(b, spectrum, accelerator):
+    s, weight = SPECTRA[spectrum](3, b).requires_grad_(), draw(3, b, b, seed=7)
+    found, expected = _linalg.exp_skew(s), torch.linalg.matrix_exp(s)
+    assert_close(found, expected, 1e-12)
+    by_leaf = [torch.autograd.grad((turned.sin() * weight).sum(), s)[0] for turned in (found, expected)]
+    assert_close(by_leaf[0], _linalg.skew(by_leaf[1]) / 2, 1e-11)
