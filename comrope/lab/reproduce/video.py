@@ -58,7 +58,7 @@ class VideoScale:
 
 
 _QUICK = Recipe(epochs=2, batch_size=16, learning_rate=3e-3)
-_SMALL = Recipe(epochs=5, batch_size=16, learning_rate=1.5e-3)
+_SMALL = Recipe(epochs=20, batch_size=64, learning_rate=2e-3)
 _PAPER = Recipe(epochs=80, batch_size=768, learning_rate=1.2e-4, weight_decay=0.01, warmup=0.02, precision="bf16")
 
 VIDEO: dict[str, VideoScale] = {
@@ -68,9 +68,9 @@ VIDEO: dict[str, VideoScale] = {
         frames=(2, 4, 8),
     ),
     "small": VideoScale(
-        VideoExperiment(num_train=1000, num_test=400, recipe=_SMALL),
-        edges=(16, 24, 32, 40, 48, 56, 64, 72),
-        frames=(4, 6, 8, 12, 16, 24),
+        VideoExperiment(num_train=1000, num_test=300, num_frames=4, recipe=_SMALL),
+        edges=(16, 24, 32, 40, 48, 64),
+        frames=(2, 3, 4, 6, 8, 12, 24),
     ),
     "paper": VideoScale(
         VideoExperiment(data="ucf-101", model="paper", image_size=(224, 224), recipe=_PAPER),

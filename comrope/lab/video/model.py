@@ -10,7 +10,7 @@ from comrope.lab.vit import ViT
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
-    "small": {"embed_dim": 96, "depth": 3, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
+    "small": {"embed_dim": 96, "depth": 2, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
     "paper": {"embed_dim": 384, "depth": 8, "num_heads": 8, "patch_size": 16},
 }
 """Settings of timm's VisionTransformer. Heads are of 24 or 48 features: three axes of blocks of 8."""
