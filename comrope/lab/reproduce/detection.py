@@ -9,7 +9,7 @@ from comrope.lab.detection.metric import NAMES
 from comrope.lab.detection.pictures import examples
 from comrope.lab.experiment import Experiment, Recipe
 from comrope.lab.reproduce.pictures import curves
-from comrope.lab.reproduce.scales import SCALES, Scale
+from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.statistics import Summary, paired, summary
 from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
 from comrope.lab.reproduce.tables import Result, gather, label, on_seeds
@@ -128,15 +128,11 @@ def _jobs(scale: Scale) -> tuple[list[str], Setting, list[Job]]:
 
 def _setting(scale: Scale) -> Setting:
     """The scale's own, with what `Scale.changed` has changed: data, epochs, batch size."""
-    setting, usual = SETTINGS[scale.name], SCALES[scale.name]
-    if scale.data != usual.data:
-        setting = replace(setting, data=scale.data)
-    length = {
-        k: v for k, v in vars(scale.recipe).items() if k in ("epochs", "batch_size") and v != vars(usual.recipe)[k]
-    }
+    setting = SETTINGS[scale.name]
     before = setting.pretraining
-    before = before and replace(before, recipe=replace(before.recipe, **length))
-    return replace(setting, recipe=replace(setting.recipe, **length), pretraining=before)
+    before = before and replace(before, recipe=scale.lengthened(before.recipe))
+    data, recipe = scale.asked.get("data", setting.data), scale.lengthened(setting.recipe)
+    return replace(setting, data=data, recipe=recipe, pretraining=before)
 
 
 def _pretrained(before: Experiment, seed: int) -> Experiment:

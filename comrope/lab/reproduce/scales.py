@@ -1,6 +1,7 @@
 """How large an experiment is: seconds on digits, hours on Fashion-MNIST, or the paper's protocol on ImageNet-1K."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from comrope.encodings import ENCODINGS
 from comrope.errors import ConfigurationError
@@ -55,6 +56,12 @@ class Scale:
     """Turns that each encoding takes where time is measured."""
     encodings: tuple[str, ...] = tuple(ENCODINGS)
     """Which to compare; a recipe takes those of its own that are among them."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """What `changed` has changed, for recipes of other problems, which have scales of their own."""
+
+    def lengthened(self, recipe: Recipe) -> Recipe:
+        """A recipe with the epochs and the batch size that were asked for."""
+        return replace(recipe, **{k: self.asked[k] for k in ("epochs", "batch_size") if k in self.asked})
 
     @property
     def num_heads(self) -> int:
@@ -132,11 +139,13 @@ class Scale:
         if len(set(seeds)) < len(seeds):
             raise ConfigurationError(f"seeds: got {list(seeds)}, expected different ones.")
         asked = {"data": data, "seeds": seeds, "few_seeds": seeds, "encodings": encodings}
+        asked = {name: value for name, value in asked.items() if value}
         length = {"epochs": epochs, "batch_size": batch_size}
         length = {name: value for name, value in length.items() if value is not None}
+        here = replace(self, **asked, asked=self.asked | asked | length)
         recipes = ("recipe", "deit", "pretraining", "tuning")
-        trained = {name: replace(old, **length) for name in recipes if (old := getattr(self, name)) is not None}
-        return replace(self, **trained, **{name: value for name, value in asked.items() if value})
+        trained = {name: here.lengthened(old) for name in recipes if (old := getattr(self, name)) is not None}
+        return replace(here, **trained)
 
 
 _QUICK = Recipe(epochs=2, batch_size=24, learning_rate=3e-3)

@@ -7,7 +7,7 @@ from typing import Any
 from comrope.errors import ConfigurationError
 from comrope.lab.experiment import Recipe
 from comrope.lab.reproduce.pictures import curves
-from comrope.lab.reproduce.scales import SCALES, Scale
+from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.statistics import Summary, paired, summary
 from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
 from comrope.lab.reproduce.tables import Result, gather, label
@@ -70,8 +70,9 @@ def text(scale: Scale) -> Study:
     if scale.name not in TEXT_SCALES:
         raise ConfigurationError(f"scale={scale.name!r}: the paper has no experiment on text; use demo or small.")
     ours, seeds = TEXT_SCALES[scale.name], scale.few_seeds
-    data = "stdlib" if scale.data == SCALES[scale.name].data else scale.data
-    base = replace(ours.experiment, data=data)
+    ours = replace(ours, tuning=scale.lengthened(ours.tuning))
+    base = replace(ours.experiment, recipe=scale.lengthened(ours.experiment.recipe))
+    base = replace(base, data=scale.asked.get("data", base.data))
     names = scale.of(*ENCODINGS)
     first = {seed: replace(base, encoding="rope", recipe=replace(base.recipe, seed=seed)) for seed in seeds}
     plain = longer(base)

@@ -9,7 +9,7 @@ from comrope.lab.experiment import Recipe
 from comrope.lab.figures import INK, percent
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
-from comrope.lab.reproduce.scales import SCALES, Scale
+from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.statistics import Summary, summary
 from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
 from comrope.lab.reproduce.tables import Key, Result, accuracies, by_size, differences, gather, label, on_seeds, row
@@ -58,7 +58,7 @@ class VideoScale:
 
 
 _QUICK = Recipe(epochs=2, batch_size=16, learning_rate=3e-3)
-_SMALL = Recipe(epochs=20, batch_size=64, learning_rate=2e-3)
+_SMALL = Recipe(epochs=20, batch_size=64, learning_rate=3e-3, warmup=0.1)
 _PAPER = Recipe(epochs=80, batch_size=768, learning_rate=1.2e-4, weight_decay=0.01, warmup=0.02, precision="bf16")
 
 VIDEO: dict[str, VideoScale] = {
@@ -132,11 +132,8 @@ def table3(scale: Scale) -> Study:
 
 def _asked(experiment: VideoExperiment, scale: Scale) -> VideoExperiment:
     """With what was changed of the scale for images: data, epochs and batch size."""
-    usual = SCALES[scale.name]
-    length = {n: getattr(scale.recipe, n) for n in ("epochs", "batch_size")}
-    length = {name: value for name, value in length.items() if value != getattr(usual.recipe, name)}
-    data = experiment.data if scale.data == usual.data else scale.data
-    return replace(experiment, data=data, recipe=replace(experiment.recipe, **length))
+    data = scale.asked.get("data", experiment.data)
+    return replace(experiment, data=data, recipe=scale.lengthened(experiment.recipe))
 
 
 def _only(result: Result, num_frames: int) -> Result:

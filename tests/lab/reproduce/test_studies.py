@@ -30,6 +30,15 @@ def test_no_run_stands_for_two(recipe, scale):
     assert len({job.experiment for job in jobs}) == len({job.experiment.name for job in jobs}) == len(jobs)
 
 
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("table7", "table9", "axes")])
+def test_what_is_asked_for_reaches_every_run(recipe):
+    scale = SCALES["small"].changed(data="elsewhere", seeds=(7,), epochs=4, batch_size=16)
+    for job in RECIPES[recipe](scale).jobs:
+        experiment = job.experiment
+        assert (experiment.recipe.seed, experiment.recipe.epochs, experiment.recipe.batch_size) == (7, 4, 16)
+        assert experiment.data == "elsewhere" or (experiment.kind == "images" and recipe in ("table2", "fig4"))
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_docstrings_state_setting_and_cost(recipe):
     text = RECIPES[recipe].__doc__ or ""

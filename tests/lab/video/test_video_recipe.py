@@ -8,8 +8,7 @@ from comrope.lab.reproduce.video import TABLE3, VIDEO, table3
 SCALE = reproduce.SCALES["demo"]
 
 
-def test_the_demo_makes_tables_figures_and_strips(tmp_path, monkeypatch):
-    monkeypatch.setitem(reproduce.RECIPES, "table3", table3)
+def test_the_demo_makes_tables_figures_and_strips(tmp_path):
     scale = SCALE.changed(data=f"motion:{tmp_path / 'motion'}", encodings=("none", "ape", "comrope-ld"))
     found = reproduce.run("table3", scale, tmp_path / "out", runs=tmp_path / "runs", workers=0)
     assert len(found["runs"]) == 5 and all(run["kind"] == "video" for run in found["runs"])
