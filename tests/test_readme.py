@@ -57,7 +57,7 @@ def demo_table(results: dict) -> str:
 def test_the_commands_run(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / page).read_text(encoding="utf-8")
-    for line in "\n".join(re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)).splitlines():
+    for line in "".join(re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)).splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         main()
     assert (tmp_path / "runs/first/weights.safetensors").exists()
