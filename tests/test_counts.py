@@ -171,14 +171,15 @@ def test_an_accelerator_is_never_waited_for(name):
                 turned[0].sum().item()
 
 
+@pytest.mark.parametrize("positions", [(9, 2), (3, 9, 2)])
 @pytest.mark.parametrize("block_size", [2, 4, 16])
 @pytest.mark.parametrize("name", ROTARY)
-def test_no_operator_of_a_step_on_an_accelerator_waits(name, block_size):
+def test_no_operator_of_a_step_on_an_accelerator_waits(name, block_size, positions):
     """What runs where the host may not ask, on a device that has no values: forward and backward, whatever is in them."""
     settings = {"init": "rope"} if name == "comrope-mt" else {}
     with torch.device("meta"):
         pe = comrope.encoding(name, num_heads=2, head_dim=32, num_axes=2, block_size=block_size, **settings)
-        q, k, x = torch.randn(3, 4, 9, 32), torch.randn(3, 2, 9, 32), torch.rand(9, 2)
+        q, k, x = torch.randn(3, 4, 9, 32), torch.randn(3, 2, 9, 32), torch.rand(positions)
     operators = _Within()
     with operators:
         turned = pe(q.requires_grad_(), k.requires_grad_(), x)

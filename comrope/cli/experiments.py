@@ -37,77 +37,58 @@ class _Running:
 
 
 @dataclass(frozen=True)
-class TrainImages:
+class _Train:
+    """What training commands have in common; each says which problem its experiment is of."""
+
+    stopped: ClassVar[str] = GO_ON
+
+    out: Path
+    """Folder of the run."""
+    running: tyro.conf.OmitArgPrefixes[_Running]
+    experiment: Trial
+
+    def run(self) -> None:
+        from comrope.lab import runs, terminal
+
+        conditions = importlib.import_module(self.experiment.module).conditions(self.experiment)
+        with terminal.run_progress() as report:
+            found = runs.run(
+                self.experiment, conditions, self.out, command=typed(), report=report, **vars(self.running)
+            )
+        if terminal.speaks():
+            terminal.console.print(terminal.evaluation(found))
+            print(f"wrote {self.out}: weights.safetensors, result.json, log.jsonl")
+
+
+@dataclass(frozen=True)
+class TrainImages(_Train):
     """Train an image classifier with any encoding. Give the same command again to go on after a kill.
 
     One process, or many: `torchrun --nproc-per-node 8 -m comrope train images …`, or `accelerate launch -m comrope …`.
     """
 
-    stopped: ClassVar[str] = GO_ON
-
-    out: Path
-    """Folder of the run."""
     experiment: tyro.conf.OmitArgPrefixes[Experiment]
-    running: tyro.conf.OmitArgPrefixes[_Running]
-
-    def run(self) -> None:
-        _train(self.experiment, self.out, self.running)
 
 
 @dataclass(frozen=True)
-class TrainVideo:
+class TrainVideo(_Train):
     """Train a video classifier, on UCF-101, any folder of videos, or made-up clips whose class is their motion."""
 
-    stopped: ClassVar[str] = GO_ON
-
-    out: Path
-    """Folder of the run."""
     experiment: tyro.conf.OmitArgPrefixes[VideoExperiment]
-    running: tyro.conf.OmitArgPrefixes[_Running]
-
-    def run(self) -> None:
-        _train(self.experiment, self.out, self.running)
 
 
 @dataclass(frozen=True)
-class TrainDetection:
+class TrainDetection(_Train):
     """Train an object detector on COCO, on a folder laid out as it is, or on made-up scenes."""
 
-    stopped: ClassVar[str] = GO_ON
-
-    out: Path
-    """Folder of the run."""
     experiment: tyro.conf.OmitArgPrefixes[DetectionExperiment]
-    running: tyro.conf.OmitArgPrefixes[_Running]
-
-    def run(self) -> None:
-        _train(self.experiment, self.out, self.running)
 
 
 @dataclass(frozen=True)
-class TrainText:
+class TrainText(_Train):
     """Train a language model on bytes: of any folder of texts, or of Python's own standard library."""
 
-    stopped: ClassVar[str] = GO_ON
-
-    out: Path
-    """Folder of the run."""
     experiment: tyro.conf.OmitArgPrefixes[TextExperiment]
-    running: tyro.conf.OmitArgPrefixes[_Running]
-
-    def run(self) -> None:
-        _train(self.experiment, self.out, self.running)
-
-
-def _train(experiment: Trial, out: Path, running: _Running) -> None:
-    from comrope.lab import runs, terminal
-
-    conditions = importlib.import_module(experiment.module).conditions(experiment)
-    with terminal.run_progress() as report:
-        found = runs.run(experiment, conditions, out, command=typed(), report=report, **vars(running))
-    if terminal.speaks():
-        terminal.console.print(terminal.evaluation(found))
-        print(f"wrote {out}: weights.safetensors, result.json, log.jsonl")
 
 
 @dataclass(frozen=True)

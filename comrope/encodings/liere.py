@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from comrope import reference
-from comrope._linalg import exp_skew, plane_generators, skew
+from comrope._linalg import exp_skew, may_ask, plane_generators, skew
 from comrope.encodings.base import LearnedEncoding, rope_frequencies
 from comrope.errors import NoSpectrumError
 from comrope.rotation import Spectrum, compute_dtype, full_precision
@@ -14,7 +14,8 @@ class LieRE(LearnedEncoding):
     """LieRE: B_ij = P_ij − P_ijᵀ, all free. Commutes with probability 0, so R(x)ᵀR(y) = R(y − x) fails.
 
     Every distinct position costs an exponential, taken in float64: L of them for positions (L, N), whatever the batch; for
-    (B, L, N) as many as there are different rows, or B·L where positions need a gradient or a graph is compiled.
+    (B, L, N) as many as there are different rows on a CPU, and B·L where positions need a gradient, a graph is compiled, or
+    an accelerator would have to be waited for to know how many differ.
 
     Parameter: `base_matrices` P, (N, H, m, b, b).
     """
@@ -68,7 +69,8 @@ class LieRE(LearnedEncoding):
     def _rotation(self, positions: Tensor) -> Tensor:
         """R(x) once for each distinct row of `positions`, handed out to the tokens: (..., L, H, m, b, b), float64."""
         angles = skew(self.base_matrices.double())
-        if positions.ndim == 3 and not positions.requires_grad and not torch.compiler.is_compiling():
+        known = may_ask(positions.device) and not torch.compiler.is_compiling()
+        if positions.ndim == 3 and known and not positions.requires_grad:
             rows, which = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
             return self._exponential(angles, rows)[which.view(positions.shape[:2])]
         return self._exponential(angles, positions)

@@ -54,13 +54,11 @@ def build(experiment: Experiment, images: ImageSet, runs: Path | None = None) ->
         runs: the folder that `experiment.start` is a run in.
     """
     torch.manual_seed(experiment.recipe.seed)
-    settings = {name: getattr(experiment, name) for name in ("block_size", "init", "std")}
-    settings = {name: value for name, value in settings.items() if value is not None}
     shape: dict[str, Any] = {"num_classes": len(images.classes), "in_chans": images.channels}
     if experiment.augment == "deit":
         shape["drop_path_rate"] = 0.1
     if experiment.model.startswith("timm:"):
-        return _attached(experiment, settings, shape, runs)
+        return _attached(experiment, shape, runs)
     if experiment.start is not None:
         raise ConfigurationError(
             f"start={experiment.start!r}: only a model of timm, model='timm:…', starts from weights."
@@ -69,10 +67,10 @@ def build(experiment: Experiment, images: ImageSet, runs: Path | None = None) ->
         raise ConfigurationError(
             f"model={experiment.model!r}: expected one of {', '.join(MODELS)}, or 'timm:' and the name of a model there."
         )
-    return ViT(experiment.encoding, experiment.image_size, settings, **MODELS[experiment.model], **shape)
+    return ViT(experiment.encoding, experiment.image_size, experiment.settings, **MODELS[experiment.model], **shape)
 
 
-def _attached(experiment: Experiment, settings: dict, shape: dict, runs: Path | None) -> nn.Module:
+def _attached(experiment: Experiment, shape: dict, runs: Path | None) -> nn.Module:
     """A model of timm with its own absolute positions, and the encoding in its attention."""
     if experiment.perturbation:
         raise ConfigurationError(
@@ -94,7 +92,7 @@ def _attached(experiment: Experiment, settings: dict, shape: dict, runs: Path | 
         load_model(model, weights)
     if experiment.encoding == "ape":
         return model
-    return comrope.attach(model, experiment.encoding, **settings)
+    return comrope.attach(model, experiment.encoding, **experiment.settings)
 
 
 def conditions(

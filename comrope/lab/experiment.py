@@ -39,6 +39,14 @@ class Trial:
     """Where it is written down: `data`, `build`, `task` and `measure` (see `comrope.lab.runs`)."""
 
     recipe: Recipe = field(default_factory=Recipe)
+    encoding: str = "comrope-ld"
+    """Name of an encoding."""
+    block_size: int | None = None
+    """Of the encoding; its own default if None."""
+    init: str | None = None
+    """How the angles start: "normal", "identity" or "rope"; the encoding's own default if None."""
+    std: float | None = None
+    """Of the angles with init="normal"."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -65,8 +73,15 @@ class Trial:
         digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
         return f"{self._title()}-seed{self.recipe.seed}-{digest[:8]}"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the encoding that are not its own defaults."""
+        settings = {"block_size": self.block_size, "init": self.init, "std": self.std}
+        return {name: value for name, value in settings.items() if value is not None}
+
     def _title(self) -> str:
-        return self.kind
+        """The encoding, with the size of its blocks."""
+        return self.encoding + ("" if self.block_size is None else f"-b{self.block_size}")
 
 
 @dataclass(frozen=True)
@@ -86,12 +101,6 @@ class Experiment(Trial):
     """"tiny", "demo", "small", "vit-s/16", "vit-b/16", or "timm:<name>" to attach the encoding to a model of timm."""
     encoding: str = "comrope-ld"
     """Name of an encoding. "ape" on a model of timm leaves it as it is."""
-    block_size: int | None = None
-    """Of the encoding; its own default if None."""
-    init: str | None = None
-    """How the angles start: "normal", "identity" or "rope"; the encoding's own default if None."""
-    std: float | None = None
-    """Of the angles with init="normal"."""
     start: str | None = None
     """Weights to start from, of a model of timm: "pretrained" (downloaded by timm), or the name of a run beside this one."""
     image_size: tuple[int, int] = (28, 28)
@@ -104,5 +113,4 @@ class Experiment(Trial):
     """σ, in patches; drawn anew for every step (Eq. 11)."""
 
     def _title(self) -> str:
-        blocks = "" if self.block_size is None else f"-b{self.block_size}"
-        return f"{self.encoding}{blocks}-s{self.perturbation:g}"
+        return f"{super()._title()}-s{self.perturbation:g}"

@@ -1,6 +1,7 @@
 """Data sets by their names, and how batches are read from them."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,14 +11,16 @@ from comrope.lab.data.feed import Batch as Batch
 from comrope.lab.data.feed import Testing as Testing
 from comrope.lab.data.feed import Training as Training
 from comrope.lab.data.feed import as_is as as_is
-from comrope.lab.data.folder import UNREADABLE as UNREADABLE
 from comrope.lab.data.folder import Folder as Folder
 from comrope.lab.data.folder import image_folder as image_folder
 from comrope.lab.data.images import Images as Images
 from comrope.lab.data.images import ImageSet as ImageSet
 from comrope.lab.data.images import digits as digits
 from comrope.lab.data.images import fashion_mnist as fashion_mnist
-from comrope.lab.data.images import random_crops as random_crops
+from comrope.lab.data.labelled import UNREADABLE as UNREADABLE
+from comrope.lab.data.labelled import Labelled as Labelled
+
+T = TypeVar("T", bound=Labelled)
 
 
 def load(
@@ -52,14 +55,14 @@ def _whole(source: str, unreadable: str) -> tuple[ImageSet, ImageSet]:
     return image_folder(Path(source), unreadable)
 
 
-def subset(images: ImageSet, num: int | None, what: str) -> ImageSet:
-    """The classes take turns, each giving its images in a random order, till there are `num`."""
+def subset(samples: T, num: int | None, what: str) -> T:
+    """The classes take turns, each giving its samples in a random order, till there are `num`."""
     if num is None:
-        return images
-    if not 1 <= num <= len(images):
-        raise ConfigurationError(f"{what}: got {num}, expected 1 to {len(images)}.")
-    labels = images.labels.numpy()
+        return samples
+    if not 1 <= num <= len(samples):
+        raise ConfigurationError(f"{what}: got {num}, expected 1 to {len(samples)}.")
+    labels = samples.labels.numpy()
     shuffled = np.random.RandomState(0).permutation(len(labels))  # numpy keeps its legacy streams as they are
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     turn = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # rank within the class
-    return images.take(np.sort(by_class[np.argsort(turn, kind="stable")[:num]]).tolist())
+    return samples.take(np.sort(by_class[np.argsort(turn, kind="stable")[:num]]).tolist())

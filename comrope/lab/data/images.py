@@ -16,18 +16,11 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.transforms.v2.functional import to_pil_image
 
 from comrope.errors import DataError
+from comrope.lab.data.labelled import Labelled
 
 
-class ImageSet(Protocol):
+class ImageSet(Labelled, Protocol):
     """Images with one label each, in a fixed order: what is trained and tested on."""
-
-    @property
-    def labels(self) -> Tensor:
-        """(n,), int64."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
 
     @property
     def channels(self) -> int: ...
@@ -37,18 +30,8 @@ class ImageSet(Protocol):
         """Whether a mirrored image is of the same class, so that training may flip it."""
         ...
 
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """What an image is called in messages; no two have the same name."""
-        ...
-
     def pil(self, index: int) -> Image.Image | None:
         """An image, 8 bits a channel; None where it cannot be read and is to be left out."""
-        ...
-
-    def take(self, indices: Sequence[int]) -> Self:
-        """The images at `indices` alone."""
         ...
 
 
@@ -167,11 +150,3 @@ def crops(pixels: Tensor, images: Tensor, rows: Tensor, columns: Tensor, size: t
     """The windows of `size` whose upper left corners are (rows, columns) in `pixels[images]`: (n, channels, *size)."""
     windows = pixels.unfold(2, size[0], 1).unfold(3, size[1], 1)  # (images, channels, rows, columns, *size), a view
     return windows[images, :, rows, columns]
-
-
-def random_crops(pixels: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """One random crop of `size` from each image: (n, channels, height, width) to (n, channels, *size)."""
-    n, _, height, width = pixels.shape
-    rows = torch.randint(height - size[0] + 1, (n,), generator=generator)
-    columns = torch.randint(width - size[1] + 1, (n,), generator=generator)
-    return crops(pixels, torch.arange(n), rows, columns, size)

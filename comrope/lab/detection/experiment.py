@@ -29,9 +29,7 @@ class DetectionExperiment(Trial):
     """"boxes": Faster R-CNN. "masks": Mask R-CNN, which needs segmentations."""
     encoding: str = "comrope-ld"
     """Name of an encoding, added to the backbone's own absolute positions. "ape" is the backbone as it is."""
-    block_size: int | None = None
-    """Of the encoding; its own default if None."""
-    init: str = "identity"
+    init: str | None = "identity"
     """How learned angles start: "identity" turns nothing, so that a pretrained backbone starts as it was."""
     start: str | None = None
     """Weights that the backbone starts from: "pretrained" (downloaded by timm), a file of weights of a VisionTransformer, or
@@ -44,5 +42,4 @@ class DetectionExperiment(Trial):
     """Stochastic depth of the backbone."""
 
     def _title(self) -> str:
-        blocks = "" if self.block_size is None else f"-b{self.block_size}"
-        return f"{self.kind}-{self.encoding}{blocks}"
+        return f"{self.kind}-{super()._title()}"

@@ -49,9 +49,8 @@ def build(experiment: DetectionExperiment, images: CocoSet, runs: Path | None = 
         raise ConfigurationError(f"model={name!r}: expected one of {', '.join(MODELS)}, or 'timm:' and a name there.")
     model = {"name": name.removeprefix("timm:"), **_FULL} if name.startswith("timm:") else MODELS[name]
     vit = _vit(experiment, model, runs)
-    settings = {} if experiment.block_size is None else {"block_size": experiment.block_size}
     with torch.random.fork_rng(devices=[]):  # the heads do not depend on the encoding
-        trunk = Trunk(vit, experiment.encoding, settings, experiment.init)
+        trunk = Trunk(vit, experiment.encoding, experiment.settings)
     return Detector(
         Backbone(trunk, model["channels"]),
         len(images.classes),

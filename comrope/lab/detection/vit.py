@@ -46,19 +46,18 @@ class Trunk(nn.Module):
     whatever else is in its batch, and however far it is padded, does not change them.
     """
 
-    def __init__(self, vit: Any, encoding: str, settings: dict[str, Any], init: str):
+    def __init__(self, vit: Any, encoding: str, settings: dict[str, Any]):
         """
         Args:
             vit: the VisionTransformer, of dynamic_img_size=True.
             encoding: a name; "ape" leaves the model as it is.
-            settings: of the encoding.
-            init: how learned angles start.
+            settings: of the encoding; `init` and `std` matter where angles are learned.
         """
         super().__init__()
         self.vit = vit
         name = "none" if encoding == "ape" else encoding
-        if issubclass(ENCODINGS.get(name, nn.Module), LearnedEncoding):
-            settings = settings | {"init": init}
+        if not issubclass(ENCODINGS.get(name, nn.Module), LearnedEncoding):
+            settings = {key: value for key, value in settings.items() if key not in ("init", "std")}
         for block in vit.blocks:
             shape = {"num_heads": block.attn.num_heads, "head_dim": block.attn.head_dim, "num_axes": 2}
             block.attn.encoding = comrope.encoding(name, **shape, **settings)

@@ -28,15 +28,10 @@ class TextExperiment(Trial):
     """"tiny", "small" or "medium", of transformers' Llama architecture."""
     encoding: str = "comrope-ld"
     """Name of an encoding. "rope" leaves the model with the RoPE of its library, untouched."""
-    block_size: int | None = None
-    """Of the encoding; its own default if None."""
     init: str | None = None
     """How the angles start: "normal", "identity" or "rope". None is "rope": the model's own."""
-    std: float | None = None
-    """Of the angles with init="normal"."""
     start: str | None = None
     """Name of a run beside this one, of the same model with encoding="rope", whose weights training starts from."""
 
     def _title(self) -> str:
-        blocks = "" if self.block_size is None else f"-b{self.block_size}"
-        return f"text-{self.encoding}{blocks}"
+        return f"{self.kind}-{super()._title()}"

@@ -37,9 +37,8 @@ def llama(name: str, length: int, seed: int = 0, **settings: Any) -> LlamaForCau
 def with_encoding(model: LlamaForCausalLM, encoding: str, **settings: Any) -> LlamaForCausalLM:
     """The model with an encoding attached, in place; as it is for "rope", which it has.
 
-    Settings that are None are the encoding's own defaults; init=None starts from the model's RoPE.
+    Without `init` it starts from the model's RoPE.
     """
-    settings = {name: value for name, value in settings.items() if value is not None}
     if encoding != "rope":
         comrope.attach(model, encoding, **settings)
     elif settings:

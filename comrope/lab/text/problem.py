@@ -94,8 +94,7 @@ def build(experiment: TextExperiment, text: Any = None, runs: Path | None = None
             raise ConfigurationError(
                 f"start={experiment.start!r}: expected a run of the same model with encoding='rope'. {error}"
             ) from error
-    settings = {name: getattr(experiment, name) for name in ("block_size", "init", "std")}
-    return with_encoding(model, experiment.encoding, **settings)
+    return with_encoding(model, experiment.encoding, **experiment.settings)
 
 
 def task(model: nn.Module, text: Training, experiment: TextExperiment) -> "NextByte":

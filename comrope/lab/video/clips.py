@@ -2,17 +2,15 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import DatasetFolder
 
-from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import UNREADABLE
+from comrope.errors import DataError
+from comrope.lab.data.labelled import LabelledFiles, by_class
 from comrope.lab.video import frames
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v")
@@ -24,29 +22,10 @@ LAYOUT = (
 
 
 @dataclass(frozen=True)
-class Clips:
+class Clips(LabelledFiles):
     """Video files with one label each."""
 
-    paths: np.ndarray
-    """(n,), names as bytes: one buffer, so that workers need no copies of a million objects."""
-    labels: Tensor
-    """(n,), int64."""
-    classes: tuple[str, ...]
     mirrors: bool = False
-    """Whether a mirrored clip is of the same class, so that training may flip it."""
-    unreadable: str = "fail"
-    """Whether a video that cannot be read is to "fail", or be left out ("skip")."""
-
-    def __post_init__(self):
-        if self.unreadable not in UNREADABLE:
-            raise ConfigurationError(f"unreadable={self.unreadable!r}: expected one of {', '.join(UNREADABLE)}.")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        """The file."""
-        return os.fsdecode(self.paths[index])
 
     def frames(self, index: int, shares: Sequence[float]) -> Tensor | None:
         """The frames of a video at these shares of its duration: (frames, 3, height, width), uint8.
@@ -56,19 +35,7 @@ class Clips:
         Raises:
             DataError: it cannot be read and unreadable="fail".
         """
-        try:
-            return frames.read(self.name(index), shares)
-        except frames.DAMAGE as error:
-            if self.unreadable == "skip":
-                return None
-            raise DataError(
-                f"{self.name(index)} cannot be read ({error}): mend or remove the file, or leave out what cannot be read "
-                'with unreadable="skip".'
-            ) from error
-
-    def take(self, indices: Sequence[int]) -> Self:
-        """The clips at `indices` alone."""
-        return replace(self, paths=self.paths[indices], labels=self.labels[indices])
+        return self._read(index, lambda file: frames.read(file, shares), frames.DAMAGE)
 
 
 def video_folder(root: Path, split: int = 1, unreadable: str = "fail") -> tuple[Clips, Clips]:
@@ -87,22 +54,8 @@ def video_folder(root: Path, split: int = 1, unreadable: str = "fail") -> tuple[
     for lists in (root / "ucfTrainTestlist", root):
         if (lists / "classInd.txt").is_file():
             return _ucf101(root, lists, split, unreadable)
-    train, val = (_by_class(root / part, unreadable) for part in ("train", "val"))
-    if train.classes != val.classes:
-        different = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(
-            f"{root}: {len(different)} classes are in one of train and val only ({', '.join(different[:5])}, …): {LAYOUT}."
-        )
+    train, val = (Clips(**part, unreadable=unreadable) for part in by_class(root, SUFFIXES, LAYOUT))
     return train, val
-
-
-def _by_class(folder: Path, unreadable: str) -> Clips:
-    try:
-        found = DatasetFolder(str(folder), loader=frames.read, extensions=SUFFIXES)  # pyright: ignore[reportArgumentType]
-    except OSError as error:
-        raise DataError(f"{folder} is no folder of videos by class ({error}): {LAYOUT}.") from error
-    paths = np.array([os.fsencode(path) for path, _ in found.samples])
-    return Clips(paths, torch.tensor(found.targets), tuple(found.classes), unreadable=unreadable)
 
 
 def _ucf101(root: Path, lists: Path, split: int, unreadable: str) -> tuple[Clips, Clips]:

@@ -25,12 +25,6 @@ class VideoExperiment(Trial):
     """"tiny", "small" or "paper"."""
     encoding: str = "comrope-ld"
     """Name of an encoding; "ape" is a code book of frames, rows and columns."""
-    block_size: int | None = None
-    """Of the encoding; its own default if None."""
-    init: str | None = None
-    """How the angles start: "normal", "identity" or "rope"; the encoding's own default if None."""
-    std: float | None = None
-    """Of the angles with init="normal"."""
     num_frames: int = 8
     """Frames of a clip, trained at: one of each of so many equal parts of the video."""
     image_size: tuple[int, int] = (32, 32)
@@ -43,5 +37,4 @@ class VideoExperiment(Trial):
     """σ, in patches, along rows and columns; drawn anew for every step (Eq. 11). Frames are held still."""
 
     def _title(self) -> str:
-        blocks = "" if self.block_size is None else f"-b{self.block_size}"
-        return f"{self.kind}-{self.encoding}{blocks}-s{self.perturbation:g}"
+        return f"{self.kind}-{super()._title()}-s{self.perturbation:g}"

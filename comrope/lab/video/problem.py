@@ -87,8 +87,7 @@ def _load(source: str, split: int, num_train: int | None, num_test: int | None, 
             "train/<class>/* and val/<class>/*."
         )
     train, test = video_folder(Path(source), split, unreadable)
-    few: Any = subset  # which takes whatever has labels
-    return few(train, num_train, f"num_train, {source}"), few(test, num_test, f"num_test, {source}")
+    return subset(train, num_train, f"num_train, {source}"), subset(test, num_test, f"num_test, {source}")
 
 
 def build(experiment: VideoExperiment, clips: Clips, runs: Path | None = None) -> VideoViT:
@@ -96,10 +95,9 @@ def build(experiment: VideoExperiment, clips: Clips, runs: Path | None = None) -
     if experiment.model not in MODELS:
         raise ConfigurationError(f"model={experiment.model!r}: expected one of {', '.join(MODELS)}.")
     torch.manual_seed(experiment.recipe.seed)
-    settings = {name: getattr(experiment, name) for name in ("block_size", "init", "std")}
-    settings = {name: value for name, value in settings.items() if value is not None}
     shape = (experiment.num_frames, experiment.image_size)
-    return VideoViT(experiment.encoding, *shape, settings, num_classes=len(clips.classes), **MODELS[experiment.model])
+    sizes = {"num_classes": len(clips.classes), **MODELS[experiment.model]}
+    return VideoViT(experiment.encoding, *shape, experiment.settings, **sizes)
 
 
 def task(model: VideoViT, clips: Clips, experiment: VideoExperiment) -> "Classification":

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import Images, digits, fashion_mnist, load, random_crops
+from comrope.lab.data import Images, digits, fashion_mnist, load
 
 FIRST_TEST_LABELS = [2, 0, 4, 9, 4, 1, 2, 4, 6, 7, 9, 1]
 
@@ -18,12 +18,6 @@ FIRST_TEST_LABELS = [2, 0, 4, 9, 4, 1, 2, 4, 6, 7, 9, 1]
 @pytest.fixture(scope="module")
 def split() -> tuple[Images, Images]:
     return digits()
-
-
-def _mosaic(n: int, height: int, width: int) -> torch.Tensor:
-    """(n, 2, height, width) whose first channel names image, row and column, and whose second is its negative."""
-    codes = torch.arange(n * height * width, dtype=torch.float32).view(n, 1, height, width)
-    return torch.cat((codes, -codes), dim=1)
 
 
 def test_digits_have_their_sizes_and_classes(split):
@@ -82,41 +76,6 @@ def test_resized_loses_no_pixel():
     small = impulses.resized((2, 2))
     assert (small.sum((1, 2, 3)) > 1e-3).all()
     assert torch.allclose(small.sum(0), torch.ones(1, 2, 2))  # every small pixel is an average
-
-
-@pytest.mark.parametrize("size", [(5, 9), (6, 6), (1, 12)])
-def test_random_crops_are_slices(size):
-    pixels = _mosaic(200, 7, 12)
-    crops = random_crops(pixels, size, torch.Generator().manual_seed(3))
-    assert crops.shape == (200, 2, *size)
-    corners = set()
-    for image, crop in zip(pixels, crops, strict=True):
-        row, column = divmod(int(crop[0, 0, 0] - image[0, 0, 0]), 12)
-        assert torch.equal(crop, image[:, row : row + size[0], column : column + size[1]])
-        corners.add((row, column))
-    assert corners == {
-        (r, c) for r in range(7 - size[0] + 1) for c in range(12 - size[1] + 1)
-    }  # every place, the last too
-
-
-def test_random_crops_are_reproducible():
-    pixels = _mosaic(20, 9, 9)
-    first, again, other = (random_crops(pixels, (5, 5), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_random_crops_differ_between_images_and_between_calls():
-    pixels = _mosaic(1, 9, 9).expand(30, -1, -1, -1)
-    draws = torch.Generator().manual_seed(0)
-    first, second = random_crops(pixels, (5, 5), draws), random_crops(pixels, (5, 5), draws)
-    assert len(first.flatten(1).unique(dim=0)) > 10
-    assert not torch.equal(first, second)
-
-
-def test_a_crop_of_the_whole_size_is_the_image():
-    pixels = _mosaic(4, 6, 8)
-    assert torch.equal(random_crops(pixels, (6, 8), torch.Generator()), pixels)
 
 
 def test_pil_gives_the_pixels_back():

@@ -36,7 +36,7 @@ def test_zero_angles_are_timms_model_at_any_size(name):
     plain = _vit()
     ours = _vit(**LAYERS)
     ours.load_state_dict(plain.state_dict())  # strict: the same names
-    trunk = Trunk(ours, name, {}, "identity").double().eval()
+    trunk = Trunk(ours, name, {"init": "identity"}).double().eval()
     for size in ((64, 64), (40, 72)):
         images = draw(2, 3, *size, seed=1)
         assert_close(trunk(images, [size, size]), _tokens(plain, images), 1e-12)
@@ -51,7 +51,7 @@ def test_vanilla_rope_is_no_start_at_zero():
     ours = _vit(**LAYERS)
     ours.load_state_dict(_vit().state_dict())
     images = draw(1, 3, 64, 64)
-    found = Trunk(ours, "rope", {}, "identity").double()(images, [(64, 64)])
+    found = Trunk(ours, "rope", {}).double()(images, [(64, 64)])
     assert (found - _tokens(_vit(), images)).abs().max() > 1e-6
 
 

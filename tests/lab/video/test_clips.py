@@ -62,7 +62,7 @@ def test_folders_by_class(tmp_path):
     numbered(tmp_path / "val" / "left" / "0.mp4", 4)
     with pytest.raises(DataError, match=r"1 classes are in one of train and val only \(left"):
         video_folder(tmp_path)
-    with pytest.raises(DataError, match="no folder of videos by class"):
+    with pytest.raises(DataError, match="no folder of files by class"):
         video_folder(tmp_path / "val")
 
 
