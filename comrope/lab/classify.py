@@ -137,11 +137,13 @@ class Classification:
     def loss(self, model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Means]:
         device = next(model.parameters()).device
         pixels, labels = batch.pixels.to(device), batch.labels.to(device)
-        if not len(labels):
-            raise DataError(f"every image of a batch is unreadable: {', '.join(batch.skipped[:3])}, ….")
-        targets = labels
         if self._mixup is not None:  # of pairs: an odd one out is left out
             pixels, labels = pixels[: len(labels) // 2 * 2], labels[: len(labels) // 2 * 2]
+        count = len(labels)
+        if not count:
+            pixels, labels = pixels.new_zeros(2, *pixels.shape[1:]), labels.new_zeros(2)
+        targets = labels
+        if self._mixup is not None:
             pixels, targets = self._mixup(pixels, labels)
         if self._positions is None:
             logits = model(pixels)
@@ -152,4 +154,4 @@ class Classification:
             logits = model(pixels, moved.to(device))
         loss = F.cross_entropy(logits, targets) if self._mixup is None else SoftTargetCrossEntropy()(logits, targets)
         hits = (logits.argmax(-1) == labels).float().mean()
-        return loss, Means(len(labels), {"accuracy": hits, "skipped": torch.tensor(len(batch.skipped) / len(labels))})
+        return loss if count else 0 * loss, Means(count, {"accuracy": hits}, len(batch.skipped))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 import comrope
-from comrope.errors import ConfigurationError
+from comrope.errors import ConfigurationError, DataError
 from comrope.lab.checkpoints import Checkpoints
 from comrope.lab.data import as_is
 from comrope.lab.draws import generator, seed_for
@@ -32,6 +32,8 @@ class Means:
 
     count: int
     values: dict[str, Tensor]
+    skipped: int = 0
+    """How many more there would have been, could they be read."""
 
 
 class Feed(Protocol):
@@ -51,7 +53,11 @@ class Task(Protocol):
     def feed(self) -> Feed: ...
 
     def loss(self, model: nn.Module, batch: Any, draws: torch.Generator) -> tuple[Tensor, Means]:
-        """Mean loss of a batch, and what to record. `draws` is the same for all processes and parts of a step."""
+        """Mean loss of a batch, and what to record. `draws` is the same for all processes and parts of a step.
+
+        Where nothing of the batch could be read the model is called all the same, on anything, for a loss of 0 of count 0:
+        other processes wait for this one's gradient.
+        """
         ...
 
 
@@ -121,9 +127,11 @@ def train(
         after_epoch: called after each epoch with the model in eval mode; what it returns, ready for JSON, goes into the epoch's
             row.
     Returns:
-        A row an epoch: mean training loss and what else the task records, as they were met on the way.
+        A row an epoch: mean training loss and what else the task records, as they were met on the way, and how many samples
+        were `skipped`.
     Raises:
         ConfigurationError: sizes that do not divide, or make no step.
+        DataError: nothing of an epoch could be read.
     """
     AcceleratorState._reset_state()  # or an earlier run of this process would fix the precision of this one
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
@@ -202,6 +210,7 @@ class _Sums:
     def add(self, loss: Tensor, means: Means) -> None:
         count = torch.full((), means.count, dtype=torch.float64, device=loss.device)
         self._accumulate("count", count)
+        self._accumulate("skipped", torch.full_like(count, means.skipped))
         for name, value in {"loss": loss, **means.values}.items():
             self._accumulate(name, value.detach().double() * means.count)
 
@@ -219,7 +228,9 @@ class _Sums:
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the epoch, which is thereby forgotten."""
         self.settle(accelerator)
-        count = self.values.pop("count")
+        count, skipped = self.values.pop("count"), int(self.values.pop("skipped"))
+        if not count:
+            raise DataError(f"none of the {skipped} samples of an epoch can be read.")
         means = {name: value / count for name, value in self.values.items()}
         self.values = {}
-        return means
+        return {**means, "skipped": skipped}

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torchvision.transforms.v2.functional import to_pil_image
 
-from comrope.errors import ConfigurationError
+from comrope.errors import ConfigurationError, DataError
 from comrope.lab.classify import Classification
-from comrope.lab.data import Images, digits
+from comrope.lab.data import Images, digits, image_folder
 from comrope.lab.experiment import Experiment, Recipe
 from comrope.lab.train import Batches, train
 from comrope.lab.vit import ViT
@@ -177,3 +178,28 @@ def test_bf16_trains_float32_weights(images, precision):
 def test_what_makes_no_step_is_refused(images):
     with pytest.raises(ConfigurationError, match="no training step"):
         _train(_model(), images, replace(RECIPE, batch_size=101))
+
+
+@pytest.mark.parametrize(("augment", "num"), [("basic", 4), ("deit", 2)])
+def test_where_nothing_can_be_read_nothing_is_learned(tmp_path, images, augment, num):
+    """Damaged images are counted, and batches of nothing else leave the weights; with mixup, so does half a pair."""
+    for part in ("train", "val"):
+        for number in range(8):
+            file = tmp_path / part / str(number % 2) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image((images.pixels[number] + 1) / 2).convert("RGB").save(file)
+    damaged = sorted(tmp_path.glob("train/*/*"))[:num]
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:60])
+    folder = image_folder(tmp_path, unreadable="skip")[0]
+    recipe = replace(RECIPE, batch_size=2, weight_decay=0.0)
+    model = ViT("comrope-ld", (8, 12), patch_size=4, in_chans=3, num_classes=2, embed_dim=32, depth=1, num_heads=2)
+    history = _train(model, folder, recipe, augment=augment)
+    assert [row["skipped"] for row in history] == [num, num]
+    assert all(math.isfinite(row["loss"]) for row in history)
+    before = copy.deepcopy(model.state_dict())
+    after = []
+    with pytest.raises(DataError, match=f"none of the {num} samples"):
+        few, keep = folder.take(range(num)), lambda _: after.append(copy.deepcopy(model.state_dict()))
+        _train(model, few, recipe, keep, augment=augment)
+    assert all(_equal(before, weights) for weights in (*after, model.state_dict()))

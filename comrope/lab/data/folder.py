@@ -11,7 +11,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from comrope.lab.data.labelled import LabelledFiles, by_class
 
 LAYOUT = "put images as train/<class>/* and val/<class>/*, with the same classes in both"
-_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises of files that are no images, or damaged."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Folder(LabelledFiles):
         Raises:
             DataError: it cannot be read and unreadable="fail".
         """
-        return self._read(index, _rgb, _DAMAGE)
+        return self._read(index, _rgb, DAMAGE)
 
 
 def image_folder(root: Path, unreadable: str = "fail") -> tuple[Folder, Folder]:

@@ -1,5 +1,6 @@
 """Files with one label each: what folders of images and of videos have in common."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -77,12 +78,21 @@ class LabelledFiles:
         try:
             return read(self.name(index))
         except damage as error:
-            if self.unreadable == "skip":
-                return None
-            raise DataError(
-                f"{self.name(index)} cannot be read ({error}): mend or remove the file, or leave out what cannot be read "
-                'with unreadable="skip".'
-            ) from error
+            return leave_out(self.name(index), error, self.unreadable)
+
+
+def leave_out(name: str, error: BaseException, unreadable: str) -> None:
+    """Logs, as a warning, that a file is skipped.
+
+    Raises:
+        DataError: it is not to be, for unreadable is not "skip".
+    """
+    if unreadable != "skip":
+        raise DataError(
+            f"{name} cannot be read ({error}): mend or remove the file, or leave out what cannot be read: "
+            'unreadable="skip", --unreadable skip.'
+        ) from error
+    logging.getLogger("comrope").warning("skipped %s, which cannot be read (%s)", name, error)
 
 
 def by_class(root: Path, suffixes: Sequence[str], layout: str) -> list[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +15,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from comrope.errors import DataError
+from comrope.lab.data.folder import DAMAGE
+from comrope.lab.data.labelled import leave_out
 from comrope.lab.draws import generator
 
 LAYOUT = (
@@ -25,7 +25,6 @@ LAYOUT = (
 )
 Target = dict[str, Tensor]
 _STREAM = 5  # of the seed's streams that no other draws of a run are taken from
-_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class CocoSet:
@@ -85,13 +84,8 @@ class CocoSet:
                 found = pil_to_tensor(image.convert("RGB"))
             if tuple(found.shape[1:]) != (about["height"], about["width"]):
                 raise ValueError(f"{found.shape[2]} × {found.shape[1]} pixels, annotated as another size")
-        except _DAMAGE as error:
-            if self.unreadable == "skip":
-                return None
-            raise DataError(
-                f"{self.name(index)} cannot be read ({error}): mend the file, or leave out what cannot be read with "
-                'unreadable="skip".'
-            ) from error
+        except DAMAGE as error:
+            return leave_out(self.name(index), error, self.unreadable)
         return found
 
     def target(self, index: int, masks: bool) -> Target:

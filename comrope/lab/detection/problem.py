@@ -63,13 +63,17 @@ class Detection:
 
     def loss(self, model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Means]:
         """The sum of torchvision's losses, each of which is recorded."""
-        if not batch.images:
-            raise DataError(f"every image of a batch is unreadable: {', '.join(batch.skipped[:3])}, ….")
-        device = next(model.parameters()).device
-        targets = [{name: value.to(device) for name, value in target.items()} for target in batch.targets]
-        losses = model([_as_float(image, device) for image in batch.images], targets)
-        skipped = torch.tensor(len(batch.skipped) / len(batch.images))
-        return torch.stack(list(losses.values())).sum(), Means(len(batch.images), {**losses, "skipped": skipped})
+        device, count = next(model.parameters()).device, len(batch.images)
+        images, targets = (batch.images, batch.targets) if count else ([torch.zeros(3, 64, 64)], [self._nothing()])
+        targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
+        losses = model([_as_float(image, device) for image in images], targets)
+        loss = torch.stack(list(losses.values())).sum()
+        return loss if count else 0 * loss, Means(count, losses, len(batch.skipped))
+
+    def _nothing(self) -> dict[str, Tensor]:
+        """What is on a blank image of 64 × 64."""
+        none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        return none | ({"masks": torch.zeros(0, 64, 64, dtype=torch.uint8)} if self.feed.masks else {})
 
     def after_epoch(self, model: nn.Module) -> dict[str, Any]:
         """Average precision on the test images as they are tested in the end, in per cent."""

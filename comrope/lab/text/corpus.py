@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from comrope.errors import ConfigurationError, DataError
+from comrope.lab.data.labelled import leave_out
 from comrope.lab.draws import generator
 
 BOS = 256
@@ -153,11 +154,8 @@ def _read(path: Path, unreadable: str) -> bytes:
     try:
         return path.read_bytes() if path.is_file() else b""
     except OSError as error:
-        if unreadable == "skip":
-            return b""
-        raise DataError(
-            f"{path} cannot be read ({error}): repair it, or leave it out with --unreadable skip."
-        ) from error
+        leave_out(str(path), error, unreadable)
+        return b""
 
 
 def _tokens(text: bytes) -> np.ndarray:

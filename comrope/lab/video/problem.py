@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import comrope
-from comrope.errors import ConfigurationError, DataError
+from comrope.errors import ConfigurationError
 from comrope.lab import evaluate
 from comrope.lab.data import Batch, subset
 from comrope.lab.train import Means
@@ -123,12 +123,13 @@ class Classification:
     def loss(self, model: VideoViT, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Means]:
         device = next(model.parameters()).device
         pixels, labels = batch.pixels.to(device), batch.labels.to(device)
-        if not len(labels):
-            raise DataError(f"every video of a batch is unreadable: {', '.join(batch.skipped[:3])}, ….")
+        count = len(labels)
+        if not count:
+            pixels, labels = pixels.new_zeros(1, *pixels.shape[1:]), labels.new_zeros(1)
         moved = comrope.positions.perturb(
             self._positions, self._patch, self._sigma, axes=MOVES, num_prefix_tokens=self._prefix, generator=draws
         )
         logits = model(pixels, moved.to(device))
         hits = (logits.argmax(-1) == labels).float().mean()
-        skipped: Any = torch.tensor(len(batch.skipped) / len(labels))
-        return F.cross_entropy(logits, labels), Means(len(labels), {"accuracy": hits, "skipped": skipped})
+        loss = F.cross_entropy(logits, labels)
+        return loss if count else 0 * loss, Means(count, {"accuracy": hits}, len(batch.skipped))

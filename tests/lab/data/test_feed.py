@@ -207,7 +207,7 @@ def damaged(files, tmp_path) -> Path:
 
 
 @both
-def test_unreadable_images_are_left_out_and_named(files, damaged, augment):
+def test_unreadable_images_are_left_out_and_named(files, damaged, augment, caplog):
     images = image_folder(damaged, unreadable="skip")[0]
     name = images.name(3)
     found, whole = (_training(i, augment).__getitems__(KEYS) for i in (images, image_folder(files)[0]))
@@ -218,6 +218,8 @@ def test_unreadable_images_are_left_out_and_named(files, damaged, augment):
     assert tested.skipped == (name,) and tested.pixels.shape == (2, 3, *SIZE)
     nothing = Testing(images, SIZE).__getitems__([3])
     assert nothing.pixels.shape == (0, 3, *SIZE) and nothing.labels.shape == (0,) and nothing.skipped == (name,)
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert all(f"skipped {name}, which cannot be read" in record.message for record in caplog.records)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

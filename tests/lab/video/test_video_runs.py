@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import comrope
 from comrope.errors import ComropeError, DataError
@@ -56,6 +57,30 @@ def test_from_the_command_line(tmp_path):
         assert done.returncode == 0, done.stderr
     found = [(row["size"], row["num_frames"], row["total"]) for row in runs.read(tmp_path / "run")["evaluation"]]
     assert found == [([24, 32], 4, 4), ([16, 24], 2, 4), ([16, 24], 6, 4)]
+
+
+def test_two_processes_reach_the_weights_of_one(tmp_path):
+    """Also where a clip is damaged, and one of the two has nothing to learn from in that part of a step."""
+    root = ucf101(tmp_path / "ucf")
+    (root / "UCF-101" / "Archery" / "v_Archery_g01_c01.avi").write_bytes(b"damaged")
+    arguments = f"train video --data {root} --model tiny --num-frames 4 --image-size 24 32 --epochs 2 --batch-size 4"
+    found = []
+    for name, launcher in (("one", "-m"), ("two", "-m torch.distributed.run --standalone --nproc-per-node 2 -m")):
+        command = f"{launcher} comrope {arguments} --micro-batch 1 --unreadable skip --out {tmp_path / name}"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *command.split()], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "skipped" in done.stderr and "v_Archery_g01_c01.avi" in done.stderr
+        found.append((runs.read(tmp_path / name), load_file(tmp_path / name / "weights.safetensors")))
+    (alone, weights), (both, shared) = found
+    assert both["timing"]["processes"] == 2
+    assert [row["skipped"] for row in both["history"]] == [row["skipped"] for row in alone["history"]] != [0, 0]
+    assert [row["loss"] for row in both["history"]] == pytest.approx(
+        [row["loss"] for row in alone["history"]], rel=1e-3
+    )
+    assert all(row["total"] == 4 for row in both["evaluation"])  # every clip once
+    for name, value in weights.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
 def test_conditions_are_told_apart_and_measured_once(tmp_path):
