@@ -57,7 +57,8 @@ def may_ask(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """torch.linalg.eigh on a CPU, with an error that says what went wrong."""
     try:
         return torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError as error:
@@ -81,7 +82,7 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not may_ask(s.device):
         return _oriented(s, orthonormal(plane_basis(s), steps=1))
     h = s.shape[-1] // 2
-    eigenvalues, eigenvectors = _eigh(1j * s)
+    eigenvalues, eigenvectors = eigh(1j * s)
     mu, upper = eigenvalues[..., h:], eigenvectors[..., h:]  # μ ≥ 0, ascending
     if (mu > _SMALL * mu[..., -1:]).all():
         return orthonormal(2**0.5 * torch.view_as_real(upper).flatten(-2), steps=1), mu.contiguous()
@@ -98,7 +99,7 @@ def _decompose_with_zeros(s: Tensor, mu: Tensor, upper: Tensor) -> tuple[Tensor,
     weight = torch.where(mu > _ZERO * mu[..., -1:], rank, torch.zeros_like(rank))
     parts = torch.cat((upper.real, upper.imag), dim=-1)  # (..., b, b)
     planes = (parts * weight.repeat(*[1] * (weight.ndim - 1), 2).unsqueeze(-2)) @ parts.mT  # Σ_k weight_k Re(v_k v_kᴴ)
-    basis = _eigh(planes)[1]  # (..., b, b), planes in ascending rank
+    basis = eigh(planes)[1]  # (..., b, b), planes in ascending rank
     return _oriented(s, basis)
 
 
@@ -276,68 +277,3 @@ def skew_spectrum(matrix: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, T
         zeros (..., 2) in float64.
     """
     return _spectrum_op(matrix, compute_dtype)
-
-
-# ── The exponential ────────────────────────────────────────────────────────────────────────────────────────────────
-# Where angle matrices do not commute (LieRE) each position needs an exponential of its own. A skew-symmetric S is normal,
-# S = V diag(iλ) Vᴴ with V unitary, so exp(S) = V diag(e^{iλ}) Vᴴ, and its derivative (Daleckii–Krein) is
-#     d exp(S) = V (Φ ∘ (Vᴴ dS V)) Vᴴ,   Φ_jk = (e^{iλ_j} − e^{iλ_k}) / (iλ_j − iλ_k) = e^{i(λ_j + λ_k)/2} sinc((λ_j − λ_k)/2),
-# with nothing to divide by where eigenvalues meet. The gradient is the adjoint: conjugate Φ. In S = Q diag(μ_k J) Qᵀ the
-# eigenvectors of ±iμ_k are (q_2k ∓ i q_2k+1)/√2.
-
-
-def _unitary(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """λ (..., b) and V (..., b, b) of skew-symmetric `matrix`, in float64; without waiting for an accelerator."""
-    if may_ask(matrix.device):
-        return _eigh(-1j * matrix.double())
-    basis, mu = decompose(matrix)
-    half = torch.complex(basis[..., 0::2], -basis[..., 1::2]) / 2**0.5
-    return torch.cat((mu, -mu), dim=-1), torch.cat((half, half.conj()), dim=-1)
-
-
-@torch.library.custom_op("comrope::exp_skew", mutates_args=())
-def _exp_op(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    eigenvalues, eigenvectors = _unitary(matrix)
-    exponential = (eigenvectors * torch.exp(1j * eigenvalues).unsqueeze(-2)) @ eigenvectors.mH
-    return exponential.real.to(matrix.dtype).contiguous(), eigenvalues, torch.view_as_real(eigenvectors.contiguous())
-
-
-@_exp_op.register_fake
-def _(matrix):
-    eigenvalues = matrix.new_empty(matrix.shape[:-1], dtype=torch.float64)
-    return matrix.new_empty(matrix.shape), eigenvalues, matrix.new_empty((*matrix.shape, 2), dtype=torch.float64)
-
-
-@torch.library.custom_op("comrope::exp_skew_backward", mutates_args=())
-def _exp_gradient_op(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
-    v = torch.view_as_complex(eigenvectors)
-    first, second = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)
-    sinc = torch.sinc((first - second) / (2 * torch.pi))  # torch's sinc has the π inside
-    phi = torch.exp(-0.5j * (first + second)) * sinc
-    grad_eigen = v.mH @ grad.to(v.dtype).contiguous() @ v
-    gradient = (v @ (phi * grad_eigen) @ v.mH).real
-    return ((gradient - gradient.mT) / 2).to(grad.dtype).contiguous()
-
-
-@_exp_gradient_op.register_fake
-def _(grad, eigenvalues, eigenvectors):
-    return grad.new_empty(grad.shape)
-
-
-def _exp_setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*output)
-
-
-def _exp_backward(ctx, grad, *unused):
-    exponential, eigenvalues, eigenvectors = ctx.saved_tensors
-    with torch.no_grad():
-        gradient = _exp_gradient_op(grad, eigenvalues, eigenvectors)
-    return first_order_only(gradient, grad, exponential)
-
-
-_exp_op.register_autograd(_exp_backward, setup_context=_exp_setup_context)
-
-
-def exp_skew(matrix: Tensor) -> Tensor:
-    """exp(S) of skew-symmetric `matrix` (..., b, b), by its eigenvectors, worked out in float64. First derivatives only."""
-    return _exp_op(matrix)[0]

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from comrope import reference
-from comrope._linalg import exp_skew, may_ask, plane_generators, skew
+from comrope._exponential import exp_skew
+from comrope._linalg import may_ask, plane_generators, skew
 from comrope.encodings.base import LearnedEncoding, rope_frequencies
 from comrope.errors import NoSpectrumError
 from comrope.rotation import Spectrum, compute_dtype, full_precision
