@@ -55,13 +55,14 @@ def write(found: dict[str, Any], what: str, scale: Scale, outcome: Outcome, fold
 def _markdown(title: str, outcome: Outcome) -> str:
     parts = [f"# {title}", *outcome.notes]
     for table in outcome.tables:
-        parts += [f"## {table.title}", _rows(table)]
+        parts += [f"## {table.title}", rows(table)]
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(table: Table) -> str:
-    rows = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)], *table.printed()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+def rows(table: Table) -> str:
+    """The table in Markdown."""
+    lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)], *table.printed()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _page(found: dict[str, Any], what: str, scale: Scale, outcome: Outcome) -> str:

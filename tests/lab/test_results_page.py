@@ -1,0 +1,54 @@
+"""docs/results.md stands on files in the repository: its tables follow from raw output, its numbers from its tables."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from comrope.lab.reproduce import RECIPES, SCALES, output, text
+from comrope.lab.reproduce.scales import Scale
+
+PAGE = Path(__file__).parents[2] / "docs/results.md"
+FOLDERS = sorted(path.parent for path in PAGE.parent.glob("results/*/results.json"))
+
+
+def _scale(found: dict) -> Scale:
+    asked = {key: tuple(v) if isinstance(v, list) else v for key, v in found["scale"]["asked"].items()}
+    asked.pop("few_seeds", None)
+    return SCALES[found["scale"]["name"]].changed(**asked)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_tables_follow_from_the_runs(folder, monkeypatch, tmp_path):
+    """Each table that a recipe makes of the raw results is the one that lies there."""
+    monkeypatch.chdir(tmp_path)  # for data that figures need
+    monkeypatch.setattr(text, "_long", lambda *_: [])  # measured anew each time, which takes half an hour
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    study = RECIPES[found["recipe"]](_scale(found))
+    assert [json.loads(json.dumps(job.experiment.to_json())) for job in study.jobs] == [
+        run["experiment"] for run in found["runs"]
+    ]
+    tables = (folder / "tables.md").read_text(encoding="utf-8")
+    for table in study.outcome(found["runs"]).tables:
+        assert output.rows(table) in tables, table.name
+
+
+def test_the_pages_tables_and_numbers_are_those_of_the_files():
+    page = PAGE.read_text(encoding="utf-8")
+    raw = "\n".join((folder / "tables.md").read_text(encoding="utf-8") for folder in FOLDERS)
+    lines = raw.splitlines()
+    shown = [line for line in page.splitlines() if line.startswith("|")]
+    assert shown and not [line for line in shown if line not in lines]
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+    numbers = {n for line in prose.splitlines() if not line.startswith("|") for n in re.findall(r"\d+\.\d+", line)}
+    assert numbers and not [n for n in numbers if not re.search(rf"(?<![\d.]){re.escape(n)}(?![\d.])", raw)]
+
+
+def test_every_file_is_named_and_every_command_said():
+    page = PAGE.read_text(encoding="utf-8")
+    for folder in FOLDERS:
+        assert f"results/{folder.name}/tables.md" in page, folder.name
+        assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["command"] in page
+    for target in re.findall(r"\]\((results/[^)]*)\)", page):
+        assert (PAGE.parent / target).exists(), target
