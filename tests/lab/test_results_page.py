@@ -1,12 +1,13 @@
 """docs/results.md stands on files in the repository: its tables follow from raw output, its numbers from its tables."""
 
+import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from comrope.lab.reproduce import RECIPES, SCALES, output, text
+from comrope.lab.reproduce import RECIPES, SCALES, output
 from comrope.lab.reproduce.scales import Scale
 
 PAGE = Path(__file__).parents[2] / "docs/results.md"
@@ -23,6 +24,7 @@ def _scale(found: dict) -> Scale:
 def test_tables_follow_from_the_runs(folder, monkeypatch, tmp_path):
     """Each table that a recipe makes of the raw results is the one that lies there."""
     monkeypatch.chdir(tmp_path)  # for data that figures need
+    text = importlib.import_module("comrope.lab.reproduce.text")
     monkeypatch.setattr(text, "_long", lambda *_: [])  # measured anew each time, which takes half an hour
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     study = RECIPES[found["recipe"]](_scale(found))
