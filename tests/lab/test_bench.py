@@ -62,7 +62,19 @@ def test_opponents_take_turns_and_warm_up():
     assert {name: len(each) for name, each in seconds.items()} == {"a": 3, "b": 3}
 
 
-def test_rows_of_a_shape(uncompiled):
+def test_a_step_is_repeated_in_its_turn_and_its_median_counts(monkeypatch):
+    durations = iter([9.0, 1.0, 2.0, 30.0] * 4)  # a turn of 40 seconds takes four steps
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+
+    def step():
+        now[0] += next(durations)
+
+    assert clock.in_turn({"a": step}, 2, lambda _: None, turn=40)["a"] == [5.5, 5.5]
+
+
+def test_rows_of_a_shape(uncompiled, monkeypatch):
+    monkeypatch.setattr(measure, "TURN", 0)
     rows = measure.rotations(TINY, 2, lambda _: None)
     for mode in ("forward", "forward + backward"):
         of_mode = {row["opponent"]: row for row in rows if row["mode"] == mode}

@@ -18,7 +18,7 @@ def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progr
     """All measurements, as they are written to JSON.
 
     Args:
-        rounds: turns of each opponent; half as many at more than 4096 tokens.
+        rounds: turns of each way of rotating; whole models take three times as many, their ratios lying close to 1.
         batch, depth: images and layers of the ViT in whole training steps.
         tokens: shapes with more are left out.
         command: what was typed, for the record.
@@ -28,11 +28,10 @@ def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progr
     found: dict = {"command": command, **environment(), "batch": batch, "depth": depth}
     found["rotations"] = []
     for shape in shapes:
-        turns = max(2, rounds // 2) if shape.num_tokens > 4096 else rounds
-        found["rotations"] += measure.rotations(shape, turns, progress)
+        found["rotations"] += measure.rotations(shape, rounds, progress)
     found["decompositions"] = measure.decompositions(rounds, depth)
-    found["inference"] = measure.inference(rounds, batch, depth, progress)
-    found["training_steps"] = measure.training_steps(rounds, batch, depth, progress)
+    found["inference"] = measure.inference(3 * rounds, batch, depth, progress)
+    found["training_steps"] = measure.training_steps(3 * rounds, batch, depth, progress)
     found["memory"] = measure.memory_of_rotations(shapes[0], progress, only=lambda name: "compiled" not in name)
     for shape in shapes[1:]:
         if shape.num_axes == 1:

@@ -15,18 +15,30 @@ Step = Callable[[], None]
 
 
 def in_turn(
-    steps: dict[str, Callable[[], None]], rounds: int, progress: Callable[[str], None]
+    steps: dict[str, Callable[[], None]], rounds: int, progress: Callable[[str], None], turn: float = 0
 ) -> dict[str, list[float]]:
-    """Seconds of every step in every round, the steps taking turns; two rounds before that are not counted."""
+    """Seconds of every step in every round, the steps taking turns; two rounds before that are not counted.
+
+    In its turn a step runs again until `turn` seconds are over, and the median is what counts.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 2):
         for name, step in steps.items():
             progress(name)
-            begun = time.perf_counter()
-            step()
+            median = statistics.median(_repeated(step, turn))
             if number >= 2:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(median)
     return seconds
+
+
+def _repeated(step: Step, turn: float) -> Iterator[float]:
+    """Seconds of each step of a turn; of one at least."""
+    begun = last = time.perf_counter()
+    while last == begun or last < begun + turn:
+        step()
+        now = time.perf_counter()
+        yield now - last
+        last = now
 
 
 def compared(seconds: dict[str, list[float]], baseline: str) -> Iterator[dict]:

@@ -14,6 +14,8 @@ from comrope.lab.vit import RotaryAttention, ViT
 
 IMAGE = (224, 224)
 ROPE = "RoPE, ours"
+TURN = 0.2
+"""Seconds for which a way of rotating repeats its step in its turn."""
 MODELS = {
     ROPE: ("rope", {}),
     "RoPE-Mixed": ("rope-mixed", {}),
@@ -36,7 +38,7 @@ def rotations(shape: Shape, rounds: int, progress: Progress) -> list[dict]:
         steps = {name: rotation_step(rotate, shape, backward) for name, rotate in ways.items()}
         bounds = {"least_bytes": _least_bytes(shape, backward), "least_operations": _least_operations(shape, backward)}
         mode = "forward + backward" if backward else "forward"
-        seconds = in_turn(steps, rounds, lambda name: progress(f"{shape.name}, {mode}: {name}"))  # noqa: B023
+        seconds = in_turn(steps, rounds, lambda name: progress(f"{shape.name}, {mode}: {name}"), TURN)  # noqa: B023
         rows += [{"shape": shape.name, "mode": mode, **row, **bounds} for row in compared(seconds, BASELINE)]
     return rows
 
@@ -133,7 +135,7 @@ def decompositions(rounds: int, depth: int) -> dict:
         base.grad = None
         torch.autograd.backward(skew_spectrum(skew(base), torch.float32), grads)
 
-    return summary(in_turn({"": step}, 3 * rounds, lambda _: None)[""])
+    return summary(in_turn({"": step}, rounds, lambda _: None, TURN)[""])
 
 
 def memory_of_rotations(shape: Shape, progress: Progress, only: Callable[[str], bool] = lambda _: True) -> list[dict]:
