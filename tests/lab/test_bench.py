@@ -12,7 +12,7 @@ from comrope.lab.bench import clock, measure, opponents, targets
 from comrope.lab.bench.figure import figure
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "benchmarks/cpu-2-threads"
+RUNS = [ROOT / "benchmarks" / name for name in ("cpu-2-threads", "cpu-2-threads-memory-kept")]
 TINY = opponents.Shape("tiny", 2, 2, 9, 16, 2)
 
 
@@ -122,30 +122,35 @@ def test_positions_fit_their_shape(shape):
     assert shape.positions().shape == (shape.num_tokens, shape.num_axes)
 
 
-@pytest.fixture(scope="module")
-def found():
-    return json.loads((RUN / "results.json").read_text(encoding="utf-8"))
+def _found(run: Path) -> dict:
+    return json.loads((run / "results.json").read_text(encoding="utf-8"))
 
 
-def test_tables_targets_and_figure_follow_from_the_raw_output(found):
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_tables_targets_and_figure_follow_from_the_raw_output(run):
+    found = _found(run)
     assert [target.row() for target in targets.targets(found)] == found["targets"]
-    assert terminal.markdown(terminal.bench_tables(found)) == (RUN / "tables.md").read_text(encoding="utf-8")
+    assert terminal.markdown(terminal.bench_tables(found)) == (run / "tables.md").read_text(encoding="utf-8")
     assert len(figure(found).axes) == 2
-    assert (RUN / "bench.svg").exists()
+    assert (run / "bench.svg").exists()
 
 
-def test_performance_page_shows_every_target_as_measured(found):
+def test_performance_page_shows_every_target_as_measured():
     page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    for row in found["targets"]:
-        line = f"| {row['what']} | {row['target']} | {row['measured']:.3g} | {'yes' if row['reached'] else 'no'} |"
+    both = [_found(run) for run in RUNS]
+    for rows in zip(*(found["targets"] for found in both), strict=True):
+        measured = "".join(f" {row['measured']:.3g} | {'yes' if row['reached'] else 'no'} |" for row in rows)
+        line = f"| {rows[0]['what']} | {rows[0]['target']} |{measured}"
         assert line in page, line
-    assert found["command"] in page
+    for found in both:
+        tuned = found.get("allocator")
+        assert (f"GLIBC_TUNABLES={tuned} {found['command']}" if tuned else found["command"]) in page
 
 
-def test_every_figure_on_the_performance_page_is_in_the_tables(found):
-    """Milliseconds and megabytes in the text come from the run."""
+def test_every_figure_on_the_performance_page_is_in_the_tables():
+    """Milliseconds and megabytes in the text come from the runs."""
     page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    tables = (RUN / "tables.md").read_text(encoding="utf-8")
+    tables = "".join((run / "tables.md").read_text(encoding="utf-8") for run in RUNS)
     shown = set(re.findall(r"(\d+(?:\.\d+)?) (?:ms|MB)\b", page))
     assert shown
     assert not [figure for figure in shown if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", tables)]

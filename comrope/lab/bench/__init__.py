@@ -4,6 +4,7 @@ Opponents take turns, round after round, so that a machine that slows down slows
 the baseline in the same round.
 """
 
+import os
 import platform
 from importlib.metadata import version
 
@@ -51,4 +52,5 @@ def environment() -> dict:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "allocator": os.environ.get("GLIBC_TUNABLES", ""),
     }
