@@ -98,6 +98,7 @@ class Bench:
             (folder / "tables.md").write_text(terminal.markdown(terminal.bench_tables(found)), encoding="utf-8")
             figure(found).savefig(folder / "bench.svg")
         terminal.console.print(*terminal.bench_tables(found))
+        print(terminal.measured_on(found))
         print(f"wrote {self.out}: results.json, tables.md and bench.svg")
 
 

@@ -156,6 +156,12 @@ def working(title: str) -> Iterator[Callable[[str], None]]:
         yield lambda what: status.update(f"{title}: {what}") if console.is_terminal else say(what)
 
 
+def measured_on(found: dict) -> str:
+    """What the times of a bench depend on, in one line."""
+    versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
+    return f"{found['threads']} threads, {found['cpu_capability']}, {versions}"
+
+
 def bench_tables(found: dict) -> list[Table]:
     """Targets, then times with their ratios to plain RoPE, then memory."""
     tables = [_targets(found["targets"])]

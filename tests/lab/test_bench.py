@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from comrope.lab import terminal
+from comrope.lab import bench, terminal
 from comrope.lab.bench import clock, measure, opponents, targets
 from comrope.lab.bench.figure import figure
 
@@ -133,6 +133,13 @@ def test_tables_targets_and_figure_follow_from_the_raw_output(run):
     assert terminal.markdown(terminal.bench_tables(found)) == (run / "tables.md").read_text(encoding="utf-8")
     assert len(figure(found).axes) == 2
     assert (run / "bench.svg").exists()
+
+
+def test_threads_and_versions_are_said():
+    found = bench.environment()
+    said = terminal.measured_on(found)
+    assert said.startswith(f"{torch.get_num_threads()} threads, ")
+    assert f"torch {torch.__version__.partition('+')[0]}" in said and "transformers " in said
 
 
 def test_performance_page_shows_every_target_as_measured():
