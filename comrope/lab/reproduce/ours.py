@@ -14,9 +14,9 @@ from comrope.lab.bench.clock import Step, compared, in_turn
 from comrope.lab.draws import generator
 from comrope.lab.reproduce.accuracy import FAMILY
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import paired, summary
+from comrope.lab.reproduce.statistics import summary
 from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
-from comrope.lab.reproduce.tables import Result, accuracies, gather, label, on_seeds
+from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, label, on_seeds
 from comrope.lab.study import Job
 
 ROTATING = ("none", "rope", "rope-mixed", "string", "liere", *FAMILY)
@@ -171,7 +171,7 @@ def starts(scale: Scale) -> Study:
         for (name, start, r), each in found.items():
             reached = [summary(accuracies(each, edge)) for edge in scale.few_edges]
             first = found[name, default, 1]
-            gained = None if first is each else paired(accuracies(each, trained), accuracies(first, trained))
+            gained = None if first is each else difference(each, first, trained)
             median = summary([_median(result) for result in each])
             rows.append((label(name), start, f"× {r}", len(each), *reached, gained, median))
         sizes = (f"top-1 % at {edge}" for edge in scale.few_edges)

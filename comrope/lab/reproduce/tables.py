@@ -33,6 +33,11 @@ def accuracies(results: Sequence[Result], edge: int) -> list[float]:
     return [percent(row(result, Condition((edge, edge)))) for result in results]
 
 
+def difference(first: Sequence[Result], second: Sequence[Result], edge: int) -> Difference:
+    """first − second on square images, seed by seed, in percentage points."""
+    return paired(accuracies(first, edge), accuracies(second, edge))
+
+
 def label(encoding: str) -> str:
     """As the figures write it."""
     return style(encoding).label
@@ -75,7 +80,7 @@ def differences(
             continue
         both = (found[first], found[second])
         about = tuple(f"{label(encoding)}, σ = {sigma:g}" for encoding, sigma in (first, second))
-        ours = [None if edge is None else _difference(*both, edge) for edge, _ in sizes]
+        ours = [None if edge is None else difference(*both, edge) for edge, _ in sizes]
         rows.append((*about, "ours", len(both[0]), *ours))
         if first in published and second in published:
             theirs = [_minus(published[first].get(size or 0), published[second].get(size or 0)) for _, size in sizes]
@@ -98,10 +103,6 @@ def on_seeds(count: int) -> str:
         "batches and starting weights outside of the encoding), in percentage points, with 95 % Student-t intervals, each for "
         "a difference by itself, not corrected for how many are shown."
     )
-
-
-def _difference(first: Sequence[Result], second: Sequence[Result], edge: int) -> Difference:
-    return paired(accuracies(first, edge), accuracies(second, edge))
 
 
 def _minus(first: float | None, second: float | None) -> Difference | None:

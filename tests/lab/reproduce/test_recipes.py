@@ -18,7 +18,7 @@ FILES = {
     "table1": ("table1", "table1-differences", "table1-perturbation", "table1-fig3.svg", "table1-fig3-still.png"),
     "fig5": ("fig5", "fig5-adversarial", "fig5.svg"),
     "fig6": ("fig6", "fig6.svg"),
-    "fig7": ("fig7", "fig7-16.svg"),
+    "fig7": ("fig7", "fig7-differences", "fig7-16.svg"),
     "table4": ("table4",),
     "table7": ("table7", "table7-operations", "table7-ours", "table7-ours-operations"),
     "table8": ("table8", "table8-fig8.svg"),
@@ -77,6 +77,21 @@ def test_table1_has_the_paper_s_rows_and_columns(runs, tmp_path):
     assert all(0 <= float(row["8 [112] mean"]) <= 100 and row["– [128]"] == "" for row in ours)
     table = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8").splitlines()
     assert f"| method | σ | source | seeds | {' | '.join(RESOLUTIONS)} |" in table
+
+
+def test_block_sizes_and_intensities_are_compared_within_a_seed(runs, tmp_path):
+    two = DEMO.changed(seeds=(0, 1), encodings=("comrope-ld",))
+    for name, column, usual in (("fig6", "block size", "8"), ("fig7", "σ", "0")):
+        reproduce.run(name, two, tmp_path / name, runs=runs, workers=0)
+        reached = {row[column]: row for row in _rows(tmp_path / name / f"{name}.csv")}
+        compared = (
+            reached if name == "fig6" else {r[column]: r for r in _rows(tmp_path / name / f"{name}-differences.csv")}
+        )
+        minus = "minus b = 8, at 16 mean" if name == "fig6" else "top-1 % at 16 mean"
+        assert compared.keys() >= reached.keys() - {usual} != set()
+        for key in reached.keys() - {usual}:
+            means = (float(reached[at]["top-1 % at 16 mean"]) for at in (key, usual))
+            assert float(compared[key][minus]) == pytest.approx(next(means) - next(means), abs=0.011)
 
 
 def test_offsets_change_labels_of_what_does_not_commute_alone(runs, tmp_path):
