@@ -37,7 +37,8 @@ def encoding(name: str, **settings) -> nn.Module:
         name: one of `none`, `ape`, `rope`, `rope-mixed`, `string`, `liere`, `comrope-ap`, `comrope-ld`, `comrope-mt`.
         settings: `num_heads`, `head_dim` and `num_axes` always; `block_size` for all but `ape`, which takes `grid`; `init`
             for those that learn angles: "normal" (with `std`), "identity" (zero angles) or "rope" (vanilla RoPE's rotation,
-            with `base`; refused where a family does not hold it). What else a class takes is in its docstring.
+            with `base` and `max_frequency`; refused where a family does not hold it). What else a class takes is in its
+            docstring.
     Returns:
         An `Encoding`, called as pe(q, k, positions), or for `ape` an `AbsoluteEncoding`, called as pe(tokens, positions).
     Raises:

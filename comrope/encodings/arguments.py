@@ -58,13 +58,14 @@ def check_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def check_base(base: float, head_dim: int, num_axes: int) -> float:
-    """`base` if vanilla RoPE can be made with it in these sizes; ConfigurationError otherwise."""
-    if not (isinstance(base, Real) and math.isfinite(base) and base > 0):
-        raise ConfigurationError(f"base={base!r}: expected a finite number above 0.")
+def check_rope(base: float, max_frequency: float, head_dim: int, num_axes: int) -> tuple[float, float]:
+    """`base` and `max_frequency` if vanilla RoPE can be made with them in these sizes; ConfigurationError otherwise."""
+    for name, value in (("base", base), ("max_frequency", max_frequency)):
+        if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"{name}={value!r}: expected a finite number above 0.")
     if head_dim % (2 * num_axes):
         raise ConfigurationError(
             f"head_dim={head_dim} with num_axes={num_axes}: vanilla RoPE gives each axis the same number of planes, so "
             f"head_dim must be a multiple of {2 * num_axes}."
         )
-    return float(base)
+    return float(base), float(max_frequency)

@@ -7,13 +7,14 @@ worked out in each call.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from comrope import reference
 from comrope._linalg import orthonormal, plane_generators
-from comrope.encodings.arguments import check_base, check_parameter_dtype, check_positions, check_sizes, check_std
+from comrope.encodings.arguments import check_parameter_dtype, check_positions, check_rope, check_sizes, check_std
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Rotation, Spectrum, compute_dtype
 
@@ -261,24 +262,30 @@ class LearnedEncoding(Encoding):
     Args:
         init: "normal" draws parameters with standard deviation `std` (1, as released for the paper), so that elements of
             the skew-symmetric matrices have √2·std. "identity" starts at zero angles: attention as it was, with gradients
-            that are true and not zero. "rope" starts as vanilla RoPE with `base`: plane p on axis p mod N.
+            that are true and not zero. "rope" starts as vanilla RoPE with `base` and `max_frequency`: plane p on axis p mod N.
         std: for "normal"; 1 by default.
         base: for "rope"; 10000 by default.
+        max_frequency: for "rope": of its fastest planes, in radians per unit of position; 1 by default. On relative positions
+            so many radians a canvas: 14 on a grid of 14 × 14 is RoPE that counts patches.
     """
 
-    def _configure_init(self, init: str, std: float | None, base: float | None) -> None:
+    def _configure_init(self, init: str, std: float | None, base: float | None, max_frequency: float | None) -> None:
         if init not in ("normal", "identity", "rope"):
             raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope'.")
-        for name, value, owner in (("std", std, "normal"), ("base", base, "rope")):
+        given = (("std", std, "normal"), ("base", base, "rope"), ("max_frequency", max_frequency, "rope"))
+        for name, value, owner in given:
             if value is not None and init != owner:
                 raise ConfigurationError(
                     f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}."
                 )
         self.init = init
         self.std = 1.0 if std is None else check_std(std)
-        self.base = 10000.0
+        self.base, self.max_frequency = (
+            10000.0 if base is None else base,
+            1.0 if max_frequency is None else max_frequency,
+        )
         if init == "rope":
-            self.base = check_base(self.base if base is None else base, self.head_dim, self.num_axes)
+            self.base, self.max_frequency = check_rope(self.base, self.max_frequency, self.head_dim, self.num_axes)
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -333,17 +340,18 @@ class LearnedEncoding(Encoding):
         elif self.init == "identity":
             frequencies.zero_()
         else:
-            frequencies.copy_(rope_frequencies(self, self.base, frequencies.device))
+            frequencies.copy_(rope_frequencies(self, frequencies.device))
 
 
-def rope_frequencies(encoding: Encoding, base: float, device: torch.device) -> Tensor:
+def rope_frequencies(encoding: Any, device: torch.device) -> Tensor:
     """Vanilla RoPE's ω (paper, section 3) in radians per unit, (N, H, m, b/2), float64.
 
-    Plane p turns with axis p mod N only, at the (p div N)-th of the frequencies base^(−2N·j/D), j = 0 … D/2N − 1.
+    Plane p turns with axis p mod N only, at the (p div N)-th of the frequencies ω_max·base^(−2N·j/D), j = 0 … D/2N − 1, with
+    the encoding's own `base` and `max_frequency`.
     """
     num_axes = encoding.num_axes
     planes = torch.arange(encoding.head_dim // (2 * num_axes), dtype=torch.float64, device=device)
-    on_axis = base ** (-2 * num_axes * planes / encoding.head_dim)  # (D/2N,)
+    on_axis = encoding.max_frequency * encoding.base ** (-2 * num_axes * planes / encoding.head_dim)  # (D/2N,)
     eye = torch.eye(num_axes, dtype=torch.float64, device=device)
     frequencies = torch.einsum("j,ni->nji", on_axis, eye).reshape(num_axes, 1, encoding.num_blocks, -1)
     return frequencies.expand(-1, encoding.num_heads, -1, -1)

@@ -27,11 +27,12 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         init: str = "normal",
         std: float | None = None,
         base: float | None = None,
+        max_frequency: float | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self._configure_init(init, std, base)
+        self._configure_init(init, std, base, max_frequency)
         if init == "rope" and num_axes > 1 and block_size > 2:
             raise ConfigurationError(
                 f"init='rope' with block_size={block_size} and num_axes={num_axes}: neighbouring planes of vanilla RoPE turn "
@@ -58,7 +59,7 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         elif self.init == "identity":
             self.base_matrices.zero_()
         else:
-            frequencies = rope_frequencies(self, self.base, self.device).sum(0)  # each plane turns with one axis
+            frequencies = rope_frequencies(self, self.device).sum(0)  # each plane turns with one axis
             self.base_matrices.copy_(plane_generators(frequencies) / 2)
 
     def _set_spectrum(self, basis, frequencies):
@@ -194,11 +195,12 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
         init: str = "normal",
         std: float | None = None,
         base: float | None = None,
+        max_frequency: float | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self._configure_init(init, std, base)
+        self._configure_init(init, std, base, max_frequency)
         self.basis_generator = self._blocks()
         self.frequencies = self._frequencies()
         self.register_buffer("initial_basis", torch.empty_like(self.basis_generator))
@@ -251,13 +253,14 @@ class String(LearnedEncoding, SpectralEncoding):
         init: str = "normal",
         std: float | None = None,
         base: float | None = None,
+        max_frequency: float | None = None,
         learn_frequencies: bool = True,
         device=None,
         dtype=None,
     ):
         block_size = head_dim if block_size is None else block_size
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self._configure_init(init, std, base)
+        self._configure_init(init, std, base, max_frequency)
         if not learn_frequencies and init != "rope":
             raise ConfigurationError(f"learn_frequencies=False with init={init!r}: fixed frequencies want init='rope'.")
         self.basis_generator = self._blocks()

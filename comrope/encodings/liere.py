@@ -31,11 +31,12 @@ class LieRE(LearnedEncoding):
         init: str = "normal",
         std: float | None = None,
         base: float | None = None,
+        max_frequency: float | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self._configure_init(init, std, base)
+        self._configure_init(init, std, base, max_frequency)
         self.base_matrices = self._blocks(num_axes)
         self.reset_parameters()
 
@@ -46,7 +47,7 @@ class LieRE(LearnedEncoding):
         elif self.init == "identity":
             self.base_matrices.zero_()
         else:
-            self.base_matrices.copy_(plane_generators(rope_frequencies(self, self.base, self.device)) / 2)
+            self.base_matrices.copy_(plane_generators(rope_frequencies(self, self.device)) / 2)
 
     def _set_spectrum(self, basis, frequencies):
         self.base_matrices.copy_(basis @ plane_generators(frequencies) @ basis.mT / 2)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from comrope.encodings.arguments import check_base
+from comrope.encodings.arguments import check_rope
 from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding, rope_frequencies
 from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
@@ -32,20 +32,30 @@ class NoEncoding(Encoding):
 
 
 class Rope(SpectralEncoding):
-    """Vanilla RoPE, axial: plane p turns with axis p mod N at base^(−2N·(p div N)/D) radians per unit. Nothing to learn.
+    """Vanilla RoPE, axial: plane p turns with axis p mod N at ω_max·base^(−2N·(p div N)/D) radians per unit. Nothing to learn.
 
-    `base` is 10000 in the paper, for relative positions in [0, 1] too; `block_size` only groups the planes in
-    `angle_matrices()` and `spectrum()`.
+    The paper has base 10000 and ω_max = 1 for relative positions in [0, 1] too, where no plane turns by more than one radian
+    a canvas. With max_frequency=14 on a grid of 14 × 14 it is the RoPE that counts patches. `block_size` only groups the
+    planes in `angle_matrices()` and `spectrum()`.
     """
 
     def __init__(
-        self, num_heads, head_dim, num_axes, block_size: int = 2, *, base: float = 10000.0, device=None, dtype=None
+        self,
+        num_heads,
+        head_dim,
+        num_axes,
+        block_size: int = 2,
+        *,
+        base: float = 10000.0,
+        max_frequency: float = 1.0,
+        device=None,
+        dtype=None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self.base = check_base(base, head_dim, num_axes)
+        self.base, self.max_frequency = check_rope(base, max_frequency, head_dim, num_axes)
 
     def _ingredients(self):
-        return (rope_frequencies(self, self.base, self.device).transpose(0, 1),)
+        return (rope_frequencies(self, self.device).transpose(0, 1),)
 
     @classmethod
     def _spectrum_of(cls, frequencies):
@@ -68,11 +78,12 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
         init: str = "normal",
         std: float | None = None,
         base: float | None = None,
+        max_frequency: float | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self._configure_init(init, std, base)
+        self._configure_init(init, std, base, max_frequency)
         self.frequencies = self._frequencies()
         self.reset_parameters()
 

@@ -231,8 +231,9 @@ def _build(site: Site, name: str, settings: dict[str, Any]) -> tuple[Encoding, T
     if learned:
         settings.setdefault("init", "identity" if site.frequencies is None else "rope")
     from_host = learned and settings["init"] == "rope" and site.frequencies is not None
-    if from_host and "base" in settings:
-        raise ConfigurationError("base= has no use here: init='rope' starts from the RoPE that the model has.")
+    for given in ("base", "max_frequency"):
+        if from_host and given in settings:
+            raise ConfigurationError(f"{given}= has no use here: init='rope' starts from the RoPE that the model has.")
     dtype = torch.float64 if site.query_weight.dtype == torch.float64 else torch.float32
     built = encoding(
         name,

@@ -47,6 +47,8 @@ class Trial:
     """How the angles start: "normal", "identity" or "rope"; the encoding's own default if None."""
     std: float | None = None
     """Of the angles with init="normal"."""
+    max_frequency: float | None = None
+    """Radians per unit of position that the fastest planes of "rope", and of init="rope", turn; 1 if None."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -76,8 +78,8 @@ class Trial:
     @property
     def settings(self) -> dict[str, Any]:
         """Those of the encoding that are not its own defaults."""
-        settings = {"block_size": self.block_size, "init": self.init, "std": self.std}
-        return {name: value for name, value in settings.items() if value is not None}
+        names = ("block_size", "init", "std", "max_frequency")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _title(self) -> str:
         """The encoding, with the size of its blocks."""

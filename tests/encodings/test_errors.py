@@ -137,7 +137,10 @@ def test_settings_of_another_start_are_refused(name):
     _refused(
         name, r"std=0\.1 has no use with init='rope': leave it out, or init='normal'", **SIZES, init="rope", std=0.1
     )
-    _refused(name, r"base=100 has no use with init='normal': leave it out, or init='rope'", **SIZES, base=100)
+    for given in ("base", "max_frequency"):
+        _refused(
+            name, rf"{given}=100 has no use with init='normal': leave it out, or init='rope'", **SIZES, **{given: 100}
+        )
 
 
 @pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf"), "big"])
@@ -146,11 +149,12 @@ def test_spreads_that_are_none_are_refused(name, std):
     _refused(name, rf"std={std!r}: expected a finite number, 0 or more", **SIZES, std=std)
 
 
-@pytest.mark.parametrize("base", [0.0, -1.0, float("nan"), float("inf"), "ten"], ids=repr)
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), "ten"], ids=repr)
+@pytest.mark.parametrize("given", ["base", "max_frequency"])
 @pytest.mark.parametrize("name", [*LEARNED, "rope"])
-def test_bases_that_are_none_are_refused(name, base):
+def test_bases_and_frequencies_that_are_none_are_refused(name, given, value):
     settings = {"init": "rope"} if name in LEARNED else {}
-    _refused(name, rf"base={base!r}: expected a finite number above 0", **SIZES, base=base, **settings)
+    _refused(name, rf"{given}={value!r}: expected a finite number above 0", **SIZES, **{given: value}, **settings)
 
 
 def test_string_with_fixed_frequencies_must_start_as_rope():

@@ -41,6 +41,17 @@ def test_rope_is_axial_rope(num_axes, base, block_size):
     assert_close(turned[1], _axial_rope(k, x, base), 1e-13)
 
 
+def test_the_fastest_plane_turns_as_fast_as_asked():
+    """max_frequency=14 on the relative positions of a grid of 14 × 14 is RoPE that counts patches."""
+    q, k, _ = _inputs(2)
+    relative, counted = (
+        comrope.positions.grid((14, 14), relative=r, dtype=torch.float64)[: q.shape[2]] for r in (True, False)
+    )
+    fast, plain = build("rope", head_dim=24, num_axes=2, max_frequency=14), build("rope", head_dim=24, num_axes=2)
+    assert fast.spectrum().frequencies.max() == 14
+    assert_close(call(fast, q, k, relative), call(plain, q, k, counted), 1e-12)
+
+
 def test_rope_in_one_axis_is_the_language_models():
     """θ_p = 10000^(−2p/D), interleaved."""
     pe = build("rope", head_dim=8, num_axes=1)
@@ -198,6 +209,8 @@ def test_init_rope_is_vanilla_rope(name, num_axes, block_size):
     q, k, x = _inputs(num_axes)
     sizes = {"head_dim": 24, "num_axes": num_axes, "block_size": block_size}
     pe, rope = build(name, init="rope", base=500.0, **sizes), build("rope", base=500.0, **sizes)
+    fast, fast_rope = (build(n, max_frequency=6.0, **s) for n, s in ((name, sizes | {"init": "rope"}), ("rope", sizes)))
+    assert_close(fast.angle_matrices(), fast_rope.angle_matrices(), 1e-14)
     assert_close(pe.angle_matrices(), rope.angle_matrices(), 1e-14)
     assert_close(call(pe, q, k, x), call(rope, q, k, x), 1e-12)
     assert_close(

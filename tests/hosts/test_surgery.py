@@ -67,6 +67,7 @@ REFUSED = {
         r"^blocks\.0\.attn: .*does not hold these",
     ),
     "a base for the host's rope": (lambda: tiny("cat"), {"base": 100.0}, "base= has no use here"),
+    "a frequency for the host's rope": (lambda: tiny("cat"), {"max_frequency": 14.0}, "max_frequency= has no use here"),
     "no module": (lambda: None, {}, "got NoneType"),
 }
 

@@ -28,9 +28,8 @@ def test_tables_follow_from_the_runs(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(text, "_long", lambda *_: [])  # measured anew each time, which takes half an hour
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     study = RECIPES[found["recipe"]](_scale(found))
-    assert [json.loads(json.dumps(job.experiment.to_json())) for job in study.jobs] == [
-        run["experiment"] for run in found["runs"]
-    ]
+    wanted = [job.experiment for job in study.jobs]
+    assert wanted == [w.from_json(run["experiment"]) for w, run in zip(wanted, found["runs"], strict=True)]
     tables = (folder / "tables.md").read_text(encoding="utf-8")
     for table in study.outcome(found["runs"]).tables:
         assert output.rows(table) in tables, table.name

@@ -1,7 +1,7 @@
 """What the paper does not ask: do trained matrices commute, more axes, what is learned, and which start matters."""
 
 import math
-from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
 from comrope.lab import figures
 from comrope.lab.bench.clock import Step, compared, in_turn
+from comrope.lab.classify import MODELS
 from comrope.lab.draws import generator
 from comrope.lab.reproduce.accuracy import FAMILY
 from comrope.lab.reproduce.scales import Scale
@@ -21,15 +22,15 @@ from comrope.lab.study import Job
 
 ROTATING = ("none", "rope", "rope-mixed", "string", "liere", *FAMILY)
 LEARNED = ("rope-mixed", "string", *FAMILY)
-STARTED = ("rope-mixed", *FAMILY)
+STARTED = ("rope", "rope-mixed", *FAMILY)
 STARTS = {
     "normal, std 1": {},
     "normal, std 3": {"std": 3.0},
     "normal, std 0.3": {"std": 0.3},
     "identity": {"init": "identity"},
-    "rope": {"init": "rope"},
 }
-"""Settings of an encoding, by name; the first is its own default."""
+"""Settings of an encoding with learned angles, by name; the first is its own default."""
+COUNTING = "rope, a radian a patch"
 FASTER = 10
 """A learning rate of the angles, in those of the weights."""
 MEASURES = {
@@ -146,21 +147,25 @@ def spectra(scale: Scale) -> Study:
 
 
 def starts(scale: Scale) -> Study:
-    """Which start of the angles, and which learning rate of theirs, matters.
+    """Which start of the angles, and which learning rate of theirs, matters; and what RoPE does at the frequencies of others.
 
     The paper draws standard normal parameters and has one learning rate. All commuting encodings fold to RoPE-Mixed, so what
     differs between them is how they start and how they train: the same std gives planes of AP, LD and MT, which are
     eigenvalues of 8 × 8 matrices, larger frequencies than RoPE-Mixed's. AP and LD do not hold vanilla RoPE with b = 8.
+    The paper's RoPE turns by a radian a canvas at most; that its angles are fixed is not all that makes it differ from the
+    learned ones, and a RoPE that turns by a radian a patch, as where patches are counted, tells the two apart.
 
-    Cost: 4 encodings × (4 or 5 starts, and a larger learning rate with the default one) a seed; the default is table 1's run.
+    Cost: 4 encodings × (4 to 6 starts, and a larger learning rate with the default one) and 2 of RoPE a seed; the default is
+    table 1's run.
     """
-    default = next(iter(STARTS))
-    tried = [*product(STARTS, (1,)), (default, FASTER)]
-    keys = [(name, *way) for name, way in product(scale.of(*STARTED), tried) if _possible(scale, name, way[0])]
+    ways = {name: _starts(scale, name) for name in scale.of(*STARTED)}
+    keys = [(name, start, 1) for name in ways for start in ways[name]]
+    keys += [(name, next(iter(ways[name])), FASTER) for name in ways if name in LEARNED]
+    keys.sort(key=lambda key: STARTED.index(key[0]))
     rate = scale.recipe.learning_rate
     conditions = scale.squares(scale.few_edges)
     jobs = [
-        Job(scale.experiment(n, seed, angle_learning_rate=None if r == 1 else r * rate, **STARTS[start]), conditions)
+        Job(scale.experiment(n, seed, angle_learning_rate=None if r == 1 else r * rate, **ways[n][start]), conditions)
         for n, start, r in keys
         for seed in scale.few_seeds
     ]
@@ -168,26 +173,36 @@ def starts(scale: Scale) -> Study:
     def outcome(results: list[Result]) -> Outcome:
         found, trained = gather(keys, results), scale.image_size[0]
         rows: list[tuple[Cell, ...]] = []
+        against: list[tuple[Cell, ...]] = []
+        counting = found.get(("rope", COUNTING, 1))
         for (name, start, r), each in found.items():
+            about = (label(name), start, f"× {r}", len(each))
             reached = [summary(accuracies(each, edge)) for edge in scale.few_edges]
-            first = found[name, default, 1]
+            first = found[name, next(iter(ways[name])), 1]
             gained = None if first is each else difference(each, first, trained)
-            median = summary([_median(result) for result in each])
-            rows.append((label(name), start, f"× {r}", len(each), *reached, gained, median))
-        sizes = (f"top-1 % at {edge}" for edge in scale.few_edges)
-        columns = (
-            "method",
-            "start",
-            "learning rate of angles",
-            "seeds",
-            *sizes,
-            f"minus the default, at {trained}",
-            "median |ω|",
-        )
+            rows.append((*about, *reached, gained, summary([_median(result) for result in each])))
+            if counting is not None and each is not counting:
+                against.append((*about, *(difference(each, counting, edge) for edge in scale.few_edges)))
+        sizes = [f"top-1 % at {edge}" for edge in scale.few_edges]
+        columns = ("method", "start", "learning rate of angles", "seeds", *sizes)
         title = "Accuracy by start and learning rate of the angles (σ = 1); |ω| in radians per canvas, after training."
-        return Outcome([Table("starts", title, columns, rows)], {}, [on_seeds(len(scale.few_seeds))])
+        tables = [Table("starts", title, (*columns, f"minus the default, at {trained}", "median |ω|"), rows)]
+        if against:
+            title = f"Minus {label('rope')} that turns {COUNTING.partition(', ')[2]}, in percentage points."
+            tables.append(Table("starts-differences", title, columns, against))
+        return Outcome(tables, {}, [on_seeds(len(scale.few_seeds))])
 
     return Study("Starts and learning rates of the angles", jobs, outcome)
+
+
+def _starts(scale: Scale, encoding: str) -> dict[str, dict[str, Any]]:
+    """Settings of an encoding by what they are called; the first are its default, and only what the family holds is there."""
+    counting = {"max_frequency": scale.image_size[0] / MODELS[scale.model]["patch_size"]}
+    if encoding == "rope":
+        return {"rope": {}, COUNTING: counting}
+    rope = {"init": "rope"}
+    ways = {**STARTS, "rope": rope, COUNTING: rope | counting}
+    return {start: settings for start, settings in ways.items() if _possible(scale, encoding, settings)}
 
 
 def _encoding(name: str, num_axes: int) -> Encoding:
@@ -226,11 +241,11 @@ def _median(result: Result) -> float:
     return 0.0 if planes is None else float(np.median(np.hypot(*np.concatenate(planes).T)))
 
 
-def _possible(scale: Scale, encoding: str, start: str) -> bool:
-    """Whether the family holds that start."""
+def _possible(scale: Scale, encoding: str, settings: dict[str, Any]) -> bool:
+    """Whether the family holds such a start."""
     try:
         sizes = {"num_heads": scale.num_heads, "head_dim": scale.head_dim, "num_axes": 2}
-        comrope.encoding(encoding, **sizes, **STARTS[start])
+        comrope.encoding(encoding, **sizes, **settings)
     except ConfigurationError:
         return False
     return True

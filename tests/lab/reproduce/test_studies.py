@@ -91,6 +91,22 @@ def test_axial_partition_gets_an_even_number_of_blocks():
     assert scale.block_sizes_of("comrope-ld") == [2, 4, 8, 16, 32]
 
 
+def test_starts_are_those_that_a_family_holds_and_rope_counts_patches():
+    found = {}
+    for job in RECIPES["starts"](SCALES["paper"]).jobs:
+        found.setdefault(job.experiment.encoding, []).append(job.experiment)
+    assert {name: len(each) for name, each in found.items()} == {
+        "rope": 2,
+        "rope-mixed": 7,
+        "comrope-ap": 5,
+        "comrope-ld": 5,
+        "comrope-mt": 7,
+    }
+    assert [e.max_frequency for e in found["rope"]] == [None, 14.0]  # 224 / 16 patches
+    assert sum((e.init, e.max_frequency) == ("rope", 14.0) for e in found["comrope-mt"]) == 1
+    assert sum(e.recipe.angle_learning_rate is not None for e in found["comrope-ld"]) == 1
+
+
 def test_parameters_and_operations_counted_are_those_of_the_formulas():
     tables = table7(SCALES["small"]).outcome([]).tables
     assert [table.name for table in tables] == ["table7", "table7-operations", "table7-ours", "table7-ours-operations"]
