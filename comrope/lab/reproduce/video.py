@@ -17,6 +17,7 @@ from comrope.lab.study import Job
 from comrope.lab.video import problem
 from comrope.lab.video.experiment import VideoExperiment
 from comrope.lab.video.feed import TestingClips
+from comrope.lab.video.model import MODELS
 from comrope.lab.video.problem import Condition
 
 PERTURBED = ("none", "ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
@@ -88,9 +89,11 @@ def table3(scale: Scale) -> Study:
     UCF-101 from scratch at 224, 80 epochs, batch 768, AdamW at 1.2e-4, block size 8; tested from 112 to 512. At 512, σ = 1:
     ComRoPE-LD 60.39 %, AP 59.34 %, LieRE 58.23 %, RoPE 57.34 %, APE 53.18 %; at 224 all but APE are within a point.
     Perturbation moves rows and columns, never frames; each axis is scaled by its own extent. Ours adds no encoding at all,
-    RoPE-Mixed and ComRoPE-MT at σ = 1, and other numbers of frames, which the paper does not test.
+    RoPE-Mixed and ComRoPE-MT at σ = 1, and other numbers of frames, which the paper does not test; and beside the paper's
+    RoPE, which turns by a radian a canvas at most, one that turns by a radian a patch.
 
-    Cost: 13 trainings a seed (8 encodings at σ = 1, 5 at σ = 0), each measured at every size and number of frames.
+    Cost: 14 trainings a seed (8 encodings and the other RoPE at σ = 1, 5 at σ = 0), each measured at every size and number of
+    frames.
     """
     here = VIDEO[scale.name]
     base = _asked(here.experiment, scale)
@@ -99,12 +102,15 @@ def table3(scale: Scale) -> Study:
     def experiment(key: Key, seed: int) -> VideoExperiment:
         return replace(base, encoding=key[0], perturbation=key[1], recipe=replace(base.recipe, seed=seed))
 
-    jobs = [Job(experiment(key, seed), here.conditions) for key in keys for seed in scale.few_seeds]
+    wanted = [experiment(key, seed) for key in keys for seed in scale.few_seeds]
     trained, size = base.num_frames, base.image_size
+    counting = {"max_frequency": size[0] / MODELS[base.model]["patch_size"]}
+    others = [replace(e, **counting) for e in wanted if (e.encoding, e.perturbation) == ("rope", 1.0)]
+    jobs = [Job(e, here.conditions) for e in (*wanted, *others)]
     like: Scale = replace(scale, data=base.data, model=base.model, image_size=size, edges=here.edges)
 
     def outcome(results: list[Result]) -> Outcome:
-        found = gather(keys, results)
+        found = gather(keys, results[: len(wanted)])
         by_frames = {n: {key: [_only(r, n) for r in each] for key, each in found.items()} for n in here.frames}
         shared = (like, by_frames[trained])
         perturbed = [key for key in keys if key[1] == 1]
@@ -117,6 +123,9 @@ def table3(scale: Scale) -> Study:
             differences("table3-perturbation", "What training with perturbation adds.", *shared, sigmas, TABLE3),
             _frames_table(here, by_frames),
         ]
+        if others:
+            counted = [_only(result, trained) for result in results[len(wanted) :]]
+            tables.append(_counting_table(here.edges, shared[1]["rope", 1.0], counted))
         at_sizes = {k[0]: [(e, summary(accuracies(shared[1][k], e))) for e in here.edges] for k in perturbed}
         at_frames = {k[0]: [(n, summary(accuracies(by_frames[n][k], size[0]))) for n in here.frames] for k in perturbed}
         drawn = {
@@ -148,6 +157,17 @@ def _frames_table(here: VideoScale, by_frames: Mapping[int, Mapping[Key, Sequenc
         rows.append((label(key[0]), f"{key[1]:g}", len(by_frames[trained][key]), *reached))
     title = f"Top-1 accuracy in % by the number of frames, trained at {trained}; {height} × {width} pixels. Not in the paper."
     return Table("table3-frames", title, ("method", "σ", "seeds", *map(str, here.frames)), rows)
+
+
+def _counting_table(edges: Sequence[int], plain: Sequence[Result], counted: Sequence[Result]) -> Table:
+    kinds = {"a radian a canvas, as in the paper": plain, "a radian a patch": counted}
+    rows: list[tuple[Cell, ...]] = [
+        (kind, len(each), *(summary(accuracies(each, edge)) for edge in edges)) for kind, each in kinds.items()
+    ]
+    title = (
+        "Top-1 accuracy in % of RoPE (σ = 1) by how far its fastest planes turn, at edges of the test clips in pixels."
+    )
+    return Table("table3-counting", title, ("fastest planes", "seeds", *map(str, edges)), rows)
 
 
 def _accuracy(results: Sequence[Result], condition: Condition) -> Summary:

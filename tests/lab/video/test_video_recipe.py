@@ -9,19 +9,23 @@ SCALE = reproduce.SCALES["demo"]
 
 
 def test_the_demo_makes_tables_figures_and_strips(tmp_path):
-    scale = SCALE.changed(data=f"motion:{tmp_path / 'motion'}", encodings=("none", "ape", "comrope-ld"))
+    scale = SCALE.changed(data=f"motion:{tmp_path / 'motion'}", encodings=("none", "ape", "rope", "comrope-ld"))
     found = reproduce.run("table3", scale, tmp_path / "out", runs=tmp_path / "runs", workers=0)
-    assert len(found["runs"]) == 5 and all(run["kind"] == "video" for run in found["runs"])
+    assert len(found["runs"]) == 8 and all(run["kind"] == "video" for run in found["runs"])
     tables = {table["name"]: table["rows"] for table in found["tables"]}
     heading, *rows = tables["table3"]
     assert [row[:3] for row in rows if row[2] == "paper"] == [
-        [label, sigma, "paper"] for sigma in "10" for label in ("APE", "ComRoPE-LD")
+        [label, sigma, "paper"] for sigma in "10" for label in ("APE", "RoPE", "ComRoPE-LD")
     ]
     paper = next(row for row in rows if row[:3] == ["ComRoPE-LD", "1", "paper"])
     assert {94.24, 49.89} <= set(paper) and "32 [224] mean" in heading and "16 [112] mean" in heading
     by_frames = tables["table3-frames"]
     assert [cell for cell in by_frames[0] if "mean" in cell] == [f"{n} mean" for n in VIDEO["demo"].frames]
-    assert len(by_frames) == 6
+    assert len(by_frames) == 8
+    assert [run["experiment"]["max_frequency"] for run in found["runs"]] == [None] * 7 + [4.0]  # 32 / 8 patches
+    as_paper, counting = tables["table3-counting"][1:]
+    rope = next(row for row in rows if row[:3] == ["RoPE", "1", "ours"])
+    assert as_paper[2] == rope[heading.index("16 [112] mean")] and counting[0] == "a radian a patch"
     for name in ("table3-sizes.svg", "table3-frames.png", "table3-clips.png", "report.html", "tables.md"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     # The row of a number of frames is that run's own.
