@@ -280,10 +280,8 @@ class LearnedEncoding(Encoding):
                 )
         self.init = init
         self.std = 1.0 if std is None else check_std(std)
-        self.base, self.max_frequency = (
-            10000.0 if base is None else base,
-            1.0 if max_frequency is None else max_frequency,
-        )
+        self.base = 10000.0 if base is None else base
+        self.max_frequency = 1.0 if max_frequency is None else max_frequency
         if init == "rope":
             self.base, self.max_frequency = check_rope(self.base, self.max_frequency, self.head_dim, self.num_axes)
 
