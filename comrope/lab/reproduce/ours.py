@@ -22,7 +22,7 @@ from comrope.lab.study import Job
 
 ROTATING = ("none", "rope", "rope-mixed", "string", "liere", *FAMILY)
 LEARNED = ("rope-mixed", "string", *FAMILY)
-STARTED = ("rope", "rope-mixed", *FAMILY)
+STARTED = ("rope", "rope-mixed", "string", *FAMILY)
 STARTS = {
     "normal, std 1": {},
     "normal, std 3": {"std": 3.0},
@@ -155,7 +155,7 @@ def starts(scale: Scale) -> Study:
     The paper's RoPE turns by a radian a canvas at most; that its angles are fixed is not all that makes it differ from the
     learned ones, and a RoPE that turns by a radian a patch, as where patches are counted, tells the two apart.
 
-    Cost: 4 encodings × (4 to 6 starts, and a larger learning rate with the default one) and 2 of RoPE a seed; the default is
+    Cost: 5 encodings × (4 to 6 starts, and a larger learning rate with the default one) and 2 of RoPE a seed; the default is
     table 1's run.
     """
     ways = {name: _starts(scale, name) for name in scale.of(*STARTED)}

@@ -98,6 +98,7 @@ def test_starts_are_those_that_a_family_holds_and_rope_counts_patches():
     assert {name: len(each) for name, each in found.items()} == {
         "rope": 2,
         "rope-mixed": 7,
+        "string": 7,
         "comrope-ap": 5,
         "comrope-ld": 5,
         "comrope-mt": 7,
