@@ -1,4 +1,4 @@
-"""What the laboratory's tests share: a small experiment, and its images."""
+"""What the laboratory's tests share: a small experiment, and the names of all encodings."""
 
 from comrope.lab.experiment import Experiment, Recipe
 
@@ -11,3 +11,7 @@ QUICK = Experiment(
     recipe=Recipe(epochs=2, batch_size=20, learning_rate=3e-3),
 )
 """Two epochs of three steps: a second."""
+
+ENCODINGS = ["none", "ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt"]
+LABELS = ["No encoding", "APE", "RoPE", "RoPE-Mixed", "STRING", "LieRE", "ComRoPE-AP", "ComRoPE-LD", "ComRoPE-MT"]
+"""As figures and tables have them, in the same order."""

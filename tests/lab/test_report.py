@@ -1,4 +1,4 @@
-"""The report and its figures, on made-up results: their structure is the demo's, their numbers mean nothing."""
+"""The demo's report, on made-up results."""
 
 import copy
 import html
@@ -14,73 +14,9 @@ import pytest
 
 from comrope.errors import DataError
 from comrope.lab import figures, report
+from tests.lab.helpers import LABELS
 
-ENCODINGS = ["none", "ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt"]
-LABELS = ["No encoding", "APE", "RoPE", "RoPE-Mixed", "STRING", "LieRE", "ComRoPE-AP", "ComRoPE-LD", "ComRoPE-MT"]
-DRAWN = [name for name in ENCODINGS if name not in ("none", "ape", "liere")]
 HOSTILE = "<script>alert('$x_$')</script>\"&'"
-
-
-def _frequencies(name: str, index: int) -> list | None:
-    """[layer][axis][head][block][plane]: 2 layers, 2 axes, 4 heads, 2 blocks (STRING: a wide one), 4 planes."""
-    if name in ("ape", "liere"):
-        return None
-    values = np.random.default_rng(index).normal(scale=4, size=(2, 2, 4, 2, 4)) * (name != "none")
-    return (values.reshape(2, 2, 4, 1, 8) if name == "string" else values).tolist()
-
-
-def _check(name: str) -> list[dict]:
-    size = 0.4 if name == "liere" else 0.0 if name == "none" else 2e-15
-    layer = {"commutator": size / 8, "equation": size, "offset_drift": size / 2, "holds": name != "liere"}
-    return [] if name == "ape" else [{"name": f"blocks.{i}", **layer, "equation": size * (i + 1)} for i in range(2)]
-
-
-def _run(name: str, index: int) -> dict:
-    trained = 390 + 6 * index
-    far = {"ape": 45, "liere": 130}.get(name, trained)
-    return {
-        "encoding": name,
-        "num_parameters": 208_000 + 512 * index,
-        "num_encoding_parameters": 512 * index,
-        "history": [{"epoch": e, "loss": 2.0 / e + index / 100, "accuracy": 0.1 * e} for e in range(1, 6)],
-        "resolutions": [
-            {"size": [s, s], "correct": trained - abs(s - 32) - index % 2, "total": 450} for s in (24, 28, 40, 48)
-        ]
-        + [{"size": [32, 32], "correct": trained, "total": 450}],
-        "offsets": [
-            {"offset": 0.0, "correct": trained, "total": 450, "changed": 0},
-            {"offset": 0.5, "correct": (trained + far) // 2, "total": 450, "changed": (trained - far) // 2},
-            {"offset": 4.0, "correct": far, "total": 450, "changed": trained - far},
-        ],
-        "check": _check(name),
-        "frequencies": _frequencies(name, index),
-    }
-
-
-@pytest.fixture
-def results() -> dict:
-    return {
-        "command": "comrope demo --seed 0",
-        "versions": {"comrope": "0.1.0", "torch": "2.14.1", "timm": "1.0.31", "python": "3.11.7"},
-        "settings": {
-            "seed": 0,
-            "epochs": 5,
-            "batch_size": 64,
-            "learning_rate": 0.001,
-            "perturbation": 1.0,
-            "width": 64,
-            "depth": 2,
-            "num_heads": 4,
-            "patch_size": 4,
-            "block_size": 8,
-            "training_size": [32, 32],
-            "num_train": 1347,
-            "num_test": 450,
-            "data": "scikit-learn's digits, upsampled from 8 x 8",
-        },
-        "runs": [_run(name, index) for index, name in enumerate(ENCODINGS)],
-        "timing": {"threads": 2, "seconds": 212.3, "train_seconds": dict.fromkeys(ENCODINGS, 20.1)},
-    }
 
 
 class _Page(HTMLParser):
@@ -274,99 +210,6 @@ def test_same_results_give_the_same_page(results):
     before = copy.deepcopy(results)
     assert report.render(results) == report.render(json.loads(json.dumps(results)))
     assert results == before
-
-
-@pytest.mark.parametrize(
-    ("draw", "expected"),
-    [
-        (
-            figures.accuracy_against_resolution,
-            lambda run: sorted((r["size"][0], 100 * r["correct"] / r["total"]) for r in run["resolutions"]),
-        ),
-        (
-            figures.accuracy_against_offset,
-            lambda run: [(r["offset"], 100 * r["correct"] / r["total"]) for r in run["offsets"]],
-        ),
-        (figures.training, lambda run: [(h["epoch"], h["loss"]) for h in run["history"]]),
-    ],
-)
-def test_lines_carry_the_results(results, draw, expected):
-    (axes,) = draw(results).axes
-    assert [line.get_label() for line in axes.lines] == ENCODINGS
-    for line, run in zip(axes.lines, results["runs"], strict=True):
-        np.testing.assert_allclose(line.get_xydata(), expected(run))
-        assert line.get_color() == figures.style(run["encoding"]).colour
-    names = [text.get_text() for text in axes.texts]
-    assert set(LABELS) <= set(names)
-    assert axes.get_xlabel() and axes.get_ylabel()
-
-
-def test_names_at_the_lines_ends_do_not_overlap(results):
-    figure = figures.accuracy_against_offset(results)
-    (axes,) = figure.axes
-    heights = sorted(text.get_position()[1] for text in axes.texts if text.get_text() in LABELS)
-    points = axes.get_position().height * figure.get_figheight() * 72
-    assert np.diff(heights).min() * points > 12
-    assert heights[0] >= 0 and heights[-1] <= 1
-
-
-def test_sizes_that_are_not_square_are_evenly_spaced(results):
-    for run in results["runs"]:
-        run["resolutions"].append({"size": [16, 64], "correct": 300, "total": 450})
-    (axes,) = figures.accuracy_against_resolution(results).axes
-    assert [t.get_text() for t in axes.get_xticklabels()] == [
-        "24 × 24",
-        "28 × 28",
-        "16 × 64",
-        "32 × 32",
-        "40 × 40",
-        "48 × 48",
-    ]
-    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0, 1, 2, 3, 4, 5]
-    assert np.asarray(axes.lines[0].get_ydata())[2] == pytest.approx(100 * 300 / 450)
-
-
-def test_a_diverged_run_leaves_the_others_drawn(results):
-    for entry in results["runs"][3]["history"]:
-        entry["loss"] = float("nan")
-    (axes,) = figures.training(results).axes
-    assert len(axes.lines) == len(ENCODINGS)
-    assert "RoPE-Mixed" not in [text.get_text() for text in axes.texts]
-    assert "RoPE-Mixed" in report.render(results)
-
-
-def test_spectra_show_every_plane_of_every_layer(results):
-    results["runs"][4]["frequencies"][0][0][0][0][0] = 1e4  # a wild one must not shrink the others' panels
-    figure = figures.spectra(results)
-    panels = figure.axes[: len(DRAWN)]
-    runs = {run["encoding"]: run for run in results["runs"]}
-    limits = {panel.get_xlim() + panel.get_ylim() for panel in panels}
-    assert len(limits) == 1 and max(limits.pop()) < 40
-    for name, panel in zip(DRAWN, panels, strict=True):
-        scatter = panel.collections[-1]
-        found = sorted(
-            zip(np.asarray(scatter.get_array()).tolist(), *np.asarray(scatter.get_offsets()).T.tolist(), strict=True)
-        )
-        layers = np.array(runs[name]["frequencies"]).reshape(2, 2, -1)
-        assert found == sorted((i + 1, r, c) for i in range(2) for r, c in layers[i].T.tolist())
-        assert figures.style(name).label in panel.texts[0].get_text()
-    assert "outside" in panels[DRAWN.index("string")].texts[-1].get_text()
-    notes = " ".join(text.get_text() for text in figure.texts)
-    assert all(label in notes for label in ("No encoding", "APE", "LieRE")) and "MT" not in notes
-
-
-def test_figures_without_any_spectrum_and_of_one_layer(results):
-    assert figures.spectra(results | {"runs": results["runs"][:2]}).axes == []
-    for run in results["runs"]:
-        run["frequencies"] = run["frequencies"] and run["frequencies"][:1]
-    assert len(figures.spectra(results).axes) == len(DRAWN)  # and no scale of depth
-    assert len(report.render(results | {"runs": results["runs"][-1:]})) > 10_000
-
-
-def test_colours_and_markers_tell_encodings_apart():
-    looks = [figures.style(name) for name in ENCODINGS]
-    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(ENCODINGS)
-    assert [look.label for look in looks] == LABELS
 
 
 def _browser() -> str:
