@@ -7,7 +7,6 @@ worked out in each call.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +161,17 @@ class Encoding(PreciseModule, ABC):
 
     def _check_positions(self, positions: Tensor, name: str) -> Tensor:
         return check_positions(positions, name, self.num_axes)
+
+    def _rope_frequencies(self, base: float, max_frequency: float) -> Tensor:
+        """Vanilla RoPE's ω (paper, section 3) in radians per unit, (N, H, m, b/2), float64.
+
+        Plane p turns with axis p mod N only, at the (p div N)-th of the frequencies ω_max·base^(−2N·j/D), j = 0 … D/2N − 1.
+        """
+        planes = torch.arange(self.head_dim // (2 * self.num_axes), dtype=torch.float64, device=self.device)
+        on_axis = max_frequency * base ** (-2 * self.num_axes * planes / self.head_dim)  # (D/2N,)
+        eye = torch.eye(self.num_axes, dtype=torch.float64, device=self.device)
+        frequencies = torch.einsum("j,ni->nji", on_axis, eye).reshape(self.num_axes, 1, self.num_blocks, -1)
+        return frequencies.expand(-1, self.num_heads, -1, -1)
 
 
 class SpectralEncoding(Encoding):
@@ -338,18 +348,4 @@ class LearnedEncoding(Encoding):
         elif self.init == "identity":
             frequencies.zero_()
         else:
-            frequencies.copy_(rope_frequencies(self, frequencies.device))
-
-
-def rope_frequencies(encoding: Any, device: torch.device) -> Tensor:
-    """Vanilla RoPE's ω (paper, section 3) in radians per unit, (N, H, m, b/2), float64.
-
-    Plane p turns with axis p mod N only, at the (p div N)-th of the frequencies ω_max·base^(−2N·j/D), j = 0 … D/2N − 1, with
-    the encoding's own `base` and `max_frequency`.
-    """
-    num_axes = encoding.num_axes
-    planes = torch.arange(encoding.head_dim // (2 * num_axes), dtype=torch.float64, device=device)
-    on_axis = encoding.max_frequency * encoding.base ** (-2 * num_axes * planes / encoding.head_dim)  # (D/2N,)
-    eye = torch.eye(num_axes, dtype=torch.float64, device=device)
-    frequencies = torch.einsum("j,ni->nji", on_axis, eye).reshape(num_axes, 1, encoding.num_blocks, -1)
-    return frequencies.expand(-1, encoding.num_heads, -1, -1)
+            frequencies.copy_(self._rope_frequencies(self.base, self.max_frequency))

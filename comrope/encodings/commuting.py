@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope._linalg import cayley, decompose, orthonormal, plane_generators, skew, skew_spectrum
-from comrope.encodings.base import LearnedEncoding, SpectralEncoding, rope_frequencies
+from comrope.encodings.base import LearnedEncoding, SpectralEncoding
 from comrope.errors import ConfigurationError
 from comrope.rotation import Rotation, Tilt
 
@@ -59,7 +59,7 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         elif self.init == "identity":
             self.base_matrices.zero_()
         else:
-            frequencies = rope_frequencies(self, self.device).sum(0)  # each plane turns with one axis
+            frequencies = self._rope_frequencies(self.base, self.max_frequency).sum(0)  # each plane turns with one axis
             self.base_matrices.copy_(plane_generators(frequencies) / 2)
 
     def _set_spectrum(self, basis, frequencies):

@@ -6,7 +6,7 @@ from torch import Tensor
 from comrope import reference
 from comrope._exponential import exp_skew
 from comrope._linalg import may_ask, plane_generators, skew
-from comrope.encodings.base import LearnedEncoding, rope_frequencies
+from comrope.encodings.base import LearnedEncoding
 from comrope.errors import NoSpectrumError
 from comrope.rotation import Spectrum, compute_dtype, full_precision
 
@@ -47,7 +47,7 @@ class LieRE(LearnedEncoding):
         elif self.init == "identity":
             self.base_matrices.zero_()
         else:
-            self.base_matrices.copy_(plane_generators(rope_frequencies(self, self.device)) / 2)
+            self.base_matrices.copy_(plane_generators(self._rope_frequencies(self.base, self.max_frequency)) / 2)
 
     def _set_spectrum(self, basis, frequencies):
         self.base_matrices.copy_(basis @ plane_generators(frequencies) @ basis.mT / 2)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from comrope.encodings.arguments import check_rope
-from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding, rope_frequencies
+from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding
 from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
 
@@ -55,7 +55,7 @@ class Rope(SpectralEncoding):
         self.base, self.max_frequency = check_rope(base, max_frequency, head_dim, num_axes)
 
     def _ingredients(self):
-        return (rope_frequencies(self, self.device).transpose(0, 1),)
+        return (self._rope_frequencies(self.base, self.max_frequency).transpose(0, 1),)
 
     @classmethod
     def _spectrum_of(cls, frequencies):
