@@ -52,7 +52,8 @@ def curves(
                 [p for p, _ in line], low, high, color=figures.style(name).colour, alpha=0.13, linewidth=0
             )
     drawn = [(name, [p for p, _ in line], [s.mean for _, s in line]) for name, line in lines.items()]
-    figures.draw_lines(axes, drawn, value, f"at {places[-1]:g}" if places else "")
+    ends = {xs[-1] for _, xs, _ in drawn if xs}
+    figures.draw_lines(axes, drawn, value, f"at {ends.pop():g}" if len(ends) == 1 else "where it ends")
     return figure
 
 
