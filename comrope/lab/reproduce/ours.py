@@ -14,8 +14,9 @@ from comrope.lab.bench.clock import Step, compared, in_turn
 from comrope.lab.classify import MODELS
 from comrope.lab.draws import generator
 from comrope.lab.reproduce.accuracy import FAMILY
+from comrope.lab.reproduce.pictures import scatter
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import summary
+from comrope.lab.reproduce.statistics import Summary, summary
 from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
 from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, label, on_seeds
 from comrope.lab.study import Job
@@ -174,23 +175,35 @@ def starts(scale: Scale) -> Study:
         found, trained = gather(keys, results), scale.image_size[0]
         rows: list[tuple[Cell, ...]] = []
         against: list[tuple[Cell, ...]] = []
+        drawn: dict[str, list[tuple[Summary, Summary]]] = {}
         counting = found.get(("rope", COUNTING, 1))
         for (name, start, r), each in found.items():
             about = (label(name), start, f"× {r}", len(each))
             reached = [summary(accuracies(each, edge)) for edge in scale.few_edges]
             first = found[name, next(iter(ways[name])), 1]
             gained = None if first is each else difference(each, first, trained)
-            rows.append((*about, *reached, gained, summary([_median(result) for result in each])))
+            sizes = [_measures(_all_planes(scale, name, ways[name][start], result)) for result in each]
+            median, most = (summary([size[i] for size in sizes]) for i in (0, 1))
+            rows.append((*about, *reached, gained, median, most))
+            drawn.setdefault(name, []).append((most, summary(accuracies(each, trained))))
             if counting is not None and each is not counting:
                 against.append((*about, *(difference(each, counting, edge) for edge in scale.few_edges)))
-        sizes = [f"top-1 % at {edge}" for edge in scale.few_edges]
-        columns = ("method", "start", "learning rate of angles", "seeds", *sizes)
+        edges = [f"top-1 % at {edge}" for edge in scale.few_edges]
+        columns = ("method", "start", "learning rate of angles", "seeds", *edges)
         title = "Accuracy by start and learning rate of the angles (σ = 1); |ω| in radians per canvas, after training."
-        tables = [Table("starts", title, (*columns, f"minus the default, at {trained}", "median |ω|"), rows)]
+        tables = [
+            Table("starts", title, (*columns, f"minus the default, at {trained}", "median |ω|", "95 % below"), rows)
+        ]
         if against:
             title = f"Minus {label('rope')} that turns {COUNTING.partition(', ')[2]}, in percentage points."
             tables.append(Table("starts-differences", title, columns, against))
-        return Outcome(tables, {}, [on_seeds(len(scale.few_seeds))])
+        figure = scatter(
+            "Accuracy by how fast the planes turn, each point a start or a learning rate (σ = 1)",
+            drawn,
+            x="95 % of planes turn slower, radians per canvas after training",
+            y=f"test accuracy at {trained} (%)",
+        )
+        return Outcome(tables, {"starts": figure}, [on_seeds(len(scale.few_seeds))])
 
     return Study("Starts and learning rates of the angles", jobs, outcome)
 
@@ -236,16 +249,23 @@ def _measures(planes: np.ndarray) -> tuple[float, ...]:
     )
 
 
-def _median(result: Result) -> float:
-    planes = figures.frequency_planes(result)
-    return 0.0 if planes is None else float(np.median(np.hypot(*np.concatenate(planes).T)))
+def _all_planes(scale: Scale, encoding: str, settings: dict[str, Any], result: Result) -> np.ndarray:
+    """(planes, 2) of all layers after training; RoPE's, which a run does not write down, are those of its settings."""
+    layers = result["frequencies"]
+    if not layers:
+        layers = [_built(scale, encoding, settings).spectrum().frequencies.tolist()]
+    return np.concatenate([np.asarray(layer, dtype=float).reshape(2, -1).T for layer in layers])
 
 
 def _possible(scale: Scale, encoding: str, settings: dict[str, Any]) -> bool:
     """Whether the family holds such a start."""
     try:
-        sizes = {"num_heads": scale.num_heads, "head_dim": scale.head_dim, "num_axes": 2}
-        comrope.encoding(encoding, **sizes, **settings)
+        _built(scale, encoding, settings)
     except ConfigurationError:
         return False
     return True
+
+
+def _built(scale: Scale, encoding: str, settings: dict[str, Any]) -> Encoding:
+    sizes = {"num_heads": scale.num_heads, "head_dim": scale.head_dim, "num_axes": 2}
+    return comrope.encoding(encoding, **sizes, **settings)  # pyright: ignore[reportReturnType]

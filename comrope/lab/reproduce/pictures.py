@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from comrope.lab import figures
 from comrope.lab.reproduce.statistics import Summary
@@ -54,6 +55,44 @@ def curves(
     drawn = [(name, [p for p, _ in line], [s.mean for _, s in line]) for name, line in lines.items()]
     ends = {xs[-1] for _, xs, _ in drawn if xs}
     figures.draw_lines(axes, drawn, value, f"at {ends.pop():g}" if len(ends) == 1 else "where it ends")
+    return figure
+
+
+def scatter(title: str, points: Mapping[str, Sequence[tuple[Summary, Summary]]], *, x: str, y: str) -> Figure:
+    """A point a condition, bars of one standard deviation over seeds both ways; x is logarithmic.
+
+    Args:
+        title: above it.
+        points: (x, y) by encoding.
+        x, y: labels of the axes.
+    """
+    figure = Figure(figsize=(figures.WIDTH, 4.4), facecolor="white", layout="constrained")
+    figure.suptitle(title, fontsize=figures.TEXT + 2.5, color=figures.INK, weight="bold", x=0.02, ha="left")
+    axes = figure.subplots()
+    for name, each in points.items():
+        look = figures.style(name)
+        across, up = zip(*each, strict=True)
+        axes.errorbar(
+            [s.mean for s in across],
+            [s.mean for s in up],
+            xerr=[s.deviation or 0 for s in across],
+            yerr=[s.deviation or 0 for s in up],
+            fmt=look.marker,
+            color=look.colour,
+            elinewidth=0.8,
+            markersize=6.5,
+            label=look.label,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(x, fontsize=figures.TEXT)
+    axes.set_ylabel(y, fontsize=figures.TEXT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=figures.GRID, linewidth=0.8)
+    axes.tick_params(labelsize=figures.TEXT - 1, colors=figures.INK)
+    figure.legend(loc="outside lower center", ncols=6, fontsize=figures.TEXT, frameon=False)
     return figure
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 
-from comrope.lab.reproduce.pictures import curves, densities
+from comrope.lab.reproduce.pictures import curves, densities, scatter
 from comrope.lab.reproduce.statistics import summary
 
 SHORT = [(2.0, summary([70.0, 72.0])), (4.0, summary([74.0, 76.0]))]
@@ -37,3 +37,16 @@ def test_densities_put_seeds_together_and_integrate_to_one():
     assert heights.sum() * width == pytest.approx(1)
     assert middles[0] - width / 2 == pytest.approx(-4) and middles[-1] + width / 2 == pytest.approx(4)
     assert heights[np.abs(middles) < 0.9].mean() == pytest.approx((1000 / 2000) / 2 + (500 / 2000) / 4, rel=0.05)
+
+
+def test_scatter_has_a_point_a_condition_with_bars_both_ways():
+    points = {
+        "rope": [(summary([1.0]), summary([70.0, 72.0]))],
+        "comrope-ld": [(summary([2.0, 4.0]), summary([75.0]))] * 2,
+    }
+    (axes,) = scatter("title", points, x="x", y="y").axes
+    for (marks, _, (across, up)), each in zip(axes.containers, points.values(), strict=True):
+        np.testing.assert_allclose(marks.get_xydata(), [(x.mean, y.mean) for x, y in each])
+        for bars, side in ((across, 0), (up, 1)):
+            lengths = [np.ptp(ends[:, side]) for ends in bars.get_segments()]
+            np.testing.assert_allclose(lengths, [2 * (point[side].deviation or 0) for point in each])
