@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -66,8 +67,7 @@ def scatter(title: str, points: Mapping[str, Sequence[tuple[Summary, Summary]]],
         points: (x, y) by encoding.
         x, y: labels of the axes.
     """
-    figure = Figure(figsize=(figures.WIDTH, 4.4), facecolor="white", layout="constrained")
-    figure.suptitle(title, fontsize=figures.TEXT + 2.5, color=figures.INK, weight="bold", x=0.02, ha="left")
+    figure = _titled(title, 4.4)
     axes = figure.subplots()
     for name, each in points.items():
         look = figures.style(name)
@@ -89,9 +89,7 @@ def scatter(title: str, points: Mapping[str, Sequence[tuple[Summary, Summary]]],
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(x, fontsize=figures.TEXT)
     axes.set_ylabel(y, fontsize=figures.TEXT)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=figures.GRID, linewidth=0.8)
-    axes.tick_params(labelsize=figures.TEXT - 1, colors=figures.INK)
+    _plain(axes)
     figure.legend(loc="outside lower center", ncols=6, fontsize=figures.TEXT, frameon=False)
     return figure
 
@@ -104,8 +102,7 @@ def densities(title: str, panels: Mapping[str, Mapping[str, Sequence[dict[str, A
         panels: by heading, then by encoding: histograms to be put together, each `bound` and `counts` over [−bound, bound].
     """
     columns = max(1, len(panels))
-    figure = Figure(figsize=(figures.WIDTH, 5.2), facecolor="white", layout="constrained")
-    figure.suptitle(title, fontsize=figures.TEXT + 2.5, color=figures.INK, weight="bold", x=0.02, ha="left")
+    figure = _titled(title, 5.2)
     drawn = figure.subplots(2, columns, squeeze=False, sharex=True)
     for column, (heading, histograms) in enumerate(panels.items()):
         for across, axes in zip(("linear", "log"), drawn[:, column], strict=True):
@@ -114,9 +111,7 @@ def densities(title: str, panels: Mapping[str, Mapping[str, Sequence[dict[str, A
                 line = {"color": look.colour, "linestyle": look.dashes, "linewidth": look.width, "label": look.label}
                 axes.plot(*_density(each, hide_empty=across == "log"), **line)
             axes.set_yscale(across)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="y", color=figures.GRID, linewidth=0.8)
-            axes.tick_params(labelsize=figures.TEXT - 1, colors=figures.INK)
+            _plain(axes)
         drawn[0, column].set_title(heading, fontsize=figures.TEXT, color=figures.INK)
         drawn[1, column].set_xlabel("element (rad per canvas)", fontsize=figures.TEXT)
     drawn[0, 0].set_ylabel("density", fontsize=figures.TEXT)
@@ -124,6 +119,18 @@ def densities(title: str, panels: Mapping[str, Mapping[str, Sequence[dict[str, A
     handles, labels = drawn[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=figures.TEXT, frameon=False)
     return figure
+
+
+def _titled(title: str, height: float) -> Figure:
+    figure = Figure(figsize=(figures.WIDTH, height), facecolor="white", layout="constrained")
+    figure.suptitle(title, fontsize=figures.TEXT + 2.5, color=figures.INK, weight="bold", x=0.02, ha="left")
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=figures.GRID, linewidth=0.8)
+    axes.tick_params(labelsize=figures.TEXT - 1, colors=figures.INK)
 
 
 def _density(histograms: Sequence[dict[str, Any]], hide_empty: bool) -> tuple[np.ndarray, np.ndarray]:

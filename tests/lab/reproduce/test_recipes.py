@@ -27,7 +27,7 @@ FILES = {
     "commutators": ("commutators",),
     "axes": ("axes",),
     "spectra": ("spectra", "spectra.svg"),
-    "starts": ("starts", "starts-differences"),
+    "starts": ("starts", "starts-differences", "starts.svg"),
 }
 
 
