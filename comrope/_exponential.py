@@ -11,8 +11,10 @@ eigenvectors of ±iμ_k are (q_2k ∓ i q_2k+1)/√2.
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from comrope._linalg import decompose, eigh, first_order_only, may_ask
+from comrope._linalg import decompose, eigh, may_ask
+from comrope.errors import refuse_second_derivative
 
 
 def _unitary(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,36 +39,92 @@ def _(matrix):
     return matrix.new_empty(matrix.shape), eigenvalues, matrix.new_empty((*matrix.shape, 2), dtype=torch.float64)
 
 
-@torch.library.custom_op("comrope::exp_skew_backward", mutates_args=())
-def _gradient_op(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
+@torch.library.custom_op("comrope::exp_skew_derivative", mutates_args=())
+def _derivative_op(change: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, adjoint: bool) -> Tensor:
+    """d exp(S) for a change dS, or the gradient in S for a gradient in exp(S)."""
     v = torch.view_as_complex(eigenvectors)
     first, second = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)
     sinc = torch.sinc((first - second) / (2 * torch.pi))  # torch's sinc has the π inside
-    phi = torch.exp(-0.5j * (first + second)) * sinc
-    grad_eigen = v.mH @ grad.to(v.dtype).contiguous() @ v
-    gradient = (v @ (phi * grad_eigen) @ v.mH).real
-    return ((gradient - gradient.mT) / 2).to(grad.dtype).contiguous()
+    phi = torch.exp((-0.5j if adjoint else 0.5j) * (first + second)) * sinc
+    found = (v @ (phi * (v.mH @ change.to(v.dtype).contiguous() @ v)) @ v.mH).real
+    found = (found - found.mT) / 2 if adjoint else found
+    return found.to(change.dtype).contiguous()
 
 
-@_gradient_op.register_fake
-def _(grad, eigenvalues, eigenvectors):
-    return grad.new_empty(grad.shape)
+@_derivative_op.register_fake
+def _(change, eigenvalues, eigenvectors, adjoint):
+    return change.new_empty(change.shape)
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*output)
+@_op.register_vmap
+def _(info, in_dims, matrix):
+    return _op(matrix.movedim(in_dims[0], 0)), (0, 0, 0)
 
 
-def _backward(ctx, grad, *unused):
-    exponential, eigenvalues, eigenvectors = ctx.saved_tensors
-    with torch.no_grad():
-        gradient = _gradient_op(grad, eigenvalues, eigenvectors)
-    return first_order_only(gradient, grad, exponential)
-
-
-_op.register_autograd(_backward, setup_context=_setup_context)
+@_derivative_op.register_vmap
+def _(info, in_dims, change, eigenvalues, eigenvectors, adjoint):
+    tensors = zip((change, eigenvalues, eigenvectors), in_dims, strict=False)
+    moved = (t.unsqueeze(0).expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0) for t, d in tensors)
+    return _derivative_op(*moved, adjoint), 0
 
 
 def exp_skew(matrix: Tensor) -> Tensor:
     """exp(S) of skew-symmetric `matrix` (..., b, b), by its eigenvectors, worked out in float64. First derivatives only."""
-    return _op(matrix)[0]
+    # torch.compile takes no function that has a rule for forward mode, and needs none.
+    function = Exponential if torch.compiler.is_compiling() else ExponentialBothWays
+    return function.apply(matrix)[0]  # pyright: ignore
+
+
+class Exponential(Function):
+    """exp(S), and the eigenvalues and eigenvectors of S, which have no derivative here."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix):  # pyright: ignore
+        return _op(matrix)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    def backward(ctx, grad, *unused):
+        back = _derivative_op if torch.compiler.is_compiling() else ExponentialBack.apply
+        return back(grad, *ctx.saved_tensors, True)
+
+
+class ExponentialBothWays(Exponential):
+    """The same with forward mode."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        Exponential.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*output[1:])
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return _derivative_op(tangent.contiguous(), *ctx.saved_tensors, False), None, None
+
+
+class ExponentialBack(Function):
+    """The backward of `Exponential`, as a function of its own, so that differentiating it raises."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, eigenvalues, eigenvectors, adjoint):  # pyright: ignore
+        return _derivative_op(grad, eigenvalues, eigenvectors, adjoint)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        return
+
+    @staticmethod
+    def backward(ctx, *grads):
+        refuse_second_derivative()
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        refuse_second_derivative()

@@ -1,223 +1,213 @@
-"""The rotation itself, forward and backward, of queries and keys together.
+"""The rotation itself, as an autograd function: z = Rot(φ)Qᵀx, forward, backward, forward mode and under vmap.
 
-With z = Rot(φ)Qᵀx the turned tokens, g = ∂L/∂z, h = Rot(−φ)g and u = Rot(−φ)z = Qᵀx:
+With g = ∂L/∂z, h = Rot(−φ)g and u = Rot(−φ)z = Qᵀx, the sums being over tokens:
 
-    ∂L/∂x = Qh,   ∂L/∂φ = ⟨g, Jz⟩,   ∂L/∂Q = Q Σ u hᵀ,   ∂L/∂tilt = Σ (τ/2)(h uᵀ + g zᵀ),   ∂L/∂moments = Σ w·(1, |τ|³)
+    ∂L/∂x = Qh,   ∂L/∂φ = ⟨g, Jz⟩,   ∂L/∂Q = Q (Σ u hᵀ − Σ z gᵀ),   ∂L/∂D as comrope._generator derives it.
 
-with w = |g||z|, the sums being over the tokens of queries and keys. Inside, tokens are (B, H, g, L, D): a group of g query
-heads beside the key head whose rotation they share.
+The second sum in ∂L/∂Q is that of the outer Q, which R(x)x = Q Rot(φ)Qᵀx has and z leaves out: gradients are those of R(x)x, seen
+from a frame that does not move, and so are right whatever else takes part in the loss.
 """
-
-from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from comrope._linalg import any_gap_closed, first_order_only, may_ask
+from comrope._generator import generator_gradient, generator_tangent, plane_frequencies
+from comrope._planes import as_complex, dense, full_precision, gram, group_heads, inverse_table, phase_gradient, rotate
+from comrope.errors import InputError, refuse_second_derivative
+
+
+def turn(
+    x: Tensor,
+    phases: Tensor,
+    basis: Tensor | None,
+    generator: Tensor | None,
+    positions: Tensor | None,
+    table: Tensor,
+    in_basis: bool,
+) -> Tensor:
+    """Rot(φ)Qᵀx, of the shape and dtype of x.
+
+    Args:
+        x: (B, H·g, L, D).
+        phases: φ (L, H, D/2) or (B, L, H, D/2), float64; for its gradient alone.
+        basis: Q (H, m, b, b); None for the identity.
+        generator: D = QᵀSQ (H, m, b, b), float64, where Q is the constant basis of a learned S: for its gradient alone.
+        positions: τ (L, H, m) or (B, L, H, m), if there is a generator.
+        table: of the phases.
+        in_basis: whether x is Qᵀx already.
+    """
+    # torch.compile takes no function that has a rule for forward mode, and needs none.
+    function = Turn if torch.compiler.is_compiling() else TurnBothWays
+    return function.apply(x, phases, basis, generator, positions, table, in_basis)  # pyright: ignore
 
 
 class Turn(Function):
-    """Rot(φ)Qᵀq and Rot(φ)Qᵀk. It saves tables and its own results, which attention keeps anyway, and no input."""
+    """`turn`, with its backward. It saves tables and its own result, which attention keeps anyway, and no input."""
 
     @staticmethod
-    def forward(q, k, phases, key_phases, basis, tilt, moments, frequencies, time, key_time, table, key_table):  # pyright: ignore
-        with full_precision(q.device):
-            q_table, k_table = _both(table, key_table)
-            return _turn(q, q_table, basis), _turn(k, k_table, basis)
+    def forward(x, phases, basis, generator, positions, table, in_basis):  # pyright: ignore
+        with full_precision(x.device):
+            return _turn(x, table, None if in_basis else basis)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, _, phases, key_phases, basis, _, _, frequencies, time, key_time, table, key_table = inputs
-        ctx.save_for_backward(*output, basis, frequencies, time, key_time, table, key_table)
-        ctx.one_phase = key_phases is None
-        ctx.shared = phases.ndim == 3, _both(phases, key_phases)[1].ndim == 3  # by the batch
+        x, phases, basis, generator, positions, table, in_basis = inputs
+        learned = any(ctx.needs_input_grad[1:4])  # of a fixed rotation the backward needs the table alone
+        ctx.save_for_backward(output if learned else None, basis, generator, positions, table)
+        ctx.shared, ctx.in_basis = phases.ndim == 3, in_basis
 
     @staticmethod
-    def backward(ctx, *incoming):
-        *turned, basis, frequencies, time, key_time, table, key_table = ctx.saved_tensors
-        tables, times = _both(table, key_table), _both(time, key_time)
-        needs_q, needs_k, needs_phases, needs_key_phases, needs_basis, needs_tilt = ctx.needs_input_grad[:6]
-        needs_key_phases = needs_key_phases or (ctx.one_phase and needs_phases)
-        grad_tilt = grad_moments = None
-        with torch.no_grad(), full_precision(table.device):
-            g, z = ([_group_heads(x, t) for x, t in zip(xs, tables, strict=True)] for xs in (incoming, turned))
-            room = _room(g)
-            grad_q, gram_q = _turn_back(g[0], z[0], tables[0], basis, needs_q, needs_basis, room)
-            grad_k, gram_k = _turn_back(g[1], z[1], tables[1], basis, needs_k, needs_basis, room)
-            grad_q, grad_k = (
-                None if x is None else x.view(grad.shape).to(grad.dtype)
-                for x, grad in zip((grad_q, grad_k), incoming, strict=True)
-            )
-            grad_basis = None if gram_q is None else basis @ (gram_q + gram_k).to(basis.dtype)  # pyright: ignore
-            grad_phases = _phase_gradient(g[0], z[0], room, ctx.shared[0]) if needs_phases else None
-            grad_key_phases = _phase_gradient(g[1], z[1], room, ctx.shared[1]) if needs_key_phases else None
-            if ctx.one_phase and grad_phases is not None:
-                grad_phases, grad_key_phases = grad_phases + grad_key_phases, None  # pyright: ignore
-            if needs_tilt:
-                grad_moments = _moments(g[0], z[0], times[0]) + _moments(g[1], z[1], times[1])
-                grad_tilt = _tilt_gradient(g, z, tables, times, frequencies, grad_moments)
-        grads = (grad_q, grad_k, grad_phases, grad_key_phases, grad_basis, grad_tilt, grad_moments)
-        return (*(first_order_only(grad, *incoming, *turned) for grad in grads), *[None] * 5)
+    def backward(ctx, grad):
+        try:
+            z, basis, generator, positions, table = ctx.saved_tensors
+        except RuntimeError as error:
+            if "inplace" not in str(error):
+                raise
+            raise InputError(
+                "rotated queries or keys were changed in place, and the backward of learned angles needs them as they were: "
+                "write q = q * scale in place of q *= scale."
+            ) from error
+        back = _turn_back if torch.compiler.is_compiling() else TurnBack.apply
+        inputs = (grad, z, basis, generator, positions, table)
+        return (*back(*inputs, ctx.needs_input_grad[:4], ctx.shared, ctx.in_basis), None, None, None)  # pyright: ignore
+
+    @staticmethod
+    def vmap(info, in_dims, x, phases, basis, generator, positions, table, in_basis):
+        tensors = _into_heads(info.batch_size, in_dims, x, phases, basis, generator, positions, table)
+        return _out_of_heads(turn(*tensors, in_basis), info.batch_size, 1), 0
 
 
-def _both(own: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of the queries and of the keys, which share it where theirs is None: torch.compile takes no tensor twice."""
-    return own, own if keys is None else keys
+class TurnBothWays(Turn):
+    """The same with forward mode."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        Turn.setup_context(ctx, inputs, output)
+        x, _, basis, generator, positions, table, _ = inputs
+        ctx.save_for_forward(x, output, basis, generator, positions, table)
+
+    @staticmethod
+    def jvp(ctx, dx, dphases, dbasis, dgenerator, *unused):
+        x, z, basis, generator, positions, table = ctx.saved_tensors
+        with full_precision(z.device):
+            return _tangent(x, z, basis, generator, positions, table, ctx.in_basis, dx, dphases, dbasis, dgenerator)
 
 
-def full_precision(device: torch.device):
-    """A context in which autocast, where the device has one, does not round matrix products."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+class TurnBack(Function):
+    """The backward of `Turn`, as a function of its own: under vmap it has a rule, and differentiating it raises."""
 
+    @staticmethod
+    def forward(grad, z, basis, generator, positions, table, needs, shared, in_basis):  # pyright: ignore
+        return _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_basis)
 
-def _group_heads(x: Tensor, table: Tensor) -> Tensor:
-    """(B, H·g, L, D) as (B, H, g, L, D) in the dtype of the table, H being the heads that have a rotation of their own."""
-    num_heads = table.shape[1]
-    return x.unflatten(1, (num_heads, x.shape[1] // num_heads)).to(table.dtype)
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        return
+
+    @staticmethod
+    def backward(ctx, *grads):
+        refuse_second_derivative()
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        refuse_second_derivative()
+
+    @staticmethod
+    def vmap(info, in_dims, grad, z, basis, generator, positions, table, needs, shared, in_basis):
+        grad, phase_like, *rest = _into_heads(
+            info.batch_size, (in_dims[0], None, *in_dims[2:6]), grad, None, basis, generator, positions, table
+        )
+        z = _into_heads(info.batch_size, (in_dims[1],), z)[0]
+        grads = TurnBack.apply(grad, z, *rest, needs, shared, in_basis)
+        dims = (1, -2, 0, 0)
+        grads = [None if g is None else _out_of_heads(g, info.batch_size, d) for g, d in zip(grads, dims, strict=True)]  # pyright: ignore
+        return tuple(grads), tuple(None if g is None else 0 for g in grads)
 
 
 def _turn(x: Tensor, table: Tensor, basis: Tensor | None) -> Tensor:
-    """Rot(φ)Qᵀx, of the shape and dtype of x."""
-    grouped = _group_heads(x, table)
+    grouped = group_heads(x, table)
     if torch.compiler.is_compiling():
-        grouped = grouped if basis is None else grouped @ _dense(basis, table.dtype)
-        return _rotate(grouped, table).view(x.shape).to(x.dtype)
+        grouped = grouped if basis is None else grouped @ dense(basis, table.dtype)
+        return rotate(grouped, table).view(x.shape).to(x.dtype)
     # Written into a tensor of x's own shape: a view of another could not be changed in place by whoever gets it.
     out = torch.empty(x.shape, dtype=table.dtype, device=x.device)
     if basis is not None:
-        grouped = torch.matmul(grouped, _dense(basis, table.dtype), out=out.view(grouped.shape))
-    _rotate(grouped, table, out.view(-1))
+        grouped = torch.matmul(grouped, dense(basis, table.dtype), out=out.view(grouped.shape))
+    rotate(grouped, table, out.view(-1))
     return out.to(x.dtype)
 
 
-def _turn_back(g, z, table, basis, needs_x, needs_basis, room) -> tuple[Tensor | None, Tensor | None]:
-    """Qh, and Σ u hᵀ within each block: each if it is needed."""
-    back = _back(table)
-    if basis is None:
-        return (_rotate(g, back) if needs_x else None), None
-    if not (needs_x or needs_basis):
-        return None, None
-    h = _rotate(g, back, room[0])
-    gram = _gram(_rotate(z, back, room[1]), h, *basis.shape[1:3]) if needs_basis else None
-    return (h @ _dense(basis, h.dtype).mT if needs_x else None), gram
+def _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_basis):
+    """The gradients in x, phases, basis and generator: each if it is needed, else None."""
+    needs_x, needs_phases, needs_basis, needs_generator = needs
+    grad_x = grad_phases = grad_basis = grad_generator = None
+    with torch.no_grad(), full_precision(table.device):
+        g = group_heads(grad, table)
+        inverse = inverse_table(table)
+        on_tokens = basis is not None and not in_basis
+        h = None
+        if needs_x or needs_generator or (needs_basis and on_tokens):
+            h = rotate(g, inverse)
+        if needs_x:
+            back = h @ dense(basis, h.dtype).mT if on_tokens else h  # pyright: ignore
+            grad_x = back.view(grad.shape).to(grad.dtype)  # pyright: ignore
+        if not (needs_phases or needs_basis or needs_generator):
+            return grad_x, None, None, None
+        z = group_heads(z, table)
+        if needs_phases:
+            grad_phases = phase_gradient(g, z, shared)
+        if needs_basis:
+            total = -gram(z, g, basis.shape[1])
+            if on_tokens:
+                total += gram(rotate(z, inverse), h, basis.shape[1])  # pyright: ignore
+            grad_basis = basis @ total.to(basis.dtype)
+        if needs_generator:
+            frequencies = plane_frequencies(generator)
+            grad_generator = generator_gradient(g, z, h, frequencies, positions, table)  # pyright: ignore
+    return grad_x, grad_phases, grad_basis, grad_generator
 
 
-def _back(table: Tensor) -> Tensor:
-    """The table of the opposite angles. No (1, −1) to multiply with: making it on a GPU would be waited for."""
-    return torch.stack((table[..., 0], -table[..., 1]), dim=-1)
+def _tangent(x, z, basis, generator, positions, table, in_basis, dx, dphases, dbasis, dgenerator) -> Tensor:
+    """dz for changes of x, phases, basis and generator, each of which may be None."""
+    turned, before = group_heads(z, table), group_heads(x, table)
+    on_tokens = basis is not None and not in_basis
+    u = before @ dense(basis, before.dtype) if on_tokens else before
+    total = torch.zeros_like(turned)
+    if dx is not None:
+        total = total + group_heads(_turn(dx, table, basis if on_tokens else None), table)
+    if dphases is not None:
+        rate = (dphases.unsqueeze(0) if dphases.ndim == 3 else dphases).transpose(1, 2).unsqueeze(2)  # (B or 1, H, 1, L, D/2)
+        total = total + torch.view_as_real(1j * rate.to(table.dtype) * as_complex(turned)).flatten(-2)
+    if dbasis is not None:
+        change = dense(basis.mT @ dbasis, turned.dtype)  # X of dQ = QX
+        total = total + turned @ change.mT
+        if on_tokens:
+            total = total + rotate(u @ change, table)
+    if dgenerator is not None:
+        frequencies = plane_frequencies(generator)
+        total = total + generator_tangent(u, turned, dgenerator, frequencies, positions, table)
+    return total.view(z.shape).to(z.dtype)
 
 
-def _room(tokens: Sequence[Tensor]) -> Tensor:
-    """Two places for tokens that are worked out on the way, queries first, keys after them: fresh memory costs more time
-    than the arithmetic."""
-    return tokens[0].new_empty(2, max(x.numel() for x in tokens))
+_HEADS = (1, -2, 0, 0, -2, 1)
+"""Where x, phases, basis, generator, positions and table have their heads."""
 
 
-def _rotate(x: Tensor, table: Tensor, room: Tensor | None = None) -> Tensor:
-    """Each plane of x turned by its angle; into `room`, if given.
-
-    A plane is a complex number, and eager PyTorch multiplies those in one pass; Inductor and ONNX know none, and fuse the
-    same in real arithmetic.
-    """
-    if torch.compiler.is_compiling():
-        (x1, x2), (cos, sin) = _planes(x), table.unbind(-1)
-        return torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).flatten(-2)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if room is None else room[: x.numel()].view(x.shape)
-    torch.mul(_complex(x), torch.view_as_complex(table), out=_complex(out))
-    return out
-
-
-def _planes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second coordinates of every plane, (..., D/2) each, as views."""
-    return x[..., 0::2], x[..., 1::2]
+def _into_heads(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor | None) -> list[Tensor | None]:
+    """Each tensor with its vmapped dimension as so many times the heads: a rotation is one of each head alone."""
+    folded: list[Tensor | None] = []
+    for tensor, dim, head in zip(tensors, in_dims, _HEADS, strict=False):
+        if tensor is None:
+            folded.append(None)
+            continue
+        tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        head = head + 1 if head >= 0 else tensor.ndim + head
+        folded.append(tensor.movedim(0, head - 1).flatten(head - 1, head))
+    return folded
 
 
-def _complex(x: Tensor) -> Tensor:
-    """Planes as complex numbers, (..., D/2): a view, or a copy where the memory of x does not allow one."""
-    even = all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
-    x = x if even and x.stride(-1) == 1 else x.contiguous()
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-
-
-def _dense(basis: Tensor, dtype: torch.dtype) -> Tensor:
-    """Q of all blocks of a head as one block-diagonal matrix, (H, 1, D, D): one large product in place of many small ones."""
-    num_heads, num_blocks, b, _ = basis.shape
-    eye = torch.eye(num_blocks, dtype=dtype, device=basis.device).view(num_blocks, 1, num_blocks, 1)
-    return (basis.to(dtype).unsqueeze(-2) * eye).reshape(num_heads, 1, num_blocks * b, num_blocks * b)
-
-
-def _gram(left: Tensor, right: Tensor, num_blocks: int, b: int) -> Tensor:
-    """Σ over batch, group and tokens of left · rightᵀ within each block: (H, m, b, b).
-
-    Neighbouring blocks are multiplied together, up to 16 × 16, and the diagonal is kept: smaller products waste time.
-    """
-    together = max(n for n in range(1, num_blocks + 1) if num_blocks % n == 0 and (n == 1 or n * b <= 16))
-    pairs = zip(left.split(together * b, dim=-1), right.split(together * b, dim=-1), strict=True)
-    products = torch.stack([(x.mT @ y).sum((0, 2)) for x, y in pairs], dim=1)  # (H, m/together, together·b, together·b)
-    blocks = products.unflatten(-1, (together, b)).unflatten(-3, (together, b)).diagonal(dim1=2, dim2=4)
-    return blocks.movedim(-1, 2).flatten(1, 2)
-
-
-def _phase_gradient(g: Tensor, z: Tensor, room: Tensor, shared: bool) -> Tensor:
-    """⟨g, Jz⟩ of every plane, summed over what shares its phase, as float64: (L, H, D/2) if shared, else (B, L, H, D/2)."""
-    over = (0, 2) if shared else (2,)
-    if torch.compiler.is_compiling():
-        (g1, g2), (z1, z2) = _planes(g), _planes(z)
-        summed = (g2 * z1 - g1 * z2).sum(over)
-    else:
-        product = _complex(room[0, : g.numel()].view(g.shape))
-        summed = torch.conj_physical(_complex(z), out=product).mul_(_complex(g)).sum(over).imag
-    return summed.transpose(-3, -2).double()
-
-
-def _moments(g: Tensor, z: Tensor, time: Tensor) -> Tensor:
-    """Σ w and Σ w|τ|³ for each head and block, w = |g||z| over the whole head: (H, m, 2), float64."""
-    weight = (g.norm(dim=-1) * z.norm(dim=-1)).double().sum(2).transpose(1, 2).unsqueeze(-1)  # (B, L, H, 1)
-    if time.ndim == 3:
-        weight = weight.sum(0)
-    cubes = weight * time.abs() ** 3  # (B or none, L, H, m)
-    return torch.stack((weight.expand_as(cubes), cubes), dim=-1).flatten(0, -4).sum(0)
-
-
-# An operator of its own, so that a compiled graph too asks whether the sums are needed at all.
-@torch.library.custom_op("comrope::tilt_gradient", mutates_args=())
-def _tilt_gradient(
-    g: Sequence[Tensor],
-    z: Sequence[Tensor],
-    tables: Sequence[Tensor],
-    times: Sequence[Tensor],
-    frequencies: Tensor,
-    moments: Tensor,
-) -> Tensor:
-    """Σ (τ/2)(h uᵀ + g zᵀ) over queries and keys, (H, m, b, b); zeros, unread, where all gaps are open."""
-    num_heads, num_blocks, half = frequencies.shape
-    b, dtype = 2 * half, tables[0].dtype
-    total = frequencies.new_zeros(num_heads, num_blocks, b, b, dtype=dtype)
-    # Asking an accelerator would make the host wait for it: there the sums are always made.
-    if may_ask(total.device) and not any_gap_closed(frequencies, moments, dtype):
-        return total
-    room = _room(g)
-    for g_, z_, table, time in zip(g, z, tables, times, strict=True):
-        half_time = _on_coordinates(time, b).to(table.dtype) / 2
-        back = _back(table)
-        h, u = _rotate(g_, back, room[0]), _rotate(z_, back, room[1])
-        total += _gram(h, u.mul_(half_time), num_blocks, b)
-        total += _gram(torch.mul(g_, half_time, out=u), z_, num_blocks, b)
-    return total
-
-
-@_tilt_gradient.register_fake
-def _(g, z, tables, times, frequencies, moments):
-    num_heads, num_blocks, half = frequencies.shape
-    return frequencies.new_empty(num_heads, num_blocks, 2 * half, 2 * half, dtype=tables[0].dtype)
-
-
-def _on_coordinates(time: Tensor, b: int) -> Tensor:
-    """τ (B or none, L, H or 1, m) for each coordinate of its block: (B or 1, H or 1, 1, L, D)."""
-    if time.ndim == 3:
-        time = time.unsqueeze(0)
-    return time.repeat_interleave(b, dim=-1).transpose(1, 2).unsqueeze(2)
+def _out_of_heads(tensor: Tensor, size: int, head: int) -> Tensor:
+    """Takes the vmapped dimension out of the heads again, to the front."""
+    head = head % tensor.ndim
+    return tensor.unflatten(head, (size, -1)).movedim(head, 0)

@@ -8,11 +8,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import comrope
-from comrope import _exponential, _linalg, _turn
+from comrope import _exponential, _generator, _linalg
 from tests.helpers import LEARNED, ONE_PARAMETER, ROTARY, SPECTRAL, build, draw
 
 EXPONENTIALS = ("matrix_exp", "exp", "complex", "polar")
-OWN = (_linalg._spectrum_op, _linalg._gradient_op, _exponential._op, _exponential._gradient_op, _turn._tilt_gradient)
+OWN = (_linalg._basis_op, _generator.generator_gradient, _exponential._op, _exponential._derivative_op)
 BODIES = {op._qualname: op._init_fn for op in OWN}
 # Of these the host needs an answer: a value, how many there are, or whether LAPACK's kin has succeeded.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}
@@ -53,7 +53,7 @@ class _Operators(TorchDispatchMode):
         return [
             name.strip("_")
             for name, size in self.ran
-            if size >= num_elements and name.strip("_") not in views and name != "tilt_gradient"
+            if size >= num_elements and name.strip("_") not in views and name != "generator_gradient"
         ]
 
 

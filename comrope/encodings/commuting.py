@@ -5,10 +5,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from comrope._linalg import cayley, decompose, orthonormal, plane_generators, skew, skew_spectrum
+from comrope._generator import plane_frequencies
+from comrope._linalg import cayley, decompose, in_planes, orthonormal, plane_generators, skew
 from comrope.encodings.base import LearnedEncoding, SpectralEncoding
 from comrope.errors import ConfigurationError
-from comrope.rotation import Rotation, Tilt
+from comrope.rotation import Generator, Rotation
 
 
 class _OneParameter(LearnedEncoding, SpectralEncoding):
@@ -101,12 +102,13 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         time = key_time = torch.einsum("...ln,hnm->...lhm", positions.double(), scale)  # (B or none, L, H, m)
         if key_positions is not positions:
             key_time = torch.einsum("...ln,hnm->...lhm", key_positions.double(), scale)
-        basis, frequencies, tilt, moments = skew_spectrum(matrix, dtype)
+        basis, generator = in_planes(matrix)
+        frequencies = plane_frequencies(generator)
         phases = key_phases = (time.unsqueeze(-1) * frequencies).flatten(-2)
         if key_time is not time:
             key_phases = (key_time.unsqueeze(-1) * frequencies).flatten(-2)
-        times = (time.detach(), key_time.detach())
-        return Rotation.at((phases, key_phases), dtype, basis, Tilt(tilt, moments, frequencies.detach(), times))
+        learned = Generator(generator, (time.detach(), key_time.detach()))
+        return Rotation.at((phases, key_phases), dtype, basis, learned)
 
 
 class ComRoPEAP(_OneParameter):

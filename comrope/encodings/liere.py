@@ -6,9 +6,10 @@ from torch import Tensor
 from comrope import reference
 from comrope._exponential import exp_skew
 from comrope._linalg import may_ask, plane_generators, skew
+from comrope._planes import full_precision
 from comrope.encodings.base import LearnedEncoding
 from comrope.errors import NoSpectrumError
-from comrope.rotation import Spectrum, compute_dtype, full_precision
+from comrope.rotation import Spectrum, compute_dtype
 
 
 class LieRE(LearnedEncoding):

@@ -1,0 +1,186 @@
+"""The derivative of a rotation in the matrix that generates it, whatever frequencies are equal or zero.
+
+**What is differentiated.** AP and LD rotate by exp(τS), with S = Q diag(μ_k J) Qᵀ and a scalar position τ along the block, and
+a token x becomes z = Q₀ᵀ exp(τS) x. Q₀ is the Q of the decomposition, held constant: scores do not depend on it, since queries
+and keys share it, and so no derivative of eigenvectors is ever needed. With the *generator* D = Q₀ᵀ S Q₀, linear in S,
+
+    z = exp(τD) u,   u = Q₀ᵀx,   at the point where D = diag(μ_k J).
+
+Each token's gradient is whole by itself. It does not matter which queries and keys meet in one call, on which process, or
+whether some are detached.
+
+**The rule** (Daleckii–Krein). In each plane J has eigenvectors v± = (1, ∓i)/√2 with eigenvalues ±i. In these coordinates, marked
+by ~, D has eigenvalues iλ_a with λ = ±μ. For gaps Δ_ab = λ_a − λ_b and g = ∂L/∂z,
+
+    ∂L/∂D~ = M,   M_ab = Σ_n τ_n ∫₀¹ e^{−isΔτ_n} ds · g~_na z~*_nb.                                                        (1)
+
+The integral is e^{−iw/2} sinc(w/2) with w = Δτ and sinc(x) = sin(x)/x. A factor for each token and pair of planes would cost
+b times the memory of the tokens. Two forms need only sums of outer products:
+
+  *open gaps*, by the fundamental theorem, with h = exp(−τD) g and u = exp(−τD) z,
+
+    M = i/Δ · (A − K),   A = Σ h~ u~ᴴ,   K = Σ g~ z~ᴴ;                                                                     (2)
+
+  *closed gaps*, with positions t = τ − c from a centre c and tokens rotated back by half of it, ĝ = exp(−tD/2) g and
+  ẑ = exp(−tD/2) z, by the series sinc(x) = 1 − x²/6 + …,
+
+    M = e^{−iΔc} (C₁ − Δ²/24 · C₃) + c e^{−iΔc/2} sinc(Δc/2) K,   C_p = Σ t^p ĝ~ ẑ~ᴴ.                                      (3)
+
+Form (2) is wrong by rounding, ε Σ|g||z| / Δ; form (3) leaves out Δ⁴ Σ|g||z||t|⁵/1920. So (3) is used below the gap at which both
+are equal, Δ·r = (1920 ε)^⅕ with r⁵ = Σ|g||t|⁵ / Σ|g|, and there both are below 10⁻⁶ of Σ|g||z||t| in float32 and 10⁻¹³ in
+float64. |z| is left out of the weights: it is nearly the same for all tokens. c is their centre of mass, so that a text that is
+read far from position 0 loses nothing. ε is the rounding of the arithmetic, or of phases μτ in float64 where that is more; the
+rounding of tokens in bfloat16 is the same in A and K, and cancels.
+
+Within a plane, a = b, M is Στ⟨g, Jz⟩; that goes through the phases φ = μτ, and is left zero here.
+"""
+
+import torch
+from torch import Tensor
+
+from comrope._linalg import may_ask
+from comrope._planes import as_complex, dense, gram, inverse_table, on_features, phase_table, rotate
+
+_SERIES = 1920
+"""The first term that form (3) leaves out is w⁴ / 1920."""
+
+
+def plane_frequencies(generator: Tensor) -> Tensor:
+    """μ (..., b/2) of D = diag(μ_k J), shape (..., b, b): differentiable."""
+    within = generator.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).diagonal(dim1=-4, dim2=-2)  # (..., 2, 2, b/2)
+    return (within[..., 1, 0, :] - within[..., 0, 1, :]) / 2
+
+
+def _eigenvectors(b: int, device: torch.device) -> Tensor:
+    """The eigenvectors v+ and v− of each plane side by side, (b, b), unitary."""
+    coordinate = torch.arange(b, device=device)
+    same_plane = coordinate.unsqueeze(1) // 2 == coordinate // 2
+    sign = 2 * (coordinate % 2) - 1  # −1 in the column of v+, 1 in that of v−
+    imaginary = same_plane * (coordinate % 2).unsqueeze(1) * sign
+    real = same_plane * (1 - coordinate % 2).unsqueeze(1)
+    return torch.complex(real.double(), imaginary.double()) / 2**0.5
+
+
+def _gaps(frequencies: Tensor) -> Tensor:
+    """Δ_ab = λ_a − λ_b with λ = (μ_1, −μ_1, μ_2, …): (..., b, b)."""
+    eigenvalues = torch.stack((frequencies, -frequencies), dim=-1).flatten(-2)
+    return eigenvalues.unsqueeze(-1) - eigenvalues.unsqueeze(-2)
+
+
+def _off_planes(gaps: Tensor) -> Tensor:
+    """Where a and b belong to different planes, or to one but turn against each other: (b, b)."""
+    return ~torch.eye(gaps.shape[-1], dtype=torch.bool, device=gaps.device)
+
+
+def _closed_below(reach: Tensor, far: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gap below which form (3) is the better one.
+
+    Args:
+        reach: r, how far from their centre the tokens that count are.
+        far: the largest phase, in radians.
+        dtype: in which tokens are rotated.
+    """
+    rounding = (far * torch.finfo(torch.float64).eps).clamp_min(torch.finfo(dtype).eps)
+    return (_SERIES * rounding).pow(1 / 5) / reach.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+# One operator: a compiled graph sees a single node, and asks in it, as eager code does, whether any gap is closed.
+@torch.library.custom_op("comrope::generator_gradient", mutates_args=())
+def generator_gradient(
+    g: Tensor, z: Tensor, h: Tensor, frequencies: Tensor, positions: Tensor, table: Tensor
+) -> Tensor:
+    """∂L/∂D between planes, by the rule above: (H, m, b, b), float64.
+
+    Args:
+        g, z, h: gradients of the rotated tokens, the rotated tokens, and the gradients rotated back: (B, H, g, L, D).
+        frequencies: μ (H, m, b/2).
+        positions: τ (L, H, m) or (B, L, H, m), float64.
+        table: of the phases μτ.
+    """
+    num_blocks, b = frequencies.shape[1], 2 * frequencies.shape[2]
+    scratch = g.new_empty(2, g.numel())
+    a = gram(h, rotate(z, inverse_table(table), scratch[0]), num_blocks)
+    k = gram(g, z, num_blocks)
+    centre, reach = _spread(g, positions, num_blocks)
+    far = positions.abs().flatten(0, -3).amax(0) * frequencies.abs().amax(-1) if positions.numel() else reach
+    gaps = _gaps(frequencies)
+    closed = gaps.abs() < _closed_below(reach, far, g.dtype)[..., None, None]
+    between = _off_planes(gaps)
+    sums = [a, k]
+    # An accelerator would have to be waited for to know: there the sums for closed gaps are always made.
+    if not may_ask(g.device) or (closed & between).any():
+        sums += _closed_sums(g, z, frequencies, positions - centre, reach, scratch)
+    v = _eigenvectors(b, g.device)
+    a, k, *c = (v.mH @ total.to(v.dtype) @ v for total in sums)
+    gradient = 1j * (a - k) / torch.where(closed | ~between, 1.0, gaps)
+    if c:
+        r, c0 = reach[..., None, None], centre[..., None, None]
+        shift = torch.polar(torch.ones_like(gaps), -gaps * c0 / 2)
+        series = shift**2 * r * (c[0] - (gaps * r) ** 2 / 24 * c[1])
+        from_centre = c0 * torch.sinc(gaps * c0 / (2 * torch.pi)) * shift * k  # torch's sinc has the π inside
+        gradient = torch.where(closed, series + from_centre, gradient)
+    return (v @ (gradient * between) @ v.mH).real.contiguous()
+
+
+@generator_gradient.register_fake
+def _(g, z, h, frequencies, positions, table):
+    num_heads, num_blocks, half = frequencies.shape
+    return frequencies.new_empty(num_heads, num_blocks, 2 * half, 2 * half)
+
+
+def _spread(g: Tensor, positions: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
+    """c and r of each head and block, (H, m) each: where the tokens that count are, and how far from there."""
+    weight = torch.linalg.vector_norm(g.unflatten(-1, (num_blocks, -1)), dim=-1).double().sum(2)  # (B, H, L, m)
+    weight = weight.transpose(1, 2)  # (B, L, H, m)
+    if positions.ndim == 3:
+        weight = weight.sum(0)
+    tokens = tuple(range(weight.ndim - 2))
+    total = weight.sum(tokens).clamp_min(torch.finfo(torch.float64).tiny)
+    centre = (weight * positions).sum(tokens) / total
+    fifth = (weight * (positions - centre).abs() ** 5).sum(tokens) / total
+    return centre, fifth.pow(1 / 5)
+
+
+def _closed_sums(
+    g: Tensor, z: Tensor, frequencies: Tensor, offsets: Tensor, reach: Tensor, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """C₁/r and C₃/r³ of form (3), (H, m, b, b) each; offsets are t, (L, H, m) or (B, L, H, m)."""
+    num_blocks, b = frequencies.shape[1], 2 * frequencies.shape[2]
+    half = inverse_table(phase_table((offsets.unsqueeze(-1) * frequencies / 2).flatten(-2), g.dtype))
+    share = on_features(offsets / reach.clamp_min(torch.finfo(torch.float64).tiny), b).to(g.dtype)
+    back_z, back_g = rotate(z, half, scratch[0]), rotate(g, half, scratch[1])
+    first = gram(back_g.mul_(share), back_z, num_blocks)
+    return first, gram(back_g.mul_(share).mul_(share), back_z, num_blocks)
+
+
+def generator_tangent(
+    u: Tensor, z: Tensor, tangent: Tensor, frequencies: Tensor, positions: Tensor, table: Tensor
+) -> Tensor:
+    """dz for a change dD of the generator between planes: the adjoint of `generator_gradient`, for forward mode.
+
+    With Y_ab = dD~_ab / (iΔ_ab) over open gaps, dz = exp(τD) Y u − Y z; over closed ones dz = e^{τD/2} (τ − τ³Δ²/24) dD e^{τD/2} u.
+
+    Args:
+        u, z: tokens before and after the rotation, (B, H, g, L, D).
+        tangent: dD, (H, m, b, b), float64.
+    """
+    b = 2 * frequencies.shape[2]
+    v = _eigenvectors(b, u.device)
+    tangent = v.mH @ tangent.to(v.dtype) @ v
+    gaps = _gaps(frequencies)
+    reach = positions.abs().flatten(0, -3).amax(0) if positions.numel() else torch.zeros_like(frequencies[..., 0])
+    far = reach * frequencies.abs().amax(-1)
+    closed = gaps.abs() < _closed_below(reach, far, u.dtype)[..., None, None]
+    between = _off_planes(gaps)
+
+    def apply(change: Tensor, x: Tensor) -> Tensor:
+        return x @ dense((v @ change @ v.mH).real, x.dtype).mT
+
+    by_gap = tangent * (~closed & between) / torch.where(closed | ~between, 1.0, 1j * gaps)
+    result = rotate(apply(by_gap, u), table) - apply(by_gap, z)
+    by_series = tangent * (closed & between)
+    half = phase_table((positions.unsqueeze(-1) * frequencies / 2).flatten(-2), u.dtype)
+    share = on_features(positions, b).to(u.dtype)
+    x = rotate(u, half)
+    middle = share * (apply(by_series, x) - share**2 * apply(by_series * gaps**2 / 24, x))
+    return result + rotate(middle, half)

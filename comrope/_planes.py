@@ -1,0 +1,108 @@
+"""Passes over tokens whose features are planes: rotate every plane by its angle, and sum products within blocks.
+
+Tokens are (B, H, g, L, D): groups of g query heads that share the rotation of one key head. A table holds the cosine and sine
+of every angle, (B or 1, H, 1, L, D/2, 2), laid out so that it multiplies tokens directly.
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+
+def full_precision(device: torch.device):
+    """A context in which autocast, where the device has one, does not round matrix products."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def phase_table(phases: Tensor, dtype: torch.dtype) -> Tensor:
+    """cos φ and sin φ in `dtype`, accurate however large the phases are: whole turns are taken off in float64.
+
+    Takes float64 phases (B or none, L, H, D/2); returns a table (B or 1, H, 1, L, D/2, 2).
+    """
+    phases = phases.detach()
+    if dtype != torch.float64:
+        phases = (phases - (2 * math.pi) * torch.round(phases / (2 * math.pi))).to(dtype)
+    if phases.ndim == 3:
+        phases = phases.unsqueeze(0)
+    phases = phases.transpose(1, 2).unsqueeze(2)
+    return torch.stack((phases.cos(), phases.sin()), dim=-1)
+
+
+def inverse_table(table: Tensor) -> Tensor:
+    """The table of the opposite angles. A constant (1, −1) to multiply with would have to be copied to an accelerator."""
+    return torch.stack((table[..., 0], -table[..., 1]), dim=-1)
+
+
+def group_heads(x: Tensor, table: Tensor) -> Tensor:
+    """(B, H·g, L, D) as (B, H, g, L, D), in the dtype of the table."""
+    num_heads = table.shape[1]
+    return x.unflatten(1, (num_heads, x.shape[1] // num_heads)).to(table.dtype)
+
+
+def rotate(x: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
+    """Each plane of x rotated by its angle; written into the flat buffer `out`, if given.
+
+    A plane is a complex number, and eager PyTorch multiplies those in one pass; Inductor and ONNX know none, and fuse the
+    same in real arithmetic.
+    """
+    if torch.compiler.is_compiling():
+        (x1, x2), (cos, sin) = coordinates(x), table.unbind(-1)
+        return torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).flatten(-2)
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out[: x.numel()].view(x.shape)
+    torch.mul(as_complex(x), torch.view_as_complex(table), out=as_complex(result))
+    return result
+
+
+def coordinates(x: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second coordinates of every plane, (..., D/2) each, as views."""
+    return x[..., 0::2], x[..., 1::2]
+
+
+def as_complex(x: Tensor) -> Tensor:
+    """Planes as complex numbers, (..., D/2): a view where the memory of x allows one, and a copy elsewhere."""
+    pairs_aligned = all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
+    if not pairs_aligned or x.stride(-1) != 1:
+        x = x.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def phase_gradient(g: Tensor, z: Tensor, shared: bool) -> Tensor:
+    """⟨g, Jz⟩ of every plane, summed over what shares its phase: float64, (L, H, D/2) if the batch does, else (B, L, H, D/2)."""
+    over = (0, 2) if shared else (2,)
+    if torch.compiler.is_compiling():
+        (g1, g2), (z1, z2) = coordinates(g), coordinates(z)
+        summed = (g2 * z1 - g1 * z2).sum(over)
+    else:
+        summed = as_complex(z).conj_physical().mul_(as_complex(g)).sum(over).imag
+    return summed.transpose(-3, -2).double()
+
+
+def dense(blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Blocks (H, m, b, b) as one block-diagonal matrix a head, (H, 1, D, D): one large product in place of many small ones."""
+    num_heads, num_blocks, b, _ = blocks.shape
+    eye = torch.eye(num_blocks, dtype=dtype, device=blocks.device).view(num_blocks, 1, num_blocks, 1)
+    return (blocks.to(dtype).unsqueeze(-2) * eye).reshape(num_heads, 1, num_blocks * b, num_blocks * b)
+
+
+def gram(left: Tensor, right: Tensor, num_blocks: int) -> Tensor:
+    """Σ left · rightᵀ within each block, over batch, group and tokens: (H, m, b, b).
+
+    Neighbouring blocks are multiplied together, up to 16 × 16, and the diagonal is kept: smaller products waste time.
+    """
+    b = left.shape[-1] // num_blocks
+    together = max(n for n in range(1, num_blocks + 1) if num_blocks % n == 0 and (n == 1 or n * b <= 16))
+    pairs = zip(left.split(together * b, dim=-1), right.split(together * b, dim=-1), strict=True)
+    products = torch.stack([(x.mT @ y).sum((0, 2)) for x, y in pairs], dim=1)  # (H, m/together, together·b, together·b)
+    blocks = products.unflatten(-1, (together, b)).unflatten(-3, (together, b)).diagonal(dim1=2, dim2=4)
+    return blocks.movedim(-1, 2).flatten(1, 2)
+
+
+def on_features(per_block: Tensor, b: int) -> Tensor:
+    """A number a token, head and block, (B or none, L, H, m), for each feature of that block: (B or 1, H, 1, L, D)."""
+    if per_block.ndim == 3:
+        per_block = per_block.unsqueeze(0)
+    return per_block.repeat_interleave(b, dim=-1).transpose(1, 2).unsqueeze(2)
