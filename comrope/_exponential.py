@@ -91,7 +91,7 @@ class Exponential(Function):
 
     @staticmethod
     def backward(ctx, grad, *unused):
-        back = _derivative_op if torch.compiler.is_compiling() else ExponentialBack.apply
+        back = _derivative_op if torch.compiler.is_compiling() else ExponentialDerivative.apply
         return back(grad, *ctx.saved_tensors, True)
 
 
@@ -105,17 +105,17 @@ class ExponentialBothWays(Exponential):
 
     @staticmethod
     def jvp(ctx, tangent):
-        return _derivative_op(tangent.contiguous(), *ctx.saved_tensors, False), None, None
+        return ExponentialDerivative.apply(tangent, *ctx.saved_tensors, False), None, None
 
 
-class ExponentialBack(Function):
-    """The backward of `Exponential`, as a function of its own, so that differentiating it raises."""
+class ExponentialDerivative(Function):
+    """The derivative of `Exponential` or its adjoint, as a function of its own, so that differentiating it raises."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, eigenvalues, eigenvectors, adjoint):  # pyright: ignore
-        return _derivative_op(grad, eigenvalues, eigenvectors, adjoint)
+    def forward(change, eigenvalues, eigenvectors, adjoint):  # pyright: ignore
+        return _derivative_op(change, eigenvalues, eigenvectors, adjoint)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -42,6 +42,30 @@ def orthonormal(basis: Tensor, steps: int = 2) -> Tensor:
     return basis
 
 
+def only_what_turns(basis: Tensor, frequencies: Tensor) -> Tensor:
+    """Q itself, whose gradient has no part along changes of Q that leave every rotation as it is.
+
+    Rot(ωᵀx) commutes with a turn within a plane, with a unitary mix of planes whose ω are equal, and in planes that do not turn
+    with everything. The gradient along such changes is zero; what rounding makes of it, an optimiser that divides by its size
+    would turn into whole steps.
+
+    Args:
+        basis: (H, m, b, b), float64.
+        frequencies: ω, (N, H, m, b/2), without gradient.
+    """
+    alike, against = (
+        (frequencies.unsqueeze(-1) != sign * frequencies.unsqueeze(-2)).any(0).repeat_interleave(2, -1).repeat_interleave(2, -2)
+        for sign in (1, -1)
+    )
+    constant = basis.detach()
+    change = constant.mT @ basis  # the identity in value; the X of dQ = QX in its derivative
+    turn = plane_generators(torch.ones_like(basis[..., ::2, 0]))
+    turned = turn @ change @ turn.mT
+    # What commutes with J mixes planes that turn alike, what anticommutes with it planes that turn against each other.
+    kept = (alike * (change + turned) + against * (change - turned)) / 2
+    return constant + constant @ (kept - kept.mT) / 2
+
+
 def plane_generators(frequencies: Tensor) -> Tensor:
     """diag(ω_1 J, …, ω_h J) for frequencies (..., h): shape (..., 2h, 2h)."""
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=frequencies.dtype, device=frequencies.device)

@@ -8,6 +8,8 @@ The second sum in ∂L/∂Q is that of the outer Q, which R(x)x = Q Rot(φ)Qᵀx
 from a frame that does not move, and so are right whatever else takes part in the loss.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -73,9 +75,10 @@ class Turn(Function):
         return (*back(*inputs, ctx.needs_input_grad[:4], ctx.shared, ctx.in_basis), None, None, None)  # pyright: ignore
 
     @staticmethod
-    def vmap(info, in_dims, x, phases, basis, generator, positions, table, in_basis):
-        tensors = _into_heads(info.batch_size, in_dims, x, phases, basis, generator, positions, table)
-        return _out_of_heads(turn(*tensors, in_basis), info.batch_size, 1), 0
+    def vmap(info, in_dims, *arguments):
+        *tensors, in_basis = arguments
+        folded = _into_heads(info.batch_size, in_dims[:-1], (1, -2, 0, 0, -2, 1), tensors)
+        return _out_of_heads(turn(*folded, in_basis), info.batch_size, 1), 0
 
 
 class TurnBothWays(Turn):
@@ -89,9 +92,7 @@ class TurnBothWays(Turn):
 
     @staticmethod
     def jvp(ctx, dx, dphases, dbasis, dgenerator, *unused):
-        x, z, basis, generator, positions, table = ctx.saved_tensors
-        with full_precision(z.device):
-            return _tangent(x, z, basis, generator, positions, table, ctx.in_basis, dx, dphases, dbasis, dgenerator)
+        return TurnTangent.apply(*ctx.saved_tensors, dx, dphases, dbasis, dgenerator, ctx.in_basis)
 
 
 class TurnBack(Function):
@@ -114,15 +115,40 @@ class TurnBack(Function):
         refuse_second_derivative()
 
     @staticmethod
-    def vmap(info, in_dims, grad, z, basis, generator, positions, table, needs, shared, in_basis):
-        grad, phase_like, *rest = _into_heads(
-            info.batch_size, (in_dims[0], None, *in_dims[2:6]), grad, None, basis, generator, positions, table
-        )
-        z = _into_heads(info.batch_size, (in_dims[1],), z)[0]
-        grads = TurnBack.apply(grad, z, *rest, needs, shared, in_basis)
-        dims = (1, -2, 0, 0)
-        grads = [None if g is None else _out_of_heads(g, info.batch_size, d) for g, d in zip(grads, dims, strict=True)]  # pyright: ignore
-        return tuple(grads), tuple(None if g is None else 0 for g in grads)
+    def vmap(info, in_dims, *arguments):
+        *tensors, needs, shared, in_basis = arguments
+        folded = _into_heads(info.batch_size, in_dims[:-3], (1, 1, 0, 0, -2, 1), tensors)
+        found = zip(TurnBack.apply(*folded, needs, shared, in_basis), (1, -2, 0, 0), strict=True)  # pyright: ignore
+        grads = [None if grad is None else _out_of_heads(grad, info.batch_size, head) for grad, head in found]
+        return tuple(grads), tuple(None if grad is None else 0 for grad in grads)
+
+
+class TurnTangent(Function):
+    """The change of z for changes of x, phases, basis and generator; differentiating it raises."""
+
+    @staticmethod
+    def forward(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis):  # pyright: ignore
+        with full_precision(z.device):
+            return _tangent(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        return
+
+    @staticmethod
+    def backward(ctx, *grads):
+        refuse_second_derivative()
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        refuse_second_derivative()
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        *tensors, in_basis = arguments
+        heads = (1, 1, 0, 0, -2, 1, 1, -2, 0, 0)
+        folded = _into_heads(info.batch_size, in_dims[:-1], heads, tensors)
+        return _out_of_heads(TurnTangent.apply(*folded, in_basis), info.batch_size, 1), 0  # pyright: ignore
 
 
 def _turn(x: Tensor, table: Tensor, basis: Tensor | None) -> Tensor:
@@ -168,7 +194,7 @@ def _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_ba
     return grad_x, grad_phases, grad_basis, grad_generator
 
 
-def _tangent(x, z, basis, generator, positions, table, in_basis, dx, dphases, dbasis, dgenerator) -> Tensor:
+def _tangent(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis) -> Tensor:
     """dz for changes of x, phases, basis and generator, each of which may be None."""
     turned, before = group_heads(z, table), group_heads(x, table)
     on_tokens = basis is not None and not in_basis
@@ -190,20 +216,21 @@ def _tangent(x, z, basis, generator, positions, table, in_basis, dx, dphases, db
     return total.view(z.shape).to(z.dtype)
 
 
-_HEADS = (1, -2, 0, 0, -2, 1)
-"""Where x, phases, basis, generator, positions and table have their heads."""
+def _into_heads(size: int, in_dims: Sequence[int | None], heads: Sequence[int], tensors: Sequence[Tensor | None]) -> list:
+    """Each tensor with its vmapped dimension as so many times the heads, since a rotation is one of each head alone.
 
-
-def _into_heads(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor | None) -> list[Tensor | None]:
-    """Each tensor with its vmapped dimension as so many times the heads: a rotation is one of each head alone."""
+    Args:
+        size: of the vmapped dimension.
+        in_dims: where each tensor has that dimension, or None.
+        heads: where each tensor has its heads, counted without that dimension.
+    """
     folded: list[Tensor | None] = []
-    for tensor, dim, head in zip(tensors, in_dims, _HEADS, strict=False):
-        if tensor is None:
-            folded.append(None)
-            continue
-        tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        head = head + 1 if head >= 0 else tensor.ndim + head
-        folded.append(tensor.movedim(0, head - 1).flatten(head - 1, head))
+    for tensor, dim, head in zip(tensors, in_dims, heads, strict=True):
+        if tensor is not None:
+            tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            head = head + 1 if head >= 0 else tensor.ndim + head
+            tensor = tensor.movedim(0, head - 1).flatten(head - 1, head)
+        folded.append(tensor)
     return folded
 
 

@@ -30,9 +30,17 @@ def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
     finite = positions.isfinite().all()
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "meta"):
         torch._assert_async(finite, message)  # no synchronisation with the device
-    elif positions.device.type == "cpu" and not finite:
+    elif positions.device.type == "cpu" and not _true_or_unknown(finite):
         raise InputError(message)
     return positions
+
+
+def _true_or_unknown(condition: Tensor) -> bool:
+    """Whether a condition is true, or cannot be asked since it differs between the samples of a vmap."""
+    try:
+        return bool(condition)
+    except RuntimeError:
+        return True
 
 
 def check_std(std: float) -> float:
