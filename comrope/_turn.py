@@ -171,26 +171,21 @@ def _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_ba
     with torch.no_grad(), full_precision(table.device):
         g = group_heads(grad, table)
         inverse = inverse_table(table)
-        on_tokens = basis is not None and not in_basis
-        h = None
-        if needs_x or needs_generator or (needs_basis and on_tokens):
-            h = rotate(g, inverse)
+        h = rotate(g, inverse)
         if needs_x:
-            back = h @ dense(basis, h.dtype).mT if on_tokens else h  # pyright: ignore
-            grad_x = back.view(grad.shape).to(grad.dtype)  # pyright: ignore
-        if not (needs_phases or needs_basis or needs_generator):
-            return grad_x, None, None, None
-        z = group_heads(z, table)
+            back = h if basis is None or in_basis else h @ dense(basis, h.dtype).mT
+            grad_x = back.view(grad.shape).to(grad.dtype)
+        if needs_phases or needs_basis or needs_generator:
+            z = group_heads(z, table)
         if needs_phases:
             grad_phases = phase_gradient(g, z, shared)
         if needs_basis:
-            total = -gram(z, g, basis.shape[1])
-            if on_tokens:
-                total += gram(rotate(z, inverse), h, basis.shape[1])  # pyright: ignore
+            num_blocks = basis.shape[1]
+            total = gram(rotate(z, inverse), h, num_blocks) - gram(z, g, num_blocks)
             grad_basis = basis @ total.to(basis.dtype)
         if needs_generator:
             frequencies = plane_frequencies(generator)
-            grad_generator = generator_gradient(g, z, h, frequencies, positions, table)  # pyright: ignore
+            grad_generator = generator_gradient(g, z, h, frequencies, positions, table)
     return grad_x, grad_phases, grad_basis, grad_generator
 
 
@@ -207,9 +202,7 @@ def _tangent(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgen
         total = total + torch.view_as_real(1j * rate.to(table.dtype) * as_complex(turned)).flatten(-2)
     if dbasis is not None:
         change = dense(basis.mT @ dbasis, turned.dtype)  # X of dQ = QX
-        total = total + turned @ change.mT
-        if on_tokens:
-            total = total + rotate(u @ change, table)
+        total = total + turned @ change.mT + rotate(u @ change, table)
     if dgenerator is not None:
         frequencies = plane_frequencies(generator)
         total = total + generator_tangent(u, turned, dgenerator, frequencies, positions, table)

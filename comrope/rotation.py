@@ -108,14 +108,16 @@ class Rotation(NamedTuple):
             weight: (rows, ...) with H·D rows, or a multiple of them: the weight or bias of several projections stacked, or
                 of grouped queries with the heads of a group together.
         Returns:
-            Same shape: head by head, block by block, Qᵀ times its rows. The weight itself where there is no basis.
+            Same shape: head by head, block by block, Qᵀ times its rows. The weight itself where there is no basis. Its gradient
+            is that of the weight; the gradient of Q comes from `turn(…, in_basis=True)`, which has it without the rounding
+            that a product of weights in half precision would bring.
         """
         if self.basis is None:
             return weight
         num_heads, num_blocks, b, _ = self.basis.shape
         with full_precision(weight.device):
             rows = weight.reshape(-1, num_heads, num_blocks, b, weight[0].numel())
-            return (self.basis.mT.to(weight.dtype) @ rows).reshape(weight.shape)
+            return (self.basis.detach().mT.to(weight.dtype) @ rows).reshape(weight.shape)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
