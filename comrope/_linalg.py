@@ -17,6 +17,9 @@ _ZERO = 1e-13
 # Eigenvectors of frequencies above this share of the largest are orthogonal to their conjugates to 1e-10 or better, which
 # one Newton–Schulz step makes exact.
 _SMALL = 1e-6
+# The largest blocks that an accelerator decomposes by Jacobi's method. Larger ones would launch more than 2,000 operators
+# each time; the host is then judged, not measured, to do better by waiting for eigh.
+_LARGEST_FOR_JACOBI = 28
 
 
 def skew(base: Tensor) -> Tensor:
@@ -57,8 +60,13 @@ def may_ask(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def by_jacobi(matrix: Tensor) -> bool:
+    """Whether `matrix` (..., b, b) is decomposed without waiting: small blocks on an accelerator are."""
+    return not may_ask(matrix.device) and matrix.shape[-1] <= _LARGEST_FOR_JACOBI
+
+
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """torch.linalg.eigh on a CPU, with an error that says what went wrong."""
+    """torch.linalg.eigh, which makes the host wait for an accelerator, with an error that says what went wrong."""
     try:
         return torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError as error:
@@ -72,25 +80,26 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Real basis Q (..., b, b) and frequencies μ ≥ 0 (..., b/2), ascending, of skew-symmetric `matrix`.
 
     Values only, computed and returned in float64. The Hermitian iS has eigenvalues ±μ_k; an eigenvector a + ib of +μ_k
-    and its conjugate span plane k, in which S turns √2·a into √2·b. That is on a CPU; an accelerator, where eigh would make
-    the host wait, gets Jacobi's method (comrope._jacobi).
+    and its conjugate span plane k, in which S turns √2·a into √2·b. That is on a CPU. On an accelerator eigh makes the host
+    wait: small blocks get Jacobi's method there (comrope._jacobi), and large ones the way that is right for all frequencies,
+    which waits for two eigh and looks at no value besides.
 
     Raises:
-        InputError: NaN or infinite elements. Only on a CPU: elsewhere nobody may ask, and NaN comes out.
+        InputError: NaN or infinite elements, where eigh finds them. Jacobi's method asks nothing, and NaN comes out.
     """
     s = matrix.detach().double()
-    if not may_ask(s.device):
+    if by_jacobi(s):
         return _oriented(s, orthonormal(plane_basis(s), steps=1))
     h = s.shape[-1] // 2
     eigenvalues, eigenvectors = eigh(1j * s)
     mu, upper = eigenvalues[..., h:], eigenvectors[..., h:]  # μ ≥ 0, ascending
-    if (mu > _SMALL * mu[..., -1:]).all():
+    if may_ask(s.device) and (mu > _SMALL * mu[..., -1:]).all():
         return orthonormal(2**0.5 * torch.view_as_real(upper).flatten(-2), steps=1), mu.contiguous()
     return _decompose_with_zeros(s, mu, upper)
 
 
 def _decompose_with_zeros(s: Tensor, mu: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The same where a frequency is next to zero, and nothing ties its two eigenvectors together.
+    """The same where a frequency may be next to zero, and nothing ties its two eigenvectors together.
 
     The planes are not read off the eigenvectors then: each is weighted by its rank, zero eigenvalues by nothing, and the
     eigenvectors of that *real* symmetric matrix are an orthonormal real basis, plane after plane, whatever is equal or zero.
