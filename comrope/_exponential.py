@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from comrope._linalg import decompose, eigh, may_ask
+from comrope._linalg import by_jacobi, decompose, eigh
 from comrope.errors import refuse_second_derivative
 
 
 def _unitary(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """λ (..., b) and V (..., b, b) of skew-symmetric `matrix`, in float64; without waiting for an accelerator."""
-    if may_ask(matrix.device):
+    """λ (..., b) and V (..., b, b) of skew-symmetric `matrix`, in float64; without waiting for an accelerator if b is small."""
+    if not by_jacobi(matrix):
         return eigh(-1j * matrix.double())
     basis, mu = decompose(matrix)
     half = torch.complex(basis[..., 0::2], -basis[..., 1::2]) / 2**0.5

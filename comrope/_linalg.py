@@ -16,6 +16,9 @@ _ZERO = 1e-13
 # Eigenvectors of frequencies above this share of the largest are orthogonal to their conjugates to 1e-10 or better, which
 # one Newton–Schulz step makes exact.
 _SMALL = 1e-6
+# The largest blocks that an accelerator decomposes by Jacobi's method. Larger ones would launch more than 2,000 operators
+# each time; the host is then judged, not measured, to do better by waiting for eigh.
+_LARGEST_FOR_JACOBI = 28
 
 
 def skew(base: Tensor) -> Tensor:
@@ -68,7 +71,8 @@ def only_what_turns(basis: Tensor, frequencies: Tensor) -> Tensor:
 
 def plane_generators(frequencies: Tensor) -> Tensor:
     """diag(ω_1 J, …, ω_h J) for frequencies (..., h): shape (..., 2h, 2h)."""
-    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=frequencies.dtype, device=frequencies.device)
+    two = torch.arange(2, dtype=frequencies.dtype, device=frequencies.device)
+    turn = two.unsqueeze(-1) - two  # J
     h = frequencies.shape[-1]
     eye = torch.eye(h, dtype=frequencies.dtype, device=frequencies.device)
     planes = torch.einsum("...k,kl,cd->...kcld", frequencies, eye, turn)
@@ -80,8 +84,13 @@ def may_ask(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def by_jacobi(matrix: Tensor) -> bool:
+    """Whether `matrix` (..., b, b) is decomposed without waiting: small blocks on an accelerator are."""
+    return not may_ask(matrix.device) and matrix.shape[-1] <= _LARGEST_FOR_JACOBI
+
+
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """torch.linalg.eigh on a CPU, with an error that says what went wrong."""
+    """torch.linalg.eigh, which makes the host wait for an accelerator, with an error that says what went wrong."""
     try:
         return torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError as error:
@@ -95,25 +104,26 @@ def decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Real basis Q (..., b, b) and frequencies μ ≥ 0 (..., b/2), ascending, of skew-symmetric `matrix`.
 
     Values only, computed and returned in float64. The Hermitian iS has eigenvalues ±μ_k; an eigenvector a + ib of +μ_k
-    and its conjugate span plane k, in which S turns √2·a into √2·b. That is on a CPU; an accelerator, where eigh would make
-    the host wait, gets Jacobi's method (comrope._jacobi).
+    and its conjugate span plane k, in which S turns √2·a into √2·b. That is on a CPU. On an accelerator eigh makes the host
+    wait: small blocks get Jacobi's method there (comrope._jacobi), and large ones the way that is right for all frequencies,
+    which waits for two eigh and looks at no value besides.
 
     Raises:
-        InputError: NaN or infinite elements. Only on a CPU: elsewhere nobody may ask, and NaN comes out.
+        InputError: NaN or infinite elements, where eigh finds them. Jacobi's method asks nothing, and NaN comes out.
     """
     s = matrix.detach().double()
-    if not may_ask(s.device):
+    if by_jacobi(s):
         return _oriented(s, orthonormal(plane_basis(s), steps=1))
     h = s.shape[-1] // 2
     eigenvalues, eigenvectors = eigh(1j * s)
     mu, upper = eigenvalues[..., h:], eigenvectors[..., h:]  # μ ≥ 0, ascending
-    if (mu > _SMALL * mu[..., -1:]).all():
+    if may_ask(s.device) and (mu > _SMALL * mu[..., -1:]).all():
         return orthonormal(2**0.5 * torch.view_as_real(upper).flatten(-2), steps=1), mu.contiguous()
     return _decompose_with_zeros(s, mu, upper)
 
 
 def _decompose_with_zeros(s: Tensor, mu: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The same where a frequency is next to zero, and nothing ties its two eigenvectors together.
+    """The same where a frequency may be next to zero, and nothing ties its two eigenvectors together.
 
     The planes are not read off the eigenvectors then: each is weighted by its rank, zero eigenvalues by nothing, and the
     eigenvectors of that *real* symmetric matrix are an orthonormal real basis, plane after plane, whatever is equal or zero.
@@ -152,10 +162,13 @@ def _(info, in_dims, matrix):
     return _basis_op(matrix.movedim(in_dims[0], 0)), 0
 
 
-def in_planes(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def in_planes(matrix: Tensor) -> tuple[Tensor | None, Tensor]:
     """Q of skew-symmetric S (..., b, b), a constant, and D = QᵀSQ = diag(μ_k J), differentiable in S: float64.
 
-    What a rotation by exp(τS) needs of S goes through D (comrope._generator): the decomposition itself has no derivative.
+    What a rotation by exp(τS) needs of S goes through D (comrope._generator): the decomposition itself has no derivative. Blocks
+    of a single plane are in it already: Q is None for them.
     """
+    if matrix.shape[-1] == 2:
+        return None, matrix.double()
     basis = _basis_op(matrix.detach())
     return basis, basis.mT @ matrix.double() @ basis

@@ -1,7 +1,11 @@
-"""Jacobi's method for skew-symmetric matrices: the decomposition that an accelerator gets, held against LAPACK's on a CPU."""
+"""The decomposition that an accelerator gets, held against LAPACK's on a CPU: Jacobi's method, and eigh for large blocks."""
+
+from collections import Counter
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from comrope import _exponential, _jacobi, _linalg
 from tests.helpers import (
@@ -21,7 +25,8 @@ from tests.helpers import (
     trainable,
 )
 
-SIZES = (2, 4, 6, 8, 10, 16, 64)
+SIZES = (2, 4, 6, 8, 10, 16, 28, 32, 64)
+JACOBI_SIZES = (2, 4, 6, 8, 10, 16, 28)  # and a larger one is decomposed by eigh
 
 
 def _with(frequencies, count: int) -> torch.Tensor:
@@ -90,7 +95,7 @@ def test_the_decomposition_is_that_of_lapack_whatever_the_spectrum(b, accelerato
         assert not [name for name, good in zip(names, error <= allowed, strict=True) if not good], what
 
 
-@pytest.mark.parametrize("b", SIZES)
+@pytest.mark.parametrize("b", (*JACOBI_SIZES, 64))
 def test_one_sweep_is_to_spare(b, monkeypatch):
     sweeps = _jacobi.num_sweeps(b // 2)
     monkeypatch.setattr(_jacobi, "num_sweeps", lambda num_planes: sweeps - (num_planes > 2))
@@ -104,10 +109,112 @@ def test_one_sweep_is_to_spare(b, monkeypatch):
 def test_one_step_is_the_answer_for_two_planes():
     _, s = _families(4)
     s = s / s.abs().amax((-2, -1), keepdim=True).clamp_min(1e-300)
-    turns = _jacobi._turns(s, torch.tensor(1e-150, dtype=s.dtype))
-    assert (turns @ turns.mT - torch.eye(4)).abs().max() < 1e-15
-    assert _off_diagonal(turns @ s @ turns.mT).max() <= 2e-15
+    basis = _jacobi.plane_basis(s)
+    assert (basis.mT @ basis - torch.eye(4)).abs().max() < 2e-15
+    assert _off_diagonal(basis.mT @ s @ basis).max() <= 3e-15
     assert _jacobi.num_sweeps(2) == 1
+
+
+def test_a_step_turns_by_the_quaternions_that_its_constants_stand_for():
+    """u and w of a block, and x ↦ p x q̄, from Hamilton's product written out."""
+
+    def product(x, y):
+        a, b, c, d = x
+        e, f, g, h = y
+        parts = (
+            a * e - b * f - c * g - d * h,
+            a * f + b * e + c * h - d * g,
+            a * g - b * h + c * e + d * f,
+            a * h + b * g - c * f + d * e,
+        )
+        return torch.stack(parts)
+
+    looks, turns = _jacobi._constants(1, torch.empty(0, dtype=torch.float64))
+    u, w = torch.cat((torch.zeros(2, 1, dtype=torch.float64), draw(2, 3)), dim=1)
+    eye, i = torch.eye(4, dtype=torch.float64), torch.tensor([0.0, 1, 0, 0], dtype=torch.float64)
+    m = torch.stack([-(product(u, x) + product(x, w)) / 2 for x in eye], dim=1) + 0.25 * eye
+    for found, expected in zip((m.flatten() @ looks).view(2, 4), (2 * product(i, u), 2 * product(i, w)), strict=True):
+        expected = expected[[2, 3, 0]]
+        assert_close(found[:3] * torch.sign(found[0] * expected[0]), expected, 1e-14)
+        assert_close(found[3].abs(), torch.tensor(1.0), 1e-14)
+    p, q = draw(2, 4, seed=1) * torch.tensor([1.0, 0, 1, 1])
+    products = (p[[2, 3, 0]].unsqueeze(-1) * q[[2, 3, 0]]).flatten()
+    conjugate = q * torch.tensor([1.0, -1, -1, -1])
+    expected = torch.stack([product(product(p, x), conjugate) for x in eye], dim=1)
+    assert_close((products @ turns).view(4, 4), expected, 1e-14)
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators that run: each as torch hands it on, and of these the ones that are no mere views."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.launched = Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.all[name] += 1
+        if not func.is_view and name != "_unsafe_view":
+            self.launched[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("b", "launched", "all_of_them"),
+    [
+        (2, 20, 50),
+        (4, 90, 185),
+        (6, 345, 720),
+        (8, 345, 720),
+        (16, 870, 1870),
+        (28, 1900, 4200),
+        (32, 26, 54),
+        (64, 26, 54),
+    ],
+)
+def test_how_many_operators_a_decomposition_launches(b, launched, all_of_them, accelerator):
+    """As many for one matrix as for many. What is launched stays below 2,000: larger blocks are left to eigh."""
+    s = SPECTRA["random"](5, b)
+    for count in (1, 5):
+        operators = _Operators()
+        with operators:
+            _linalg.decompose(s[:count])
+        assert 0.9 * launched <= operators.launched.total() <= launched < 2000
+        assert operators.all.total() <= all_of_them
+
+
+def test_no_constant_of_a_decomposition_is_carried_to_the_device(accelerator):
+    s = [SPECTRA["random"](2, b) for b in SIZES]
+    operators = _Operators()
+    with operators:
+        for matrix in s:
+            _linalg.decompose(matrix)
+    assert not {"lift_fresh", "_local_scalar_dense", "is_nonzero", "nonzero"} & set(operators.all)
+
+
+@pytest.mark.parametrize("b", SIZES)
+def test_eigh_is_what_decomposes_blocks_too_large_for_jacobis_method(b, accelerator):
+    operators = _Operators()
+    with operators:
+        _linalg.decompose(SPECTRA["random"](2, b))
+        _exponential.exp_skew(SPECTRA["random"](2, b))
+    assert _linalg.by_jacobi(torch.empty(2, b, b)) == (b in JACOBI_SIZES)
+    assert ("_linalg_eigh" in operators.all) == (b not in JACOBI_SIZES)
+
+
+def test_a_cpu_decomposes_blocks_of_all_sizes_by_eigh():
+    assert not any(_linalg.by_jacobi(torch.empty(2, b, b)) for b in SIZES)
+
+
+@pytest.mark.parametrize("b", SIZES)
+def test_a_device_without_values_decomposes_blocks_of_all_sizes(b):
+    """Nothing is asked about a value, whichever method it is."""
+    for mode, device in ((FakeTensorMode(), "cuda"), (torch.device("meta"), "meta")):
+        with mode:
+            s = torch.empty(3, b, b, device=device)
+            basis, mu = _linalg.decompose(s)
+            assert (basis.shape, mu.shape, basis.device.type) == ((3, b, b), (3, b // 2), device)
+            assert _exponential.exp_skew(s).shape == s.shape
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 3, 5, 16])
@@ -137,14 +244,16 @@ def test_any_leading_shape_gives_what_each_matrix_gives_alone(accelerator):
     assert _linalg.decompose(s[:0])[0].shape == (0, 8, 8)
 
 
+@pytest.mark.parametrize("b", [8, 28, 64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_becomes_nan_and_harms_no_neighbour(value, accelerator):
-    s = SPECTRA["random"](3, 8)
+def test_what_is_not_finite_becomes_nan_and_harms_no_neighbour(value, b, accelerator):
+    """By eigh too where LAPACK says nothing, as it does for large blocks."""
+    s = SPECTRA["random"](3, b)
     good = _linalg.decompose(s)
-    s[1, 2, 3] = value
-    for found, expected in zip(_linalg.decompose(s), good, strict=True):
-        assert found[1].isnan().all()
-        assert torch.equal(found[0::2], expected[0::2])
+    s[1, 2, 3], s[1, 3, 2] = value, -value
+    basis, mu = _linalg.decompose(s)
+    assert mu[1].isnan().all() and basis[1].isnan().any(0).sum() >= b - 1
+    assert torch.equal(basis[0::2], good[0][0::2]) and torch.equal(mu[0::2], good[1][0::2])
 
 
 def _scores_and_gradients(pe, q, k, x, through):
@@ -153,7 +262,7 @@ def _scores_and_gradients(pe, q, k, x, through):
     return found, gradients(nonlinear(found), leaves)
 
 
-@pytest.mark.parametrize(("b", "spectrum"), [(b, name) for b in (2, 4, 6, 8, 16) for name in spectra_for(b)])
+@pytest.mark.parametrize(("b", "spectrum"), [(b, name) for b in (2, 4, 6, 8, 16, 32) for name in spectra_for(b)])
 @pytest.mark.parametrize("name", ONE_PARAMETER)
 def test_scores_and_gradients_are_those_of_lapack_and_of_matrix_exp(name, b, spectrum, monkeypatch):
     pe = build(name, head_dim=2 * b, block_size=b)
@@ -170,7 +279,7 @@ def test_scores_and_gradients_are_those_of_lapack_and_of_matrix_exp(name, b, spe
                 assert_close(gradient, wanted[leaf], 1e-6, f"gradient in {leaf}")
 
 
-@pytest.mark.parametrize(("b", "spectrum"), [(b, name) for b in (2, 4, 6, 8) for name in spectra_for(b)])
+@pytest.mark.parametrize(("b", "spectrum"), [(b, name) for b in (2, 4, 6, 8, 32) for name in spectra_for(b)])
 def test_exponentials_and_their_gradients_are_those_of_matrix_exp(b, spectrum, accelerator):
     s, weight = SPECTRA[spectrum](3, b).requires_grad_(), draw(3, b, b, seed=7)
     found, expected = _exponential.exp_skew(s), torch.linalg.matrix_exp(s)

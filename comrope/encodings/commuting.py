@@ -107,8 +107,8 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         phases = key_phases = (time.unsqueeze(-1) * frequencies).flatten(-2)
         if key_time is not time:
             key_phases = (key_time.unsqueeze(-1) * frequencies).flatten(-2)
-        learned = Generator(generator, (time.detach(), key_time.detach()))
-        return Rotation.at((phases, key_phases), dtype, basis, learned)
+        between_planes = None if basis is None else Generator(generator, (time.detach(), key_time.detach()))
+        return Rotation.at((phases, key_phases), dtype, basis, between_planes)
 
 
 class ComRoPEAP(_OneParameter):

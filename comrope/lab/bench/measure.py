@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comrope._linalg import skew, skew_spectrum
+from comrope._linalg import in_planes, skew
 from comrope.encodings import RopeMixed, SpectralEncoding
 from comrope.lab.bench.clock import Progress, Step, compared, in_turn, peak_memory, summary
 from comrope.lab.bench.opponents import BASELINE, Rotate, Shape, opponents
@@ -129,11 +129,11 @@ def folded(model: ViT) -> ViT:
 def decompositions(rounds: int, depth: int) -> dict:
     """Seconds for the decompositions of all LD layers of ViT-B/16 (each 12 heads of 8 blocks of 8 × 8), with their backward."""
     base = torch.randn(depth * 12, 8, 8, 8, dtype=torch.float64).requires_grad_()
-    grads = [torch.randn_like(part) for part in skew_spectrum(skew(base), torch.float32)]
+    grad = torch.randn_like(base)
 
     def step():
         base.grad = None
-        torch.autograd.backward(skew_spectrum(skew(base), torch.float32), grads)
+        in_planes(skew(base))[1].backward(grad)
 
     return summary(in_turn({"": step}, rounds, lambda _: None, TURN)[""])
 

@@ -29,7 +29,7 @@ OURS: dict[str, tuple[str, Any]] = {
     ),
 }
 """Extra parameters of encodings that the paper's table 7 leaves out; d/H is the head dimension."""
-_MATRIX_FUNCTIONS = ("linalg_matrix_exp", "exp_skew", "skew_spectrum", "_linalg_solve_ex")
+_MATRIX_FUNCTIONS = ("linalg_matrix_exp", "exp_skew", "skew_basis", "_linalg_solve_ex")
 
 
 @dataclass(frozen=True)
