@@ -1,5 +1,7 @@
 """Accuracy from scratch: table 1 with figure 3, figures 6 and 7, table 10."""
 
+from itertools import combinations
+
 from matplotlib.figure import Figure
 
 from comrope.lab.reproduce import paper
@@ -45,6 +47,10 @@ def table1(scale: Scale) -> Study:
         against = [((name, 1.0), ("rope", 1.0)) for name in PERTURBED if name != "rope"]
         against += [((name, 1.0), ("rope-mixed", 1.0)) for name in ("string", *FAMILY)]
         against += [((name, 1.0), ("liere", 1.0)) for name in FAMILY]
+        against += [((f, 1.0), (s, 1.0)) for s, f in combinations(FAMILY, 2)]
+        against += [((name, 0.0), ("rope", 0.0)) for name in STILL if name != "rope"]
+        against += [((name, 0.0), ("liere", 0.0)) for name in FAMILY if name in STILL]
+        against += [(("comrope-ld", 0.0), ("comrope-ap", 0.0))]
         sigmas = [((name, 1.0), (name, 0.0)) for name in STILL]
         tables = [
             by_size("table1", "Top-1 accuracy in %, trained from scratch.", *shared, paper.TABLE1),

@@ -101,7 +101,8 @@ def on_seeds(count: int) -> str:
     return (
         f"Means of {count} seeds ± their sample standard deviation. Differences are paired (a seed fixes images, "
         "batches and starting weights outside of the encoding), in percentage points, with 95 % Student-t intervals, each for "
-        "a difference by itself, not corrected for how many are shown."
+        "a difference by itself, not corrected for how many are shown. Deviations and intervals cover what the seed changes, "
+        "not which test data were drawn: these are the same in every run."
     )
 
 

@@ -245,7 +245,8 @@ def _figures(found: Mapping[str, Sequence[Result]], conditions: Sequence[Conditi
 def _notes(base: TextExperiment, num_seeds: int) -> list[str]:
     spread = (
         f"Means of {num_seeds} seeds ± their sample standard deviation; differences are within a seed, which fixes weights and "
-        "batches, with 95 % Student-t intervals, each for itself. Less is better."
+        "batches, with 95 % Student-t intervals, each for itself. Both cover what the seed changes, not which texts were "
+        "drawn: these are the same in every run. Less is better."
         if num_seeds > 1
         else "One seed: nothing here says how far another would differ, and no interval is given. Less is better."
     )
