@@ -63,6 +63,7 @@ ALLOWED = {torch.float64: 30.0, torch.float32: 10.0, torch.bfloat16: 2.0, torch.
 
 LAYOUTS = ("contiguous", "transposed", "offset", "permuted", "strided", "expanded")
 KINDS = ("free", "near", "opposite", "small", "equal", "zero")
+SCALES = (0.0, 1.5, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0)
 WHERE = ("near", "wide", "ten thousand", "a million", "near a million", "mixed", "grid")
 NEAR = ("near", "wide", "grid")
 
@@ -110,8 +111,8 @@ class Case:
 
 
 @st.composite
-def cases(draw, names, dtypes, where=WHERE, kinds=KINDS, block_sizes=(4, 2, 8, 6)):
-    """Cases of these families, dtypes of tokens, positions, relations between frequencies and block sizes."""
+def cases(draw, names, dtypes, where=WHERE, kinds=KINDS, block_sizes=(4, 2, 8, 6), scales=SCALES):
+    """Cases of these families, dtypes of tokens, positions, relations between frequencies, block sizes and scales."""
     name, dtype = draw(st.sampled_from(names)), draw(st.sampled_from(dtypes))
     block_size = draw(st.sampled_from(block_sizes))
     num_axes = draw(st.integers(1, 3))
@@ -135,7 +136,7 @@ def cases(draw, names, dtypes, where=WHERE, kinds=KINDS, block_sizes=(4, 2, 8, 6
         batch=draw(st.integers(1, 2)),
         num_queries=draw(st.integers(2, longest)),
         num_keys=draw(st.none() | st.integers(1, longest)),
-        scale=draw(st.sampled_from((0.0, 1.5, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0))),
+        scale=draw(st.sampled_from(scales)),
         gaps=tuple(
             (draw(st.sampled_from(kinds)), draw(st.floats(-12, 0, width=16))) for _ in range(block_size // 2 - 1)
         ),
@@ -447,3 +448,13 @@ def test_nearly_equal_frequencies_far_out(way, data):
     names = FAMILIES["one matrix a block"]
     case = data.draw(cases(names, PRECISIONS["float64"], ("ten thousand",), kinds, (4, 8)))
     _assert_close(1e-6, case, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@seed(0)
+@drawn
+@given(data=st.data())
+def test_small_angles_in_half_precision(way, data):
+    names = FAMILIES["one matrix a block"]
+    case = data.draw(cases(names, PRECISIONS["half"], ("near",), block_sizes=(4,), scales=(-2.0, -1.0, -3.0)))
+    _assert_within(ALLOWED[case.dtype], errors(case, way))
