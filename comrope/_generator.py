@@ -22,16 +22,17 @@ b times the memory of the tokens. Two forms need only sums of outer products:
     M = i/Δ · (A − K),   A = Σ h~ u~ᴴ,   K = Σ g~ z~ᴴ;                                                                     (2)
 
   *closed gaps*, with positions t = τ − c from a centre c and tokens rotated back by half of it, ĝ = exp(−tD/2) g and
-  ẑ = exp(−tD/2) z, by sinc(x) ≈ 1,
+  ẑ = exp(−tD/2) z, by sinc(x) ≈ 1 − x²/6,
 
-    M = e^{−iΔc} C + c e^{−iΔc/2} sinc(Δc/2) K,   C = Σ t ĝ~ ẑ~ᴴ.                                                          (3)
+    M = e^{−iΔc} (C₁ − Δ²/24 · C₃) + c e^{−iΔc/2} sinc(Δc/2) K,   C_p = Σ t^p ĝ~ ẑ~ᴴ.                                      (3)
 
-Form (2) is wrong by rounding, ε Σ|g||z| / Δ; form (3) leaves out Δ² Σ|g||z||t|³/24. So (3) is used below the gap at which both
-are equal, Δ·r = (24 ε)^⅓ with r³ = Σ|g||t|³ / Σ|g|, and there both are about 10⁻⁵ of Σ|g||z||t| in float32 and 10⁻¹¹ in
-float64. |z| is left out of the weights: it is nearly the same for all tokens. c is their centre of mass, so that a text that is
-read far from position 0 loses nothing. ε is the rounding of the arithmetic, or of phases μτ in float64 where that is more; the
-rounding of tokens in bfloat16 is the same in A and K, and cancels. (One more term of sinc would allow errors of 10⁻⁶, but at gaps
-so wide that most steps of most models would need both forms.)
+Form (2) is wrong by rounding, ε Σ|g||z| / Δ; form (3) leaves out Δ⁴ Σ|g||z||t|⁵/1920. With r⁵ = Σ|g||t|⁵ / Σ|g| both are equal at
+Δr = (1920 ε)^⅕, and (3) is used below. In float64 both are there 10⁻¹³ of Σ|g||z||t|. In float32 so many gaps would lie below
+that most steps would need both forms; there (3) is used below Δr = 1/64 only, where (2) is wrong by 10⁻⁵.
+
+|z| is left out of the weights: it is nearly the same for all tokens. c is their centre of mass, so that a text that is read far
+from position 0 loses nothing. ε is the rounding of the arithmetic, or of phases μτ in float64 where that is more; the rounding of
+tokens in bfloat16 is the same in A and K, and cancels.
 
 Within a plane, a = b, M is Στ⟨g, Jz⟩; that goes through the phases φ = μτ, and is left zero here.
 """
@@ -42,8 +43,10 @@ from torch import Tensor
 from comrope._linalg import may_ask
 from comrope._planes import as_complex, dense, gram, inverse_table, on_features, phase_table, rotate
 
-_LEFT_OUT = 24
-"""The first term that form (3) leaves out is w² / 24."""
+_LEFT_OUT = 1920
+"""The first term that form (3) leaves out is w⁴ / 1920."""
+_WIDEST = 1 / 64
+"""Form (3) is used below this Δr at most, or it would be needed in most steps."""
 
 
 def plane_frequencies(generator: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ def _closed_below(reach: Tensor, far: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: in which tokens are rotated.
     """
     rounding = (far * torch.finfo(torch.float64).eps).clamp_min(torch.finfo(dtype).eps)
-    return (_LEFT_OUT * rounding).pow(1 / 3) / reach.clamp_min(torch.finfo(torch.float64).tiny)
+    return (_LEFT_OUT * rounding).pow(1 / 5).clamp_max(_WIDEST) / reach.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 # One operator: a compiled graph sees a single node, and asks in it, as eager code does, whether any gap is closed.
@@ -111,7 +114,7 @@ def generator_gradient(
     sums = [a, k]
     # An accelerator would have to be waited for to know: there the sums for closed gaps are always made.
     if not may_ask(g.device) or (closed & between).any():
-        sums.append(_closed_sum(g, z, frequencies, positions - centre, scratch))
+        sums += _closed_sums(g, z, frequencies, positions - centre, scratch)
     v = _eigenvectors(b, g.device)
     a, k, *c = (v.mH @ total.to(v.dtype) @ v for total in sums)
     gradient = 1j * (a - k) / torch.where(closed | ~between, 1.0, gaps)
@@ -119,7 +122,7 @@ def generator_gradient(
         centre = centre[..., None, None]
         shift = torch.polar(torch.ones_like(gaps), -gaps * centre / 2)
         to_centre = centre * torch.sinc(gaps * centre / (2 * torch.pi)) * shift * k  # torch's sinc has the π inside
-        gradient = torch.where(closed, shift**2 * c[0] + to_centre, gradient)
+        gradient = torch.where(closed, shift**2 * (c[0] - gaps**2 / 24 * c[1]) + to_centre, gradient)
     return (v @ (gradient * between) @ v.mH).real.contiguous()
 
 
@@ -138,16 +141,20 @@ def _spread(g: Tensor, positions: Tensor, num_blocks: int) -> tuple[Tensor, Tens
     tokens = tuple(range(weight.ndim - 2))
     total = weight.sum(tokens).clamp_min(torch.finfo(torch.float64).tiny)
     centre = (weight * positions).sum(tokens) / total
-    third = (weight * (positions - centre).abs() ** 3).sum(tokens) / total
-    return centre, third.pow(1 / 3)
+    fifth = (weight * (positions - centre).abs() ** 5).sum(tokens) / total
+    return centre, fifth.pow(1 / 5)
 
 
-def _closed_sum(g: Tensor, z: Tensor, frequencies: Tensor, offsets: Tensor, scratch: Tensor) -> Tensor:
-    """C of form (3), (H, m, b, b); offsets are t, (L, H, m) or (B, L, H, m)."""
+def _closed_sums(
+    g: Tensor, z: Tensor, frequencies: Tensor, offsets: Tensor, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """C₁ and C₃ of form (3), (H, m, b, b) each; offsets are t, (L, H, m) or (B, L, H, m)."""
     num_blocks, b = frequencies.shape[1], 2 * frequencies.shape[2]
     half = inverse_table(phase_table((offsets.unsqueeze(-1) * frequencies / 2).flatten(-2), g.dtype))
+    t = on_features(offsets, b).to(g.dtype)
     back_g, back_z = rotate(g, half, scratch[0]), rotate(z, half, scratch[1])
-    return gram(back_g.mul_(on_features(offsets, b).to(g.dtype)), back_z, num_blocks)
+    first = gram(back_g.mul_(t), back_z, num_blocks)
+    return first, gram(back_g.mul_(t.square()), back_z, num_blocks)
 
 
 def generator_tangent(
@@ -155,7 +162,7 @@ def generator_tangent(
 ) -> Tensor:
     """dz for a change dD of the generator between planes: the adjoint of `generator_gradient`, for forward mode.
 
-    With Y_ab = dD~_ab / (iΔ_ab) over open gaps, dz = exp(τD) Y u − Y z; over closed ones dz = τ e^{τD/2} dD e^{τD/2} u.
+    With Y_ab = dD~_ab / (iΔ_ab) over open gaps, dz = exp(τD) Y u − Y z; over closed ones dz = e^{τD/2} (τ − τ³Δ²/24) dD e^{τD/2} u.
 
     Args:
         u, z: tokens before and after the rotation, (B, H, g, L, D).
@@ -176,5 +183,7 @@ def generator_tangent(
     by_gap = tangent * (~closed & between) / torch.where(closed | ~between, 1.0, 1j * gaps)
     result = rotate(apply(by_gap, u), table) - apply(by_gap, z)
     half = phase_table((positions.unsqueeze(-1) * frequencies / 2).flatten(-2), u.dtype)
-    middle = on_features(positions, b).to(u.dtype) * apply(tangent * (closed & between), rotate(u, half))
+    tau = on_features(positions, b).to(u.dtype)
+    by_series, x = tangent * (closed & between), rotate(u, half)
+    middle = tau * (apply(by_series, x) - tau**2 * apply(by_series * gaps**2 / 24, x))
     return result + rotate(middle, half)
