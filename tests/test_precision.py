@@ -270,3 +270,16 @@ def test_the_far_oracle_agrees_with_matrix_exp(name, where):
     with torch.no_grad():
         assert _cosine_error(_far_scores(pe, q, k, 1e-6 * x), oracle(exact, q, k, 1e-6 * x.double()), q, k) < 1e-6
         assert _cosine_error(_far_scores(pe, q, k, x), oracle(exact, q, k, x.double()), q, k) < 1e-6
+
+
+@pytest.mark.parametrize("distance", [8_000, 1_000_000])
+@pytest.mark.parametrize("name", [name for name in LEARNED if name in SPECTRAL])
+def test_frozen_scores_are_those_of_the_learned_encoding_however_far(name, distance):
+    """A frequency rounded to float32 would be seen: by 1e-3 at 8,000 tokens, by 1e-1 at a million."""
+    pe = build(name, num_axes=1, block_size=8, dtype=torch.float32)
+    x = torch.cat((comrope.positions.sequence(24), comrope.positions.sequence(24, start=distance)))
+    q, k = (draw(1, 2, 48, 16, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    with torch.no_grad():
+        learned, frozen = call(pe, q, k, x), call(comrope.freeze(pe).half(), q, k, x)
+        assert _cosine_error(frozen, learned.double(), q, k) < 1e-6
+        assert _cosine_error(frozen, _far_scores(pe, q, k, x), q, k) < 1e-6

@@ -11,6 +11,7 @@ from comrope.encodings.base import LearnedEncoding as LearnedEncoding
 from comrope.encodings.base import SpectralEncoding as SpectralEncoding
 from comrope.encodings.base import rotations as rotations
 from comrope.encodings.commuting import ComRoPEAP, ComRoPELD, ComRoPEMT, String
+from comrope.encodings.fixed import FixedFrequencies as FixedFrequencies
 from comrope.encodings.fixed import FixedSpectrum as FixedSpectrum
 from comrope.encodings.fixed import freeze as freeze
 from comrope.encodings.liere import LieRE

@@ -7,6 +7,7 @@ worked out in each call.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from comrope.rotation import Rotation, Spectrum, compute_dtype
 class PreciseModule(nn.Module):
     """A module whose own tensors stay float32 or float64 when the model around it is cast to something coarser."""
 
+    _dtypes: ClassVar = (torch.float32, torch.float64)
+    """Casts to these are followed; any other leaves its tensors as they are."""
     _anchor: Tensor | None = None
     """Empty, and no part of the state: says where a module without parameters lives."""
 
@@ -42,7 +45,7 @@ class PreciseModule(nn.Module):
     def _apply(self, fn, recurse=True):
         def precise(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            if tensor.is_floating_point() and moved.dtype not in (torch.float32, torch.float64):
+            if tensor.is_floating_point() and moved.dtype not in self._dtypes:
                 return tensor.to(moved.device)
             return moved
 
@@ -128,7 +131,7 @@ class Encoding(PreciseModule, ABC):
 
     @abstractmethod
     def spectrum(self) -> Spectrum:
-        """Basis (H, m, b, b) and frequencies (N, H, m, b/2), values only; NoSpectrumError where none exists."""
+        """Basis (H, m, b, b) and frequencies (N, H, m, b/2), float64 values; NoSpectrumError where none exists."""
 
     def rotation_matrices(self, positions: Tensor) -> Tensor:
         """Dense R(x), (..., L, H, m, b, b), by matrix_exp: for looking and testing, not for speed."""
@@ -195,7 +198,7 @@ class SpectralEncoding(Encoding):
             if basis is None:
                 eye = torch.eye(self.block_size, device=frequencies.device)
                 basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
-            return Spectrum(basis.to(self.dtype), frequencies.to(self.dtype, copy=True))
+            return Spectrum(*(t.to(torch.float64, copy=True) for t in (basis, frequencies)))
 
     def angle_matrices(self) -> Tensor:
         basis, frequencies = self._spectrum()

@@ -26,7 +26,7 @@ class NoEncoding(Encoding):
         return torch.zeros(self.num_axes, self.num_heads, self.num_blocks, b, b, device=self.device, dtype=self.dtype)
 
     def spectrum(self) -> Spectrum:
-        eye = torch.eye(self.block_size, device=self.device, dtype=self.dtype)
+        eye = torch.eye(self.block_size, device=self.device, dtype=torch.float64)
         basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
         return Spectrum(basis, basis.new_zeros(self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2))
 

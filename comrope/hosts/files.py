@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope.encodings import ComRoPEAP, ComRoPELD, LieRE
-from comrope.encodings.fixed import FixedSpectrum, freeze
+from comrope.encodings.fixed import FixedFrequencies, freeze
 from comrope.errors import ConfigurationError, DataError
 from comrope.hosts import attach
 from comrope.hosts._surgery import Attachment
@@ -37,7 +37,7 @@ def save(model: nn.Module, folder: Path | str) -> None:
         "class": type(model).__name__,
         "attach": attachment.settings,
         "folded": attachment.folded,
-        "frozen": any(isinstance(m, FixedSpectrum) for m in model.modules()),
+        "frozen": not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules()),
     }
     in_transformers = settings["library"] == "transformers"
     if not in_transformers and "architecture" not in (getattr(model, "pretrained_cfg", None) or {}):
@@ -167,6 +167,9 @@ def _build(folder: Path, settings: dict[str, Any]) -> nn.Module:
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    # Frozen RoPE-Mixed was written with the identity for a basis before it had none.
+    without_basis = {f"{name}.basis" for name, m in model.named_modules() if type(m) is FixedFrequencies}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in without_basis}
     own = model.state_dict()
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
         n for n, _ in model.named_parameters()
@@ -180,9 +183,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{path}: {keys[0]!r} {what} ({len(keys)} such keys). Is it the file that comrope.save wrote?"
             )
     for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        held = getattr(model.get_submodule(owner), leaf)
-        held.data = held.data.to(tensor.dtype)  # as it was saved
+        path_of_owner, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path_of_owner)
+        if not isinstance(owner, FixedFrequencies):  # these are float64, whatever was saved
+            held = getattr(owner, leaf)
+            held.data = held.data.to(tensor.dtype)  # as it was saved
     model.load_state_dict(tensors, strict=False)
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import comrope
-from comrope.encodings import FixedSpectrum
+from comrope.encodings import FixedFrequencies, FixedSpectrum
 from comrope.errors import InputError, NoSpectrumError
-from tests.helpers import LEARNED, SPECTRAL, assert_close, build, call, draw
+from tests.helpers import LEARNED, SPECTRAL, assert_close, build, call, draw, in_float64
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
@@ -15,7 +15,8 @@ def test_a_frozen_encoding_turns_as_it_did(name):
     pe = build(name, stir=0.2, block_size=8)
     q, k, x = draw(3, 4, 5, 16), draw(3, 2, 5, 16, seed=1), draw(5, 2)
     fixed = comrope.freeze(pe)
-    assert isinstance(fixed, FixedSpectrum) == (name in LEARNED)
+    kind = type(pe) if name not in LEARNED else FixedFrequencies if name == "rope-mixed" else FixedSpectrum
+    assert type(fixed) is kind
     assert_close(call(fixed, q, k, x), call(pe, q, k, x), 1e-12)
     assert_close(fixed.angle_matrices(), pe.angle_matrices(), 1e-12)
     assert not list(fixed.parameters())
@@ -31,9 +32,34 @@ def test_every_encoding_of_a_model_is_frozen_and_gradients_still_reach_the_token
     assert q.grad.abs().max() > 0
 
 
-def test_frozen_angles_stay_precise_under_a_cast():
-    fixed = comrope.freeze(build("comrope-ld", block_size=8)).bfloat16()
-    assert fixed.basis.dtype == fixed.frequencies.dtype == torch.float64
+CASTS = {
+    "float()": lambda m: m.float(),
+    "half()": lambda m: m.half(),
+    "bfloat16().float()": lambda m: m.bfloat16().float(),
+    "to(float32)": lambda m: m.to(torch.float32),
+    "to(device, bfloat16)": lambda m: m.to("cpu", torch.bfloat16),
+    "type(float32)": lambda m: m.type(torch.float32),
+    "double()": lambda m: m.double(),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+@pytest.mark.parametrize("name", ["rope-mixed", "comrope-ld"])
+def test_frozen_angles_are_float64_whatever_the_model_is_cast_to(name, cast):
+    """They are those of the learned encoding, which float32 does not hold, to the last bit."""
+    pe = build(name, block_size=8, dtype=torch.float32)
+    basis, frequencies = in_float64(pe).spectrum()
+    model = CASTS[cast](nn.ModuleList([comrope.freeze(pe), nn.Linear(2, 2)]))
+    expected = {"frequencies": frequencies} | ({} if name == "rope-mixed" else {"basis": basis})
+    state = model[0].state_dict()
+    assert state.keys() == expected.keys()
+    assert model[0].dtype == torch.float64
+    for key, value in expected.items():
+        assert state[key].dtype == torch.float64
+        assert torch.equal(state[key], value)
+        assert torch.equal(value, value.float().double()) == (name == "rope-mixed")  # its parameters are float32
+    q, k = (draw(1, 2, 3, 16, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    assert all(t.dtype == torch.float32 for t in model[0](q, k, draw(3, 2)))
 
 
 def test_what_cannot_be_frozen_leaves_the_model_as_it_is():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import comrope
 from comrope import _linalg
 from comrope.encodings import rotations
 from tests.helpers import SPECTRAL, assert_close, build, draw, gradients, nonlinear, scores, trainable
@@ -41,8 +42,10 @@ def test_together_is_one_by_one(name, positions, keys):
         assert_close(gradient, wanted[leaf], 1e-10, leaf)
 
 
-def test_layers_of_different_families_keep_their_order():
-    layers = [build(name, block_size=8) for name in ("comrope-ld", "comrope-mt", "comrope-ld", "string")]
+@pytest.mark.parametrize("change", [lambda pe: pe, comrope.freeze], ids=["learned", "frozen"])
+def test_layers_of_different_families_keep_their_order(change):
+    names = ("comrope-ld", "rope-mixed", "comrope-mt", "comrope-ld", "rope-mixed", "string")
+    layers = [change(build(name, block_size=8, seed=i)) for i, name in enumerate(names)]
     q, k, x = draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(5, 2)
     for rotation, pe in zip(rotations(layers, x, dtype=torch.float64), layers, strict=True):
         assert_close(scores(*rotation.turn(q, k)), scores(*pe(q, k, x)), 1e-12)

@@ -1,6 +1,7 @@
 """Tiny real models of timm, with weights that make attention look at positions, and what is done to them."""
 
 import copy
+from typing import Any
 
 import torch
 from timm.models.eva import Eva
@@ -97,3 +98,15 @@ def assert_as_before(model: nn.Module, before: tuple) -> None:
 
 def error(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).abs().max().item()
+
+
+@torch.no_grad()
+def far_scores(attention: nn.Module, distance: int) -> Tensor:
+    """Cosines of queries and keys of an attention layer with an encoding, in groups of tokens `distance` apart."""
+    encoding: Any = attention.encoding
+    tokens = torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(3))
+    places = torch.rand(24, encoding.num_axes, generator=torch.Generator().manual_seed(4))
+    places = (places * 9).round().double() + distance * (torch.arange(24) >= 12).double().unsqueeze(1)
+    q, k, _ = attention._heads(tokens.to(next(attention.parameters()).dtype))  # pyright: ignore
+    q, k = (nn.functional.normalize(t.double(), dim=-1) for t in attention.turn(q, k, places))  # pyright: ignore
+    return q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT

@@ -62,6 +62,48 @@ def test_folded_frozen_cast_and_ape_less_models_come_back_as_they_are(host, chan
         assert torch.equal(says(loaded), says(model))
 
 
+@pytest.mark.parametrize("cast", ["float", "half"])
+@pytest.mark.parametrize("change", ["fold", "freeze"])
+@pytest.mark.parametrize("host", ["timm", "llama"])
+def test_constant_angles_come_back_in_float64_to_the_last_bit(host, change, cast, tmp_path):
+    model, _ = _host(host)
+    stir_angles(comrope.attach(model, "comrope-ld"))
+    getattr(getattr(comrope, change)(model), cast)()
+    comrope.save(model, tmp_path)
+    loaded = comrope.load(tmp_path).state_dict()
+    constants = {key: value for key, value in model.state_dict().items() if ".encoding." in key}
+    assert len(constants) == (2 if change == "fold" else 4)
+    for key, value in constants.items():
+        assert value.dtype == loaded[key].dtype == torch.float64
+        assert torch.equal(loaded[key], value)
+        assert not torch.equal(value, value.float().double())
+
+
+@pytest.mark.parametrize("change", ["fold", "freeze"])
+@pytest.mark.parametrize("name", ["rope-mixed", "comrope-ld"])
+@pytest.mark.parametrize("host", ["timm", "llama"])
+def test_folders_of_before_constant_angles_were_float64_load(host, name, change, tmp_path):
+    """They have these in float32, and the identity as the basis of RoPE-Mixed."""
+    from safetensors.torch import load_file, save_file
+
+    model, says = _host(host)
+    stir_angles(comrope.attach(model, name))
+    comrope.save(getattr(comrope, change)(model), tmp_path)
+    expected = says(model)
+    tensors = load_file(tmp_path / "model.safetensors")
+    old = {key: tensor.float() for key, tensor in tensors.items() if ".encoding." in key}
+    if name == "rope-mixed" and change == "freeze":
+        for key in [*old]:
+            old[key.replace("frequencies", "basis")] = torch.eye(2).repeat(2, 8, 1, 1)
+    save_file(tensors | old, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = comrope.load(tmp_path)
+    torch.testing.assert_close(says(loaded), expected, rtol=1e-4, atol=1e-4)
+    for key, value in loaded.state_dict().items():
+        if ".encoding." in key:
+            assert value.dtype == torch.float64
+            assert torch.equal(value, old[key].double())
+
+
 @pytest.mark.parametrize("host", ["clip", "qwen3"])
 def test_transformers_itself_loads_the_rest(host, tmp_path):
     model, says = _host(host)

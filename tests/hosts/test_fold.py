@@ -7,8 +7,9 @@ import torch
 from timm.layers import RmsNorm
 from torch import nn
 
+import comrope
 from comrope import hosts
-from comrope.encodings.rope import RopeMixed
+from comrope.encodings import FixedFrequencies
 from comrope.errors import ConfigurationError, NoSpectrumError
 from tests.helpers import COMMUTING
 from tests.hosts.helpers import (
@@ -19,6 +20,7 @@ from tests.hosts.helpers import (
     attached,
     block_of,
     error,
+    far_scores,
     images,
     snapshot,
     tiny,
@@ -53,8 +55,8 @@ def test_folding_keeps_the_logits(host, family):
         assert model.state_dict().keys() == tiny(host).state_dict().keys()
     else:
         encodings = [block.attn.encoding for block in model.blocks]
-        assert all(type(e) is RopeMixed and e.block_size == 2 for e in encodings)
-        assert not any(p.requires_grad for e in encodings for p in e.parameters())
+        assert all(type(e) is FixedFrequencies and e.block_size == 2 for e in encodings)
+        assert not any(list(e.parameters()) for e in encodings)
         assert all(block.attn.order is None for block in model.blocks)
 
 
@@ -160,6 +162,37 @@ def test_folded_rope_runs_at_a_casts_precision():
     (x,) = images(SIZE)
     hosts.fold(model.double())
     assert error(model(x.double()), reference(x.double())) <= 1e-12
+
+
+@pytest.mark.parametrize("distance", [8_000, 1_000_000])
+@pytest.mark.parametrize("change", [hosts.fold, comrope.freeze], ids=["folded", "frozen"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("host", ["vit", "grouped"])
+def test_scores_stay_right_however_far(host, family, change, distance):
+    """A frequency rounded to float32 would be seen: by 1e-4 at 8,000 patches, by 1e-2 at a million."""
+    model = _trained(host, family)
+    expected = far_scores(model.blocks[0].attn, distance)
+    exact = far_scores(copy.deepcopy(model).double().blocks[0].attn, distance)
+    found = far_scores(change(model).blocks[0].attn, distance)
+    assert error(found, expected) < 1e-6
+    assert error(found, exact) < 1e-6
+
+
+def test_frequencies_are_float64_whatever_the_folded_model_is_cast_to():
+    model = _trained("vit", "comrope-ld")
+    expected = [block.attn.encoding.spectrum().frequencies.flatten(2) for block in model.blocks]
+    assert not any(torch.equal(f, f.float().double()) for f in expected)
+    hosts.fold(model)
+    for cast in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        model.to(cast)
+        found = [block.attn.encoding.frequencies for block in model.blocks]
+        assert all(torch.equal(ours.flatten(2), theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_a_host_that_takes_the_frequencies_back_rounds_them_once():
+    model = _trained("mixed", "comrope-ld")
+    expected = torch.stack([block.attn.encoding.spectrum().frequencies.flatten(2) for block in model.blocks], dim=1)
+    assert torch.equal(hosts.fold(model).rope.freqs.flip(0), expected.float())  # axes (column, row) there
 
 
 @pytest.mark.compile

@@ -55,7 +55,7 @@ def test_merging_keeps_outputs_and_so_does_folding_then(trained):
     merged = model.merge_and_unload()
     close(see(merged, x), expected)
     close(see(fold(merged), x), expected)
-    assert {type(m.encoding).__name__ for m in merged.modules() if hasattr(m, "encoding")} == {"RopeMixed"}
+    assert {type(m.encoding).__name__ for m in merged.modules() if hasattr(m, "encoding")} == {"FixedFrequencies"}
 
 
 def test_folding_under_an_adapter_is_refused_with_the_remedy(trained):

@@ -139,7 +139,7 @@ def test_fold_keeps_what_the_model_says(host, name):
     expected = see(model, x)
     close(see(fold(model), x), expected, 1e-4)
     kinds = {type(m.encoding).__name__ for m in model.modules() if hasattr(m, "encoding")}
-    assert kinds == {"RopeMixed"}
+    assert kinds == {"FixedFrequencies"}
 
 
 def test_fold_refuses_liere_and_changes_nothing():

@@ -10,6 +10,7 @@ import comrope
 from comrope import reference
 from comrope.errors import ConfigurationError, InputError
 from comrope.hosts import angle_parameters, attach, detach, fold, param_groups
+from tests.hosts.helpers import far_scores
 from tests.hosts.tiny_transformers import TEXT, build, stir_angles, words
 
 LEARNED = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
@@ -142,7 +143,7 @@ def test_fold_keeps_the_logits(host, name):
         stir_angles(model)
     expected = model(words()).logits
     close(fold(model)(words()).logits, expected, 1e-4)
-    assert {type(m.encoding).__name__ for m in model.modules() if hasattr(m, "encoding")} == {"RopeMixed"}
+    assert {type(m.encoding).__name__ for m in model.modules() if hasattr(m, "encoding")} == {"FixedFrequencies"}
 
 
 def test_norms_with_weights_keep_a_basis_from_folding():
@@ -184,6 +185,24 @@ def test_far_places_differ_by_their_distance_alone():
     model = stir_angles(attach(build("llama").double(), "comrope-mt"))
     near = torch.arange(12).unsqueeze(0)
     close(model(words(), position_ids=near + 100_000).logits, model(words(), position_ids=near).logits, 1e-6)
+
+
+@pytest.mark.parametrize("distance", [8_000, 1_000_000])
+@pytest.mark.parametrize("change", [fold, comrope.freeze], ids=["folded", "frozen"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_folded_and_frozen_models_are_right_however_far(name, change, distance):
+    """A frequency rounded to float32 would be seen: scores by 1e-4 at 8,000 tokens, by 1e-2 at a million."""
+    model = stir_angles(attach(build("llama"), name))
+    exact = copy.deepcopy(model).double()
+    places = (torch.arange(12) + distance * (torch.arange(12) >= 6)).unsqueeze(0)
+    scores, logits = far_scores(model.model.layers[0].self_attn, distance), model(words(), position_ids=places).logits
+    change(model)
+    close(model(words(), position_ids=places).logits, logits)
+    found = far_scores(model.model.layers[0].self_attn, distance)
+    assert (found - scores).abs().max() < 1e-6
+    assert (found - far_scores(exact.model.layers[0].self_attn, distance)).abs().max() < 1e-6
+    found = far_scores(model.bfloat16().float().model.layers[0].self_attn, distance)  # which rounds weights alone
+    assert (found - scores).abs().max() < 0.05
 
 
 def test_the_attention_alone_says_what_it_needs():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comrope._linalg import in_planes, skew
-from comrope.encodings import RopeMixed, SpectralEncoding
+from comrope.encodings import FixedFrequencies, SpectralEncoding
 from comrope.lab.bench.clock import Progress, Step, compared, in_turn, peak_memory, summary
 from comrope.lab.bench.opponents import BASELINE, Rotate, Shape, opponents
 from comrope.lab.vit import RotaryAttention, ViT
@@ -111,7 +111,7 @@ def vit(label: str, depth: int) -> ViT:
 
 @torch.no_grad()
 def folded(model: ViT) -> ViT:
-    """The model, with every basis multiplied into the weights for good: what is left is RoPE-Mixed."""
+    """The model, with every basis multiplied into the weights for good: plain RoPE with frequencies of each head is left."""
     for attention in model.modules():
         if not isinstance(attention, RotaryAttention):
             continue
@@ -120,9 +120,9 @@ def folded(model: ViT) -> ViT:
         rotation, rows = learned.rotation(torch.zeros(1, learned.num_axes)), 2 * attention.attn_dim
         for projection in (attention.qkv.weight, attention.qkv.bias):
             projection[:rows] = rotation.into_basis(projection[:rows])
-        mixed = RopeMixed(learned.num_heads, learned.head_dim, learned.num_axes)
-        mixed.frequencies.copy_(learned.spectrum().frequencies.view_as(mixed.frequencies))
-        attention.encoding = mixed
+        plain = FixedFrequencies(learned.num_heads, learned.head_dim, learned.num_axes)
+        plain.frequencies.copy_(learned.spectrum().frequencies.view_as(plain.frequencies))
+        attention.encoding = plain
     return model
 
 

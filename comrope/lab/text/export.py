@@ -17,13 +17,23 @@ import comrope
 
 
 class HeadwiseAttention(LlamaAttention):
-    """`LlamaAttention` that turns each head at its own `inv_freq`, (key heads, D/2), radians per token."""
+    """`LlamaAttention` that turns each head at its own `inv_freq`, (key heads, D/2), radians per token.
+
+    They are float64 whatever the model is cast to: far positions multiply their rounding.
+    """
 
     inv_freq: Tensor
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.register_buffer("inv_freq", torch.zeros(config.num_key_value_heads, self.head_dim // 2))
+        self.register_buffer("inv_freq", torch.zeros(config.num_key_value_heads, self.head_dim // 2).double())
+
+    def _apply(self, fn, recurse=True):
+        def precise(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if tensor is self.inv_freq and moved.dtype != torch.float64 else moved
+
+        return super()._apply(precise, recurse)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -37,7 +47,7 @@ class HeadwiseAttention(LlamaAttention):
     ):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (p(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projections)
-        phases = position_ids[:, None, :, None].double() * self.inv_freq.double()[:, None]  # (B, H, L, D/2)
+        phases = position_ids[:, None, :, None].double() * self.inv_freq[:, None]  # (B, H, L, D/2)
         q, k = _turned(q, phases.repeat_interleave(self.num_key_value_groups, 1)), _turned(k, phases)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import comrope
-from comrope.encodings import Encoding, FixedSpectrum
+from comrope.encodings import Encoding, FixedFrequencies
 from comrope.errors import ConfigurationError
 
 SCALINGS = ("none", "linear", "ntk", "yarn")
@@ -75,12 +75,12 @@ def scaled(model: LlamaForCausalLM, method: str, factor: float) -> LlamaForCausa
     config: Any = found.config
     for attention in found.modules():
         encoding = getattr(attention, "encoding", None)
-        if isinstance(encoding, FixedSpectrum):
+        if isinstance(encoding, FixedFrequencies):
             ways = {
                 "linear": lambda w: linear(w, factor),
                 "ntk": lambda w: ntk(w, factor, base=config.rope_parameters["rope_theta"], head_dim=config.head_dim),
                 "yarn": lambda w: yarn(w, factor, length=config.max_position_embeddings),
             }
-            encoding.frequencies.copy_(ways[method](encoding.frequencies.double()))
+            encoding.frequencies.copy_(ways[method](encoding.frequencies))
             attention.temperature = attention.temperature * temperature(method, factor)  # pyright: ignore
     return found

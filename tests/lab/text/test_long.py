@@ -74,6 +74,23 @@ def test_an_exported_model_says_the_same_without_comrope(encoding, tmp_path):
     assert torch.equal(again[:, 5:], text)
 
 
+def test_exported_frequencies_are_exact_far_out_under_casts_and_on_disk(tmp_path):
+    model = subject("comrope-ld", 64)
+    exported = export(model)
+    places = (torch.arange(64) + 1_000_000 * (torch.arange(64) >= 32)).unsqueeze(0)
+    with torch.no_grad():
+        expected = model(words(64), position_ids=places).logits
+        torch.testing.assert_close(exported(words(64), position_ids=places).logits, expected, rtol=1e-3, atol=1e-4)
+    frequencies = exported.model.layers[0].self_attn.inv_freq
+    assert torch.equal(frequencies, model.model.layers[0].self_attn.encoding.spectrum().frequencies[0].flatten(1))
+    assert not torch.equal(frequencies, frequencies.float().double())
+    exported.bfloat16().save_pretrained(tmp_path)
+    assert exported.dtype == torch.bfloat16
+    loaded = HeadwiseLlamaForCausalLM.from_pretrained(tmp_path).float()
+    for model in (exported, loaded):
+        assert torch.equal(model.model.layers[0].self_attn.inv_freq, frequencies)
+
+
 def test_only_an_attached_commuting_model_is_exported():
     with pytest.raises(ConfigurationError, match="attach one first"):
         export(subject("rope", 32))

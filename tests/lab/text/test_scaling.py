@@ -59,13 +59,19 @@ def test_planes_are_scaled_one_by_one_with_their_sign(method):
     assert ratio[:2].tolist() == ([0.125, 0.125] if method == "linear" else [1, 1])
 
 
-@pytest.mark.parametrize("encoding", ["rope", "rope-mixed", "string", "comrope-ld", "comrope-mt"])
-def test_linear_scaling_is_reading_at_positions_between(encoding):
+LEARNED = ("rope-mixed", "string", "comrope-ld", "comrope-mt")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "gap"), [("rope", 0), *((name, gap) for name in LEARNED for gap in (0, 1_000_000))]
+)
+def test_linear_scaling_is_reading_at_positions_between(encoding, gap):
+    """Far out too, but for transformers' own RoPE, whose phases are float32."""
     model = subject(encoding, 64)
-    tokens = words(128)
+    tokens, places = words(128), (torch.arange(128) + gap * (torch.arange(128) >= 64)).unsqueeze(0)
     with torch.no_grad():
-        scaled = scaling.scaled(model, "linear", 2.0)(tokens).logits
-        squeezed = model(tokens, position_ids=torch.arange(128).unsqueeze(0) / 2).logits
+        scaled = scaling.scaled(model, "linear", 2.0)(tokens, position_ids=places).logits
+        squeezed = model(tokens, position_ids=places / 2).logits
     torch.testing.assert_close(scaled, squeezed, rtol=1e-4, atol=1e-4)
 
 
