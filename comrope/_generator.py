@@ -145,9 +145,7 @@ def _spread(g: Tensor, positions: Tensor, num_blocks: int) -> tuple[Tensor, Tens
     return centre, fifth.pow(1 / 5)
 
 
-def _closed_sums(
-    g: Tensor, z: Tensor, frequencies: Tensor, offsets: Tensor, scratch: Tensor
-) -> tuple[Tensor, Tensor]:
+def _closed_sums(g: Tensor, z: Tensor, frequencies: Tensor, offsets: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
     """C₁ and C₃ of form (3), (H, m, b, b) each; offsets are t, (L, H, m) or (B, L, H, m)."""
     num_blocks, b = frequencies.shape[1], 2 * frequencies.shape[2]
     half = inverse_table(phase_table((offsets.unsqueeze(-1) * frequencies / 2).flatten(-2), g.dtype))

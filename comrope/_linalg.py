@@ -57,7 +57,10 @@ def only_what_turns(basis: Tensor, frequencies: Tensor) -> Tensor:
         frequencies: ω, (N, H, m, b/2), without gradient.
     """
     alike, against = (
-        (frequencies.unsqueeze(-1) != sign * frequencies.unsqueeze(-2)).any(0).repeat_interleave(2, -1).repeat_interleave(2, -2)
+        (frequencies.unsqueeze(-1) != sign * frequencies.unsqueeze(-2))
+        .any(0)
+        .repeat_interleave(2, -1)
+        .repeat_interleave(2, -2)
         for sign in (1, -1)
     )
     constant = basis.detach()

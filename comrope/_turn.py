@@ -198,7 +198,9 @@ def _tangent(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgen
     if dx is not None:
         total = total + group_heads(_turn(dx, table, basis if on_tokens else None), table)
     if dphases is not None:
-        rate = (dphases.unsqueeze(0) if dphases.ndim == 3 else dphases).transpose(1, 2).unsqueeze(2)  # (B or 1, H, 1, L, D/2)
+        rate = (
+            (dphases.unsqueeze(0) if dphases.ndim == 3 else dphases).transpose(1, 2).unsqueeze(2)
+        )  # (B or 1, H, 1, L, D/2)
         total = total + torch.view_as_real(1j * rate.to(table.dtype) * as_complex(turned)).flatten(-2)
     if dbasis is not None:
         change = dense(basis.mT @ dbasis, turned.dtype)  # X of dQ = QX
@@ -209,7 +211,9 @@ def _tangent(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgen
     return total.view(z.shape).to(z.dtype)
 
 
-def _into_heads(size: int, in_dims: Sequence[int | None], heads: Sequence[int], tensors: Sequence[Tensor | None]) -> list:
+def _into_heads(
+    size: int, in_dims: Sequence[int | None], heads: Sequence[int], tensors: Sequence[Tensor | None]
+) -> list:
     """Each tensor with its vmapped dimension as so many times the heads, since a rotation is one of each head alone.
 
     Args:

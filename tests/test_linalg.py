@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from comrope import _linalg
+from comrope._generator import plane_frequencies
 from tests.helpers import SPECTRA, assert_close, draw, orthogonal, planes, spectra_for
 
 SIZES = (2, 4, 8, 16, 64)
@@ -102,21 +103,60 @@ def test_decomposition_of_a_batch_that_mixes_kinds_is_that_of_each_alone():
         assert (rebuilt - alone_basis @ planes(alone_mu) @ alone_basis.mT).abs().max() < 1e-12
 
 
-def test_spectrum_is_the_decomposition_with_a_tilt_of_zero():
+def test_the_generator_is_the_matrix_in_its_planes():
     s = SPECTRA["random"](3, 8)
-    basis, mu, tilt, moments = _linalg.skew_spectrum(s.float(), torch.float32)
+    basis, generator = _linalg.in_planes(s.float())
     expected_basis, expected_mu = _linalg.decompose(s.float())
     assert torch.equal(basis, expected_basis)
-    assert torch.equal(mu, expected_mu)
-    assert tilt.dtype == torch.float32
-    assert torch.equal(tilt, torch.zeros(3, 8, 8))
-    assert torch.equal(moments, torch.zeros(3, 2, dtype=torch.float64))
+    assert_close(generator, planes(expected_mu), 1e-13)
+    assert_close(plane_frequencies(generator), expected_mu, 1e-13)
+
+
+def test_a_single_plane_needs_no_basis():
+    s = SPECTRA["random"](3, 2).requires_grad_()
+    basis, generator = _linalg.in_planes(s)
+    assert basis is None
+    assert torch.equal(plane_frequencies(generator), s[:, 1, 0].unsqueeze(-1))
 
 
 def test_gradient_of_clear_frequencies_is_that_of_eigenvalues():
     base = draw(3, 8, 8).requires_grad_()
-    _, mu, _, _ = _linalg.skew_spectrum(base - base.mT, torch.float64)
+    mu = plane_frequencies(_linalg.in_planes(base - base.mT)[1])
     eigenvalues = torch.linalg.eigvalsh(1j * (base - base.mT))[..., 4:]
     (ours,) = torch.autograd.grad((mu**3).sum(), base)
     (theirs,) = torch.autograd.grad((eigenvalues**3).sum(), base)
     assert_close(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("frequencies", ["free", "zero", "equal", "opposite", "equal on one axis of two"])
+def test_no_gradient_along_changes_of_the_basis_that_turn_nothing(frequencies):
+    """The gradient of A_i = Q diag(ω_i J) Qᵀ, which is zero along them up to rounding, loses nothing but that rounding."""
+    omega = draw(2, 3, 1, 4, seed=1)
+    omega = {
+        "free": omega,
+        "zero": 0 * omega,
+        "equal": omega[..., :1].expand(2, 3, 1, 4),
+        "opposite": omega[..., :1] * torch.tensor([1.0, -1.0, 1.0, -1.0]),
+        "equal on one axis of two": torch.stack((omega[0, ..., :1].expand(3, 1, 4), omega[1])),
+    }[frequencies]
+    basis, weight = orthogonal(3, 1, 8).requires_grad_(), draw(2, 3, 1, 8, 8, seed=2)
+
+    def gradient(q):
+        """The skew-symmetric part, which is all that a basis can follow."""
+        (found,) = torch.autograd.grad(((q @ planes(omega) @ q.mT) * weight).sum(), basis)
+        return _linalg.skew(basis.mT @ found).detach()
+
+    kept = _linalg.only_what_turns(basis, omega)
+    assert_close(kept, basis, 1e-15)
+    expected, found = gradient(basis), gradient(kept)
+    if frequencies == "zero":
+        assert not found.any()
+    else:
+        assert_close(found, expected, 1e-14)
+
+
+def test_the_basis_of_a_single_plane_has_no_gradient():
+    basis = orthogonal(3, 1, 2).requires_grad_()
+    kept = _linalg.only_what_turns(basis, draw(2, 3, 1, 1))
+    (gradient,) = torch.autograd.grad((kept * draw(3, 1, 2, 2, seed=1)).sum(), basis)
+    assert not gradient.any()

@@ -5,7 +5,7 @@ import torch
 
 from comrope import reference
 from comrope._linalg import plane_generators
-from comrope.errors import SecondDerivativeError
+from comrope.errors import InputError, SecondDerivativeError
 from tests.helpers import (
     LEARNED,
     ONE_PARAMETER,
@@ -73,6 +73,23 @@ def test_engine_equals_reference_far_from_the_origin(name, spectrum):
     set_skew(pe, spectrum)
     q, k = draw(1, 2, 5, 16, seed=1), draw(1, 2, 5, 16, seed=2)
     _compare(pe, q, k, 300 * draw(5, 2, seed=3))
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-8, 1e-9, 1e-10, 1e-12])
+@pytest.mark.parametrize("far", [1e4, 1e6])
+def test_nearly_equal_frequencies_of_tokens_that_are_far_out_together(far, gap):
+    """Was off by 9e-5 at 10⁴ and 0.4 at 10⁶: phases there are rounded by ε|φ|, not by ε."""
+    pe = build("comrope-ld", num_heads=1, head_dim=8, num_axes=1, block_size=8)
+    with torch.no_grad():
+        basis = torch.linalg.qr(draw(8, 8, seed=5)).Q
+        frequencies = torch.tensor([1.0, 1 + gap, 2.0, 3.0], dtype=torch.float64)
+        pe.base_matrices.copy_(basis @ plane_generators(frequencies) @ basis.mT / 2)
+        pe.axis_scale.fill_(1)
+    near = torch.linspace(0, 30, 9, dtype=torch.float64).unsqueeze(-1)
+    q, k, weight = draw(1, 1, 9, 8, seed=1), draw(1, 1, 9, 8, seed=2), draw(9, 9, seed=3)
+    (ours,) = torch.autograd.grad((call(pe, q, k, far + near) * weight).sum(), pe.base_matrices)
+    (theirs,) = torch.autograd.grad((oracle(pe, q, k, near) * weight).sum(), pe.base_matrices)
+    assert_close(ours, theirs, 1e-8)
 
 
 @pytest.mark.parametrize("far", ["queries", "keys"])
@@ -316,10 +333,54 @@ def test_rotated_tensors_keep_length_and_places_without_a_basis():
 )
 @pytest.mark.parametrize("name", ROTARY)
 def test_nothing_to_turn_is_turned_into_nothing(name, tokens, positions):
-    """No tokens or no samples, as the last batch of a sharded data set has them."""
+    """No tokens or no samples, as the last batch of a sharded data set has them: no values, and gradients of zero."""
     pe = build(name, block_size=8)
-    turned = pe(torch.zeros(tokens), torch.zeros(tokens), torch.zeros(positions))
+    inputs = {"q": torch.zeros(tokens), "k": torch.zeros(tokens), "x": torch.zeros(positions)}
+    leaves = {leaf: t.requires_grad_() for leaf, t in inputs.items()} | trainable(pe)
+    turned = pe(*inputs.values())
     assert [t.shape for t in turned] == [tokens, tokens]
+    assert not any(g.any() for g in gradients(sum(t.sum() for t in turned), leaves).values())
+
+
+def _at_an_odd_offset(t: torch.Tensor) -> torch.Tensor:
+    """The same numbers in memory that begins with the fourth of a buffer, as a slice of parameters kept in one has it."""
+    buffer = torch.zeros(t.numel() + 3, dtype=t.dtype)
+    return buffer[3:].view(t.shape).copy_(t)
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_tokens_and_gradients_may_begin_anywhere_in_memory(name):
+    pe = build(name, stir=0.3, block_size=8)
+    q, k, x = draw(2, 4, 5, 16), draw(2, 2, 5, 16, seed=1), draw(5, 2)
+    weight = draw(q.numel() + k.numel() + 7, seed=2)
+
+    def everything(q, k):
+        leaves = {"q": q.requires_grad_(), "k": k.requires_grad_()} | trainable(pe)
+        turned = pe(q, k, x)
+        # torch.cat sends back slices, at whatever place they begin.
+        value = (torch.cat([turned[0].flatten()[:7], turned[0].flatten(), turned[1].flatten()]) * weight).sin().sum()
+        return [*turned, *gradients(value, leaves).values()]
+
+    for odd, even in zip(everything(_at_an_odd_offset(q), _at_an_odd_offset(k)), everything(q, k), strict=True):
+        assert_close(odd, even, 1e-14)
+
+
+@pytest.mark.parametrize("name", [name for name in SPECTRAL if name in LEARNED])
+def test_a_result_of_learned_angles_that_is_changed_in_place_is_named(name):
+    pe = build(name, block_size=8)
+    turned, _ = pe(draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(5, 2))
+    turned.mul_(2)
+    with pytest.raises(InputError, match=r"changed in place.*q = q \* scale"):
+        turned.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["rope", "liere"])
+def test_other_results_may_be_changed_in_place(name):
+    pe = build(name, **({} if name == "rope" else {"block_size": 8}))
+    q, k, x = draw(1, 2, 5, 16).requires_grad_(), draw(1, 2, 5, 16, seed=1), draw(5, 2)
+    (expected,) = torch.autograd.grad((2 * pe(q, k, x)[0]).sin().sum(), q)
+    (found,) = torch.autograd.grad(pe(q, k, x)[0].mul_(2).sin().sum(), q)
+    assert_close(found, expected, 1e-14)
 
 
 @pytest.mark.parametrize("silent", [1e4, 1e6])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import LEARNED, assert_close, build, call, draw, gradients, nonlinear, oracle, trainable
+from tests.helpers import LEARNED, assert_close, build, call, draw, gradients, nonlinear, oracle, scores, trainable
 
 
 @pytest.mark.parametrize("block_size", [2, 8])
@@ -27,6 +27,25 @@ def test_at_the_identity_gradients_are_true_and_not_zero(name, block_size):
     assert_close(ours[angles], theirs[angles], 1e-6)
     for leaf in set(ours) - {angles}:  # where nothing turns yet, a basis and a scale have nothing to act on
         assert max(ours[leaf].abs().max(), theirs[leaf].abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("in_weights", [False, True], ids=["on tokens", "in the weights"])
+@pytest.mark.parametrize("name", ["comrope-mt", "string"])
+def test_at_the_identity_a_basis_does_not_move(name, in_weights):
+    """Nothing turns, so its gradient is zero: of rounding alone AdamW would make a step of 0.8 times the learning rate."""
+    pe = build(name, block_size=8, init="identity", dtype=torch.float32)
+    tokens, x = draw(2, 9, 12, seed=1, dtype=torch.float32), draw(9, 2, seed=2)
+    weights = [draw(32, 12, seed=i, dtype=torch.float32) for i in (3, 4)]
+    rotation = pe.rotation(x)
+    q, k = (
+        (tokens @ (rotation.into_basis(w) if in_weights else w).mT).unflatten(-1, (2, 16)).transpose(1, 2)
+        for w in weights
+    )
+    optimiser = torch.optim.AdamW(pe.parameters(), lr=0.01)
+    nonlinear(scores(*rotation.turn(q, k, in_basis=in_weights))).backward()
+    optimiser.step()
+    assert not pe.basis_generator.any()
+    assert pe.frequencies.any()
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -1,0 +1,205 @@
+"""Queries and keys that meet in a score need not come from one call: gradients are those of all rotations together.
+
+Each case is held against `comrope.reference` on the whole sequence in float64. The properties in tests/test_properties.py draw
+many more; these are the ones that were wrong, each with the way in which users get there.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from comrope import reference
+from comrope._linalg import plane_generators
+from tests.helpers import (
+    ONE_PARAMETER,
+    ROTARY,
+    SPECTRAL,
+    assert_close,
+    build,
+    draw,
+    gradients,
+    in_float64,
+    nonlinear,
+    oracle,
+    orthogonal,
+    scores,
+    set_skew,
+    trainable,
+)
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+def _one_block(frequencies: list[float], dtype: torch.dtype):
+    """An LD of one head and block along one axis, with these frequencies in a random basis."""
+    b = 2 * len(frequencies)
+    pe = build("comrope-ld", num_heads=1, head_dim=b, num_axes=1, block_size=b, dtype=dtype)
+    basis = orthogonal(b, seed=5)
+    with torch.no_grad():
+        generators = plane_generators(torch.tensor(frequencies, dtype=torch.float64))
+        pe.base_matrices.copy_(basis @ generators @ basis.mT / 2)
+        pe.axis_scale.fill_(1)
+    return pe
+
+
+def _true_gradient(pe, q, k, x, y, weight, *, detached: bool = False) -> Tensor:
+    """∂/∂P of Σ weight·score by matrix_exp, with R(y)k held constant if `detached`."""
+    exact = in_float64(pe)
+    rotated_q, rotated_k = (
+        reference.apply(reference.rotation_matrices(exact.angle_matrices(), at), t.double())
+        for at, t in ((x, q), (y, k))
+    )
+    value = (scores(rotated_q, rotated_k.detach() if detached else rotated_k) * weight).sum()
+    return torch.autograd.grad(value, exact.base_matrices)[0]
+
+
+@pytest.mark.parametrize("detached", [False, True], ids=["split", "detached keys"])
+@pytest.mark.parametrize("extent", [1.0, 0.3, 0.1])
+@pytest.mark.parametrize("gap", [0.03, 3e-3, 3e-5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_block_of_nearly_equal_frequencies(dtype, gap, extent, detached):
+    """Was wrong 20 to 20,000 times: near tokens have the gap closed and far ones open, and each call chose for itself."""
+    pe = _one_block([0.9, 0.9 + gap], dtype)
+    q, k = draw(2, 1, 9, 4, seed=1, dtype=dtype), draw(2, 1, 9, 4, seed=2, dtype=dtype)
+    x, weight = extent * torch.linspace(0, 1, 9, dtype=torch.float64).unsqueeze(-1), draw(2, 1, 9, 9, seed=3)
+    rotated_q, _ = pe(q, 0 * q, x)
+    _, rotated_k = pe(0 * k, k, 10 * x)
+    value = (scores(rotated_q, rotated_k.detach() if detached else rotated_k).double() * weight).sum()
+    (gradient,) = torch.autograd.grad(value, pe.base_matrices)
+    expected = _true_gradient(pe, q, k, x, 10 * x, weight, detached=detached)
+    assert_close(gradient, expected, TOLERANCE[dtype])
+
+
+def _chunks(length: int, number: int) -> list[slice]:
+    ends = [round(i * length / number) for i in range(number + 1)]
+    return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+
+
+@pytest.mark.parametrize("number", [2, 5])
+@pytest.mark.parametrize("name", ROTARY)
+def test_a_sequence_in_chunks_has_the_gradients_of_the_whole(name, number):
+    """As through a cache of keys."""
+    pe = build(name, stir=0.3, block_size=8)
+    q, k, x = draw(2, 4, 10, 16, seed=1), draw(2, 2, 10, 16, seed=2), draw(10, 2, seed=3)
+    leaves = {"q": q, "k": k, "x": x}
+    leaves = {leaf: t.requires_grad_() for leaf, t in leaves.items()} | trainable(pe)
+    parts = [pe(q[:, :, at], k[:, :, at], x[at]) for at in _chunks(10, number)]
+    value = nonlinear(scores(*(torch.cat(t, dim=2) for t in zip(*parts, strict=True))))
+    expected = gradients(nonlinear(oracle(pe, q, k, x)), leaves)
+    for leaf, gradient in gradients(value, leaves).items():
+        assert_close(gradient, expected[leaf], 1e-10, leaf)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_cross_attention_with_calls_of_its_own_for_queries_and_keys(name):
+    """A decoder asks; the encoder's keys were rotated before, at other positions, and by another number of tokens."""
+    pe = build(name, stir=0.3, block_size=8)
+    q, k = draw(2, 4, 5, 16, seed=1), draw(2, 2, 7, 16, seed=2)
+    x, y = draw(2, 5, 2, seed=3), 20 * draw(7, 2, seed=4)
+    leaves = {"x": x, "y": y}
+    leaves = {leaf: t.requires_grad_() for leaf, t in leaves.items()} | trainable(pe)
+    _, rotated_k = pe(torch.zeros(2, 2, 7, 16, dtype=q.dtype), k, y)
+    rotated_q, _ = pe(q, torch.zeros(2, 2, 5, 16, dtype=q.dtype), x)
+    expected = gradients(nonlinear(oracle(pe, q, k, x, y)), leaves)
+    for leaf, gradient in gradients(nonlinear(scores(rotated_q, rotated_k)), leaves).items():
+        assert_close(gradient, expected[leaf], 1e-10, leaf)
+
+
+@pytest.mark.parametrize("name", [name for name in SPECTRAL if name != "rope"])
+def test_a_basis_in_the_weights_in_chunks(name):
+    """`into_basis` is called once for each chunk, as an attention layer does."""
+    pe = build(name, stir=0.3, block_size=8)
+    tokens, x = draw(2, 10, 12, seed=1), draw(10, 2, seed=2)
+    w_q, w_k = draw(32, 12, seed=3).requires_grad_(), draw(32, 12, seed=4).requires_grad_()
+    leaves = {"w_q": w_q, "w_k": w_k} | trainable(pe)
+
+    def heads(projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (2, 16)).transpose(1, 2)
+
+    parts = []
+    for at in _chunks(10, 3):
+        rotation = pe.rotation(x[at], dtype=torch.float64)
+        q, k = (heads(tokens[:, at] @ rotation.into_basis(w).mT) for w in (w_q, w_k))
+        parts.append(rotation.turn(q, k, in_basis=True))
+    value = nonlinear(scores(*(torch.cat(t, dim=2) for t in zip(*parts, strict=True))))
+    exact = oracle(pe, heads(tokens @ w_q.mT), heads(tokens @ w_k.mT), x)
+    expected = gradients(nonlinear(exact), leaves)
+    for leaf, gradient in gradients(value, leaves).items():
+        assert_close(gradient, expected[leaf], 1e-10, leaf)
+
+
+@pytest.mark.parametrize("name", ONE_PARAMETER)
+def test_one_rotation_for_several_layers(name):
+    """Layers that share an encoding may work its rotation out once, though one looks at the near tokens, one at all."""
+    pe = build(name, block_size=8)
+    set_skew(pe, "gaps of 1e-4")
+    x = torch.tensor([0.01, 0.02, 0.05, 1.0, 1e3, 3e3], dtype=torch.float64).unsqueeze(-1) * draw(6, 2, seed=3)
+    layers = [(draw(2, 2, 6, 16, seed=i), draw(2, 2, 6, 16, seed=9 + i)) for i in range(2)]
+    for tokens in layers[0]:
+        tokens[:, :, 3:] = 0
+    rotation = pe.rotation(x, dtype=torch.float64)
+    value = sum(nonlinear(scores(*rotation.turn(q, k))) for q, k in layers)
+    expected = gradients(sum(nonlinear(oracle(pe, q, k, x)) for q, k in layers), trainable(pe))
+    for leaf, gradient in gradients(value, trainable(pe)).items():
+        assert_close(gradient, expected[leaf], 1e-10, leaf)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' parts of a sequence, (ranks, ...), with the gradient that all ranks together send back to each."""
+
+    @staticmethod
+    def forward(part: Tensor) -> Tensor:
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, part.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        return
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad[dist.get_rank()]
+
+
+def _sequence(name: str):
+    return (
+        build(name, stir=0.2, block_size=8),
+        draw(2, 2, 12, 16, seed=1),
+        draw(2, 2, 12, 16, seed=2),
+        draw(12, 2, seed=3),
+    )
+
+
+def _rank(rank: int, folder: str, name: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        pe, q, k, x = _sequence(name)
+        at = _chunks(12, 2)[rank]
+        rotated_q, rotated_k = pe(q[:, :, at], k[:, :, at], x[at])
+        all_keys = _Gather.apply(rotated_k).movedim(0, 2).flatten(2, 3)  # pyright: ignore
+        (scores(rotated_q, all_keys).sin() * draw(2, 2, 12, 12, seed=4)[:, :, at]).sum().backward()
+        for parameter in pe.parameters():
+            dist.all_reduce(parameter.grad)
+        if rank == 0:
+            torch.save({leaf: p.grad for leaf, p in pe.named_parameters()}, Path(folder) / "gradients.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "comrope-mt"])
+def test_a_sequence_on_two_processes_has_the_gradients_of_one(name, tmp_path):
+    """Sequence parallelism: each process rotates its own tokens, and asks the keys of both."""
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), name), nprocs=2)
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    pe, q, k, x = _sequence(name)
+    value = (oracle(pe, q, k, x).sin() * draw(2, 2, 12, 12, seed=4)).sum()
+    for leaf, gradient in gradients(value, trainable(pe)).items():
+        assert_close(found[leaf], gradient, 1e-10, leaf)
