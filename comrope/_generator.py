@@ -9,8 +9,8 @@ and keys share it, and so no derivative of eigenvectors is ever needed. With the
 Each token's gradient is whole by itself. It does not matter which queries and keys meet in one call, on which process, or
 whether some are detached.
 
-**The rule** (Daleckii–Krein). In each plane J has eigenvectors v± = (1, ∓i)/√2 with eigenvalues ±i. In these coordinates, marked
-by ~, D has eigenvalues iλ_a with λ = ±μ. For gaps Δ_ab = λ_a − λ_b and g = ∂L/∂z,
+**The rule** (Daleckii–Krein). In each plane J has eigenvectors v± = (1, ∓i)/√2 with eigenvalues ±i. In these coordinates,
+marked by ~, D has eigenvalues iλ_a with λ = ±μ. For gaps Δ_ab = λ_a − λ_b and g = ∂L/∂z,
 
     ∂L/∂D~ = M,   M_ab = Σ_n τ_n ∫₀¹ e^{−isΔτ_n} ds · g~_na z~*_nb.                                                        (1)
 
@@ -26,13 +26,13 @@ b times the memory of the tokens. Two forms need only sums of outer products:
 
     M = e^{−iΔc} (C₁ − Δ²/24 · C₃) + c e^{−iΔc/2} sinc(Δc/2) K,   C_p = Σ t^p ĝ~ ẑ~ᴴ.                                      (3)
 
-Form (2) is wrong by rounding, ε Σ|g||z| / Δ; form (3) leaves out Δ⁴ Σ|g||z||t|⁵/1920. With r⁵ = Σ|g||t|⁵ / Σ|g| both are equal at
-Δr = (1920 ε)^⅕, and (3) is used below. In float64 both are there 10⁻¹³ of Σ|g||z||t|. In float32 so many gaps would lie below
-that most steps would need both forms; there (3) is used below Δr = 1/64 only, where (2) is wrong by 10⁻⁵.
+Form (2) is wrong by rounding, ε Σ|g||z| / Δ; form (3) leaves out Δ⁴ Σ|g||z||t|⁵/1920. With r⁵ = Σ|g||t|⁵ / Σ|g| both are
+equal at Δr = (1920 ε)^⅕, and (3) is used below. In float64 both are there 10⁻¹³ of Σ|g||z||t|. In float32 so many gaps would
+lie below that most steps would need both forms; there (3) is used below Δr = 1/64 only, where (2) is wrong by 10⁻⁵.
 
 |z| is left out of the weights: it is nearly the same for all tokens. c is their centre of mass, so that a text that is read far
-from position 0 loses nothing. ε is the rounding of the arithmetic, or of phases μτ in float64 where that is more; the rounding of
-tokens in bfloat16 is the same in A and K, and cancels.
+from position 0 loses nothing. ε is the rounding of the arithmetic, or of phases μτ in float64 where that is more; the rounding
+of tokens in bfloat16 is the same in A and K, and cancels.
 
 Within a plane, a = b, M is Στ⟨g, Jz⟩; that goes through the phases φ = μτ, and is left zero here.
 """
@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from comrope._linalg import may_ask
-from comrope._planes import as_complex, dense, gram, inverse_table, on_features, phase_table, rotate
+from comrope._planes import dense, gram, inverse_table, on_features, phase_table, rotate, scratch_for
 
 _LEFT_OUT = 1920
 """The first term that form (3) leaves out is w⁴ / 1920."""
@@ -89,10 +89,14 @@ def _closed_below(reach: Tensor, far: Tensor, dtype: torch.dtype) -> Tensor:
     return (_LEFT_OUT * rounding).pow(1 / 5).clamp_max(_WIDEST) / reach.clamp_min(torch.finfo(torch.float64).tiny)
 
 
-# One operator: a compiled graph sees a single node, and asks in it, as eager code does, whether any gap is closed.
-@torch.library.custom_op("comrope::generator_gradient", mutates_args=())
 def generator_gradient(
-    g: Tensor, z: Tensor, h: Tensor, frequencies: Tensor, positions: Tensor, table: Tensor
+    g: Tensor,
+    z: Tensor,
+    h: Tensor,
+    frequencies: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    scratch: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂D between planes, by the rule above: (H, m, b, b), float64.
 
@@ -101,32 +105,40 @@ def generator_gradient(
         frequencies: μ (H, m, b/2).
         positions: τ (L, H, m) or (B, L, H, m), float64.
         table: of the phases μτ.
+        scratch: room for two such tensors of tokens, (2, any), to be overwritten.
     """
     num_blocks, b = frequencies.shape[1], 2 * frequencies.shape[2]
-    scratch = g.new_empty(2, g.numel())
+    scratch = scratch_for(g) if scratch is None else scratch
     a = gram(h, rotate(z, inverse_table(table), scratch[0]), num_blocks)
     k = gram(g, z, num_blocks)
     centre, reach = _spread(g, positions, num_blocks)
     far = positions.abs().flatten(0, -3).amax(0) * frequencies.abs().amax(-1) if positions.numel() else reach
-    gaps = _gaps(frequencies)
-    closed = gaps.abs() < _closed_below(reach, far, g.dtype)[..., None, None]
-    between = _between(b, gaps.device)
-    sums = [a, k]
+    gaps, between = _gaps(frequencies), _between(b, g.device)
+    closed = (gaps.abs() < _closed_below(reach, far, g.dtype)[..., None, None]) & between
     # An accelerator would have to be waited for to know: there the sums for closed gaps are always made.
-    if not may_ask(g.device) or (closed & between).any():
-        sums += _closed_sums(g, z, frequencies, positions - centre, scratch)
+    needed = not may_ask(g.device) or bool(closed.any())
+    sums = (a - k, k, *_closed_sums(g, z, frequencies, positions - centre, scratch)) if needed else (a - k,)
     v = _eigenvectors(b, g.device)
-    a, k, *c = (v.mH @ total.to(v.dtype) @ v for total in sums)
-    gradient = 1j * (a - k) / torch.where(closed | ~between, 1.0, gaps)
-    if c:
+    difference, *rest = v.mH @ torch.stack(sums).to(v.dtype) @ v
+    gradient = 1j * difference / torch.where(closed | ~between, 1.0, gaps)
+    if rest:
+        k, first, third = rest
         centre = centre[..., None, None]
         shift = torch.polar(torch.ones_like(gaps), -gaps * centre / 2)
         to_centre = centre * torch.sinc(gaps * centre / (2 * torch.pi)) * shift * k  # torch's sinc has the π inside
-        gradient = torch.where(closed, shift**2 * (c[0] - gaps**2 / 24 * c[1]) + to_centre, gradient)
+        gradient = torch.where(closed, shift**2 * (first - gaps**2 / 24 * third) + to_centre, gradient)
     return (v @ (gradient * between) @ v.mH).real.contiguous()
 
 
-@generator_gradient.register_fake
+# One operator for compiled graphs, which asks in it, as eager code does, whether any gap is closed.
+@torch.library.custom_op("comrope::generator_gradient", mutates_args=())
+def generator_gradient_op(
+    g: Tensor, z: Tensor, h: Tensor, frequencies: Tensor, positions: Tensor, table: Tensor
+) -> Tensor:
+    return generator_gradient(g, z, h, frequencies, positions, table)
+
+
+@generator_gradient_op.register_fake
 def _(g, z, h, frequencies, positions, table):
     num_heads, num_blocks, half = frequencies.shape
     return frequencies.new_empty(num_heads, num_blocks, 2 * half, 2 * half)
@@ -160,7 +172,8 @@ def generator_tangent(
 ) -> Tensor:
     """dz for a change dD of the generator between planes: the adjoint of `generator_gradient`, for forward mode.
 
-    With Y_ab = dD~_ab / (iΔ_ab) over open gaps, dz = exp(τD) Y u − Y z; over closed ones dz = e^{τD/2} (τ − τ³Δ²/24) dD e^{τD/2} u.
+    Over open gaps, with Y_ab = dD~_ab / (iΔ_ab), dz = exp(τD) Y u − Y z. Over closed ones
+    dz = exp(τD/2) (τ − τ³Δ²/24) dD exp(τD/2) u.
 
     Args:
         u, z: tokens before and after the rotation, (B, H, g, L, D).
@@ -172,8 +185,8 @@ def generator_tangent(
     gaps = _gaps(frequencies)
     reach = positions.abs().flatten(0, -3).amax(0) if positions.numel() else torch.zeros_like(frequencies[..., 0])
     far = reach * frequencies.abs().amax(-1)
-    closed = gaps.abs() < _closed_below(reach, far, u.dtype)[..., None, None]
     between = _between(b, gaps.device)
+    closed = (gaps.abs() < _closed_below(reach, far, u.dtype)[..., None, None]) & between
 
     def apply(change: Tensor, x: Tensor) -> Tensor:
         return x @ dense((v @ change @ v.mH).real, x.dtype).mT
@@ -182,6 +195,6 @@ def generator_tangent(
     result = rotate(apply(by_gap, u), table) - apply(by_gap, z)
     half = phase_table((positions.unsqueeze(-1) * frequencies / 2).flatten(-2), u.dtype)
     tau = on_features(positions, b).to(u.dtype)
-    by_series, x = tangent * (closed & between), rotate(u, half)
+    by_series, x = tangent * closed, rotate(u, half)
     middle = tau * (apply(by_series, x) - tau**2 * apply(by_series * gaps**2 / 24, x))
     return result + rotate(middle, half)

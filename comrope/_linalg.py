@@ -168,8 +168,8 @@ def _(info, in_dims, matrix):
 def in_planes(matrix: Tensor) -> tuple[Tensor | None, Tensor]:
     """Q of skew-symmetric S (..., b, b), a constant, and D = QᵀSQ = diag(μ_k J), differentiable in S: float64.
 
-    What a rotation by exp(τS) needs of S goes through D (comrope._generator): the decomposition itself has no derivative. Blocks
-    of a single plane are in it already: Q is None for them.
+    What a rotation by exp(τS) needs of S goes through D (comrope._generator): the decomposition itself has no derivative.
+    Blocks of a single plane are in it already: Q is None for them.
     """
     if matrix.shape[-1] == 2:
         return None, matrix.double()

@@ -43,6 +43,11 @@ def group_heads(x: Tensor, table: Tensor) -> Tensor:
     return x.unflatten(1, (num_heads, x.shape[1] // num_heads)).to(table.dtype)
 
 
+def scratch_for(x: Tensor) -> Tensor:
+    """Room for two tensors as large as x that are worked out on the way: fresh memory costs more time than the arithmetic."""
+    return x.new_empty(2, x.numel())
+
+
 def rotate(x: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
     """Each plane of x rotated by its angle; written into the flat buffer `out`, if given.
 
@@ -70,14 +75,15 @@ def as_complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
-def phase_gradient(g: Tensor, z: Tensor, shared: bool) -> Tensor:
-    """⟨g, Jz⟩ of every plane, summed over what shares its phase: float64, (L, H, D/2) if the batch does, else (B, L, H, D/2)."""
+def phase_gradient(g: Tensor, z: Tensor, shared: bool, scratch: Tensor) -> Tensor:
+    """⟨g, Jz⟩ of every plane, float64: (L, H, D/2) summed over the batch if it shares the phases, else (B, L, H, D/2)."""
     over = (0, 2) if shared else (2,)
     if torch.compiler.is_compiling():
         (g1, g2), (z1, z2) = coordinates(g), coordinates(z)
         summed = (g2 * z1 - g1 * z2).sum(over)
     else:
-        summed = as_complex(z).conj_physical().mul_(as_complex(g)).sum(over).imag
+        product = as_complex(scratch[0, : g.numel()].view(g.shape))
+        summed = torch.conj_physical(as_complex(z), out=product).mul_(as_complex(g)).sum(over).imag
     return summed.transpose(-3, -2).double()
 
 

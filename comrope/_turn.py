@@ -4,8 +4,8 @@ With g = ∂L/∂z, h = Rot(−φ)g and u = Rot(−φ)z = Qᵀx, the sums being 
 
     ∂L/∂x = Qh,   ∂L/∂φ = ⟨g, Jz⟩,   ∂L/∂Q = Q (Σ u hᵀ − Σ z gᵀ),   ∂L/∂D as comrope._generator derives it.
 
-The second sum in ∂L/∂Q is that of the outer Q, which R(x)x = Q Rot(φ)Qᵀx has and z leaves out: gradients are those of R(x)x, seen
-from a frame that does not move, and so are right whatever else takes part in the loss.
+The second sum in ∂L/∂Q is that of the outer Q, which Q Rot(φ)Qᵀx has and z leaves out: gradients are those of the whole
+rotation, seen from a frame that does not move, and so are right whatever else takes part in the loss.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,23 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from comrope._generator import generator_gradient, generator_tangent, plane_frequencies
-from comrope._planes import as_complex, dense, full_precision, gram, group_heads, inverse_table, phase_gradient, rotate
+from comrope._generator import (
+    generator_gradient,
+    generator_gradient_op,
+    generator_tangent,
+    plane_frequencies,
+)
+from comrope._planes import (
+    as_complex,
+    dense,
+    full_precision,
+    gram,
+    group_heads,
+    inverse_table,
+    phase_gradient,
+    rotate,
+    scratch_for,
+)
 from comrope.errors import InputError, refuse_second_derivative
 
 
@@ -54,7 +69,7 @@ class Turn(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, phases, basis, generator, positions, table, in_basis = inputs
+        _, phases, basis, generator, positions, table, in_basis = inputs
         learned = any(ctx.needs_input_grad[1:4])  # of a fixed rotation the backward needs the table alone
         ctx.save_for_backward(output if learned else None, basis, generator, positions, table)
         ctx.shared, ctx.in_basis = phases.ndim == 3, in_basis
@@ -171,21 +186,24 @@ def _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_ba
     with torch.no_grad(), full_precision(table.device):
         g = group_heads(grad, table)
         inverse = inverse_table(table)
-        h = rotate(g, inverse)
+        scratch = scratch_for(g)
+        on_tokens = basis is not None and not in_basis
+        h = rotate(g, inverse, scratch[1] if on_tokens else None)  # which is the gradient of x itself without a basis
         if needs_x:
-            back = h if basis is None or in_basis else h @ dense(basis, h.dtype).mT
+            back = h @ dense(basis, h.dtype).mT if on_tokens else h
             grad_x = back.view(grad.shape).to(grad.dtype)
         if needs_phases or needs_basis or needs_generator:
             z = group_heads(z, table)
         if needs_phases:
-            grad_phases = phase_gradient(g, z, shared)
+            grad_phases = phase_gradient(g, z, shared, scratch)
         if needs_basis:
             num_blocks = basis.shape[1]
-            total = gram(rotate(z, inverse), h, num_blocks) - gram(z, g, num_blocks)
+            total = gram(rotate(z, inverse, scratch[0]), h, num_blocks) - gram(z, g, num_blocks)
             grad_basis = basis @ total.to(basis.dtype)
         if needs_generator:
-            frequencies = plane_frequencies(generator)
-            grad_generator = generator_gradient(g, z, h, frequencies, positions, table)
+            inputs = (g, z, h, plane_frequencies(generator), positions, table)
+            compiling = torch.compiler.is_compiling()
+            grad_generator = generator_gradient_op(*inputs) if compiling else generator_gradient(*inputs, scratch)
     return grad_x, grad_phases, grad_basis, grad_generator
 
 

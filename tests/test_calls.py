@@ -4,6 +4,7 @@ Each case is held against `comrope.reference` on the whole sequence in float64. 
 many more; these are the ones that were wrong, each with the way in which users get there.
 """
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_one_block_of_nearly_equal_frequencies(dtype, gap, extent, detached):
 
 def _chunks(length: int, number: int) -> list[slice]:
     ends = [round(i * length / number) for i in range(number + 1)]
-    return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 @pytest.mark.parametrize("number", [2, 5])

@@ -12,7 +12,7 @@ from comrope import _exponential, _generator, _linalg
 from tests.helpers import LEARNED, ONE_PARAMETER, ROTARY, SPECTRAL, build, draw
 
 EXPONENTIALS = ("matrix_exp", "exp", "complex", "polar")
-OWN = (_linalg._basis_op, _generator.generator_gradient, _exponential._op, _exponential._derivative_op)
+OWN = (_linalg._basis_op, _generator.generator_gradient_op, _exponential._op, _exponential._derivative_op)
 BODIES = {op._qualname: op._init_fn for op in OWN}
 # Of these the host needs an answer: a value, how many there are, or whether LAPACK's kin has succeeded.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}
