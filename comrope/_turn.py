@@ -179,7 +179,7 @@ def _turn(x: Tensor, table: Tensor, basis: Tensor | None) -> Tensor:
     return out.to(x.dtype)
 
 
-def _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_basis):
+def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs, shared, in_basis):
     """The gradients in x, phases, basis and generator: each if it is needed, else None."""
     needs_x, needs_phases, needs_basis, needs_generator = needs
     grad_x = grad_phases = grad_basis = grad_generator = None
@@ -187,16 +187,17 @@ def _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_ba
         g = group_heads(grad, table)
         inverse = inverse_table(table)
         scratch = scratch_for(g)
-        on_tokens = basis is not None and not in_basis
-        h = rotate(g, inverse, scratch[1] if on_tokens else None)  # which is the gradient of x itself without a basis
+        applied = None if in_basis else basis
+        h = rotate(g, inverse, None if applied is None else scratch[1])  # the gradient of x itself without a basis
         if needs_x:
-            back = h @ dense(basis, h.dtype).mT if on_tokens else h
+            back = h if applied is None else h @ dense(applied, h.dtype).mT
             grad_x = back.view(grad.shape).to(grad.dtype)
         if needs_phases or needs_basis or needs_generator:
             z = group_heads(z, table)
         if needs_phases:
             grad_phases = phase_gradient(g, z, shared, scratch)
         if needs_basis:
+            assert basis is not None
             num_blocks = basis.shape[1]
             total = gram(rotate(z, inverse, scratch[0]), h, num_blocks) - gram(z, g, num_blocks)
             grad_basis = basis @ total.to(basis.dtype)
@@ -207,20 +208,21 @@ def _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_ba
     return grad_x, grad_phases, grad_basis, grad_generator
 
 
-def _tangent(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis) -> Tensor:
+def _tangent(
+    x, z, basis: Tensor | None, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis
+) -> Tensor:
     """dz for changes of x, phases, basis and generator, each of which may be None."""
     turned, before = group_heads(z, table), group_heads(x, table)
-    on_tokens = basis is not None and not in_basis
-    u = before @ dense(basis, before.dtype) if on_tokens else before
+    applied = None if in_basis else basis
+    u = before if applied is None else before @ dense(applied, before.dtype)
     total = torch.zeros_like(turned)
     if dx is not None:
-        total = total + group_heads(_turn(dx, table, basis if on_tokens else None), table)
+        total = total + group_heads(_turn(dx, table, applied), table)
     if dphases is not None:
-        rate = (
-            (dphases.unsqueeze(0) if dphases.ndim == 3 else dphases).transpose(1, 2).unsqueeze(2)
-        )  # (B or 1, H, 1, L, D/2)
+        rate = (dphases.unsqueeze(0) if dphases.ndim == 3 else dphases).transpose(-3, -2).unsqueeze(2)
         total = total + torch.view_as_real(1j * rate.to(table.dtype) * as_complex(turned)).flatten(-2)
     if dbasis is not None:
+        assert basis is not None
         change = dense(basis.mT @ dbasis, turned.dtype)  # X of dQ = QX
         total = total + turned @ change.mT + rotate(u @ change, table)
     if dgenerator is not None:
