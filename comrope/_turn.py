@@ -93,7 +93,7 @@ class Turn(Function):
     def vmap(info, in_dims, *arguments):
         *tensors, in_basis = arguments
         folded = _into_heads(info.batch_size, in_dims[:-1], (1, -2, 0, 0, -2, 1), tensors)
-        return _out_of_heads(turn(*folded, in_basis), info.batch_size, 1), 0
+        return _out_of_heads(turn(*folded, in_basis=in_basis), info.batch_size, 1), 0  # pyright: ignore
 
 
 class TurnBothWays(Turn):
