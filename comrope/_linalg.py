@@ -45,12 +45,12 @@ def orthonormal(basis: Tensor, steps: int = 2) -> Tensor:
     return basis
 
 
-def only_what_turns(basis: Tensor, frequencies: Tensor) -> Tensor:
-    """Q itself, whose gradient has no part along changes of Q that leave every rotation as it is.
+def project_basis_gradient(basis: Tensor, frequencies: Tensor) -> Tensor:
+    """Returns Q unchanged; its gradient keeps only the part along changes of Q that change some rotation.
 
-    Rot(ωᵀx) commutes with a turn within a plane, with a unitary mix of planes whose ω are equal, and in planes that do not turn
-    with everything. The gradient along such changes is zero; what rounding makes of it, an optimiser that divides by its size
-    would turn into whole steps.
+    Rot(ωᵀx) commutes with a rotation within a plane, with a unitary mix of planes whose ω are equal, and with any mix of planes
+    whose ω are zero. Along such changes of Q the true gradient is zero, and what is computed is rounding; an optimiser that
+    divides gradients by their size would make whole steps of it.
 
     Args:
         basis: (H, m, b, b), float64.

@@ -109,10 +109,10 @@ def test_the_number_of_operators_depends_on_no_size(name):
         ("comrope-mt", True, 10 + 2 + 8),
         # and the product with the basis, there and back.
         ("comrope-mt", False, 10 + 2 + 8 + 4),
-        # or a norm each for the weights of the tokens.
-        ("comrope-ld", True, 10 + 2 + 8 + 2),
-        ("comrope-ap", True, 10 + 2 + 8 + 2),
-        ("comrope-ld", False, 10 + 2 + 8 + 4 + 2),
+        # and how much each token counts: multiply, take sizes, add up.
+        ("comrope-ld", True, 10 + 2 + 8 + 6),
+        ("comrope-ap", True, 10 + 2 + 8 + 6),
+        ("comrope-ld", False, 10 + 2 + 8 + 4 + 6),
     ],
 )
 def test_how_often_the_tokens_are_gone_over(name, in_basis, most):

@@ -146,7 +146,7 @@ def test_no_gradient_along_changes_of_the_basis_that_turn_nothing(frequencies):
         (found,) = torch.autograd.grad(((q @ planes(omega) @ q.mT) * weight).sum(), basis)
         return _linalg.skew(basis.mT @ found).detach()
 
-    kept = _linalg.only_what_turns(basis, omega)
+    kept = _linalg.project_basis_gradient(basis, omega)
     assert_close(kept, basis, 1e-15)
     expected, found = gradient(basis), gradient(kept)
     if frequencies == "zero":
@@ -157,6 +157,6 @@ def test_no_gradient_along_changes_of_the_basis_that_turn_nothing(frequencies):
 
 def test_the_basis_of_a_single_plane_has_no_gradient():
     basis = orthogonal(3, 1, 2).requires_grad_()
-    kept = _linalg.only_what_turns(basis, draw(2, 3, 1, 1))
+    kept = _linalg.project_basis_gradient(basis, draw(2, 3, 1, 1))
     (gradient,) = torch.autograd.grad((kept * draw(3, 1, 2, 2, seed=1)).sum(), basis)
     assert not gradient.any()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope import reference
-from comrope._linalg import only_what_turns, orthonormal, plane_generators
+from comrope._linalg import project_basis_gradient, orthonormal, plane_generators
 from comrope.encodings.arguments import check_parameter_dtype, check_positions, check_rope, check_sizes, check_std
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Rotation, Spectrum, compute_dtype
@@ -232,7 +232,7 @@ class SpectralEncoding(Encoding):
     ) -> Rotation:
         basis, frequencies = cls._spectrum_of(*ingredients)
         if basis is not None and issubclass(cls, LearnedEncoding):
-            basis = only_what_turns(basis, frequencies.detach())
+            basis = project_basis_gradient(basis, frequencies.detach())
         frequencies = frequencies.to(positions.device, torch.float64).flatten(2)  # (N, H, D/2)
         phases = key_phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
         if key_positions is not positions:

@@ -93,8 +93,8 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
 
     @classmethod
     def _spectrum_of(cls, matrix, scale):
-        basis, frequencies = decompose(matrix)
-        return basis, scale.transpose(0, 1).unsqueeze(-1) * frequencies
+        basis, generator = in_planes(matrix)
+        return basis, scale.transpose(0, 1).unsqueeze(-1) * plane_frequencies(generator)
 
     @classmethod
     def _rotation_of(cls, ingredients, positions, key_positions, dtype):

@@ -187,7 +187,7 @@ def test_a_text_in_chunks_through_a_cache_has_the_gradients_of_the_whole(name, a
     for chunk in text.split((5, 4, 3), dim=1):
         logits.append(model(chunk, past_key_values=cache, use_cache=True).logits)
     for leaf, gradient in gradients(torch.cat(logits, dim=1).sin().sum()).items():
-        close(gradient, expected[leaf], 1e-9)
+        close(gradient, expected[leaf], 1e-9 if attention == "sdpa" else 1e-5)  # "eager" takes a softmax in float32
 
 
 def test_padding_on_the_left_moves_no_token():
