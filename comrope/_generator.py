@@ -31,7 +31,8 @@ equal at Δr = (1920 ε)^⅕, and (3) is used below. In float64 both are there 1
 lie below that most steps would need both forms; there (3) is used below Δr = 1/64 only, where (2) is wrong by 10⁻⁵.
 
 c is the centre of mass of the tokens, so that a text that is read far from position 0 loses nothing. ε is the rounding of the
-arithmetic, or of phases μτ in float64 where that is more; the rounding of tokens in bfloat16 is the same in A and K, and cancels.
+arithmetic, or of phases μτ in float64 where that is more. The rounding of tokens in bfloat16 is the same in A and K, and
+cancels.
 
 Within a plane, a = b, M is Στ⟨g, Jz⟩; that goes through the phases φ = μτ, and is left zero here.
 """

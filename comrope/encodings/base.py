@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope import reference
-from comrope._linalg import project_basis_gradient, orthonormal, plane_generators
+from comrope._linalg import orthonormal, plane_generators, project_basis_gradient
 from comrope.encodings.arguments import check_parameter_dtype, check_positions, check_rope, check_sizes, check_std
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Rotation, Spectrum, compute_dtype
