@@ -183,12 +183,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _sequence(name: str):
-    return (
-        build(name, stir=0.2, block_size=8),
-        draw(2, 2, 12, 16, seed=1),
-        draw(2, 2, 12, 16, seed=2),
-        draw(12, 2, seed=3),
-    )
+    return _encoding(name), draw(2, 2, 12, 16, seed=1), draw(2, 2, 12, 16, seed=2), _near_to_far(12, seed=3)
 
 
 def _rank(rank: int, folder: str, name: str) -> None:
