@@ -100,6 +100,14 @@ def test_vmap_over_samples_with_positions_of_their_own(name):
     _same(found, _stacked(each))
 
 
+@pytest.mark.parametrize("name", ROTARY)
+def test_vmap_over_batches_with_positions_for_each_sample(name):
+    pe = _pe(name)
+    q, k, x = draw(3, 2, 4, 5, 16), draw(3, 2, 2, 5, 16, seed=1), draw(3, 2, 5, 2, seed=2)
+    found = vmap(lambda q, k, x: scores(*pe(q, k, x)))(q, k, x)
+    _same(found, torch.stack([scores(*pe(q[i], k[i], x[i])) for i in range(3)]))
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_vmap_over_an_ensemble_of_parameters(name):
     members = [_pe(name, seed) for seed in range(3)]

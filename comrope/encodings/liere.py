@@ -16,8 +16,8 @@ class LieRE(LearnedEncoding):
     """LieRE: B_ij = P_ij − P_ijᵀ, all free. Commutes with probability 0, so R(x)ᵀR(y) = R(y − x) fails.
 
     Every distinct position costs an exponential, taken in float64: L of them for positions (L, N), whatever the batch; for
-    (B, L, N) as many as there are different rows on a CPU, and B·L where positions need a gradient, a graph is compiled, or
-    an accelerator would have to be waited for to know how many differ.
+    (B, L, N) as many as there are different rows on a CPU, and B·L where positions need a gradient, a graph is compiled, they
+    differ within a vmap, or an accelerator would have to be waited for to know how many differ.
 
     Parameter: `base_matrices` P, (N, H, m, b, b).
     """
@@ -74,7 +74,10 @@ class LieRE(LearnedEncoding):
         angles = skew(self.base_matrices.double())
         known = may_ask(positions.device) and not torch.compiler.is_compiling()
         if positions.ndim == 3 and known and not positions.requires_grad:
-            rows, which = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
+            try:
+                rows, which = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
+            except RuntimeError:  # under vmap, where each sample may have another number of them
+                return self._exponential(angles, positions)
             return self._exponential(angles, rows)[which.view(positions.shape[:2])]
         return self._exponential(angles, positions)
 
