@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from comrope._first_order import FirstOrderOnly
 from comrope._linalg import by_jacobi, decompose, eigh
-from comrope.errors import refuse_second_derivative
 
 
 def _unitary(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ class ExponentialBothWays(Exponential):
         return ExponentialDerivative.apply(tangent, *ctx.saved_tensors, False), None, None
 
 
-class ExponentialDerivative(Function):
+class ExponentialDerivative(FirstOrderOnly):
     """The derivative of `Exponential` or its adjoint, as a function of its own, so that differentiating it raises."""
 
     generate_vmap_rule = True
@@ -116,15 +116,3 @@ class ExponentialDerivative(Function):
     @staticmethod
     def forward(change, eigenvalues, eigenvectors, adjoint):  # pyright: ignore
         return _derivative_op(change, eigenvalues, eigenvectors, adjoint)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        return
-
-    @staticmethod
-    def backward(ctx, *grads):
-        refuse_second_derivative()
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        refuse_second_derivative()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from comrope._first_order import FirstOrderOnly
 from comrope._generator import (
     generator_gradient,
     generator_gradient_op,
@@ -31,7 +32,7 @@ from comrope._planes import (
     rotate,
     scratch_for,
 )
-from comrope.errors import InputError, refuse_second_derivative
+from comrope.errors import InputError
 
 
 def turn(
@@ -110,24 +111,12 @@ class TurnBothWays(Turn):
         return TurnTangent.apply(*ctx.saved_tensors, dx, dphases, dbasis, dgenerator, ctx.in_basis)
 
 
-class TurnBack(Function):
+class TurnBack(FirstOrderOnly):
     """The backward of `Turn`, as a function of its own: under vmap it has a rule, and differentiating it raises."""
 
     @staticmethod
     def forward(grad, z, basis, generator, positions, table, needs, shared, in_basis):  # pyright: ignore
         return _turn_back(grad, z, basis, generator, positions, table, needs, shared, in_basis)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        return
-
-    @staticmethod
-    def backward(ctx, *grads):
-        refuse_second_derivative()
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        refuse_second_derivative()
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
@@ -138,25 +127,13 @@ class TurnBack(Function):
         return tuple(grads), tuple(None if grad is None else 0 for grad in grads)
 
 
-class TurnTangent(Function):
+class TurnTangent(FirstOrderOnly):
     """The change of z for changes of x, phases, basis and generator; differentiating it raises."""
 
     @staticmethod
     def forward(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis):  # pyright: ignore
         with full_precision(z.device):
             return _tangent(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        return
-
-    @staticmethod
-    def backward(ctx, *grads):
-        refuse_second_derivative()
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        refuse_second_derivative()
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
