@@ -231,7 +231,7 @@ class SpectralEncoding(Encoding):
         cls, ingredients: tuple[Tensor, ...], positions: Tensor, key_positions: Tensor, dtype: torch.dtype
     ) -> Rotation:
         basis, frequencies = cls._spectrum_of(*ingredients)
-        if basis is not None and issubclass(cls, LearnedEncoding):
+        if basis is not None and basis.requires_grad:
             basis = project_basis_gradient(basis, frequencies.detach())
         frequencies = frequencies.to(positions.device, torch.float64).flatten(2)  # (N, H, D/2)
         phases = key_phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)

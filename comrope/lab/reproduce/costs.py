@@ -139,8 +139,8 @@ def _operations(name: str, shape: Shape) -> tuple[Cell, ...]:
         return label(name), *_dense(shape), counted[0], n * d // b, counted[1]
     formulas = {
         "string": ("N·n·d/2 + 2·n·d·d/H", phases + basis, shape.num_heads),
-        "comrope-ap": ("N·n·d/b + 2·n·d·d/H", NUM_AXES * n * d // b + basis, d // b),
-        "comrope-ld": ("N·n·d/b + 2·n·d·d/H", NUM_AXES * n * d // b + basis, d // b),
+        "comrope-ap": ("N·n·d/b + 2·n·d·d/H + 2·d·b²", NUM_AXES * n * d // b + basis + 2 * d * b**2, d // b),
+        "comrope-ld": ("N·n·d/b + 2·n·d·d/H + 2·d·b²", NUM_AXES * n * d // b + basis + 2 * d * b**2, d // b),
         "comrope-mt": ("N·n·d/2 + 2·n·d·d/H + 5·d·b²", phases + basis + 5 * d * b**2, d // b),
     }
     formula, value, functions = formulas.get(name, ("N·n·d/2", phases, 0))
