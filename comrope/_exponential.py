@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from comrope._first_order import FirstOrderOnly
+from comrope._first_order import FirstOrderOnly, takes_forward_mode
 from comrope._linalg import by_jacobi, decompose, eigh
 
 
@@ -70,8 +70,7 @@ def _(info, in_dims, change, eigenvalues, eigenvectors, adjoint):
 
 def exp_skew(matrix: Tensor) -> Tensor:
     """exp(S) of skew-symmetric `matrix` (..., b, b), by its eigenvectors, worked out in float64. First derivatives only."""
-    # torch.compile takes no function that has a rule for forward mode, and needs none.
-    function = Exponential if torch.compiler.is_compiling() else ExponentialBothWays
+    function = ExponentialBothWays if takes_forward_mode() else Exponential
     return function.apply(matrix)[0]  # pyright: ignore
 
 

@@ -5,9 +5,29 @@ Without this a derivative would count as a constant under create_graph=True, and
 
 from typing import NoReturn
 
-from torch.autograd import Function
+import torch
+from torch.autograd import Function, forward_ad
 
-from comrope.errors import SecondDerivativeError
+from comrope.errors import InputError, SecondDerivativeError
+
+
+def takes_forward_mode() -> bool:
+    """Whether a function with a rule for forward mode may be applied: everywhere but in a graph that is being compiled.
+
+    torch.compile takes none, and where nothing needs a gradient it would look past the rule and return a derivative of zero.
+
+    Raises:
+        InputError: such a derivative is asked for within the graph. Without fullgraph=True torch.compile then goes on without
+            compiling that function.
+    """
+    if not torch.compiler.is_compiling():
+        return True
+    if forward_ad._current_level >= 0:
+        raise InputError(
+            "a derivative in forward mode was asked for inside of a compiled function, where torch.compile would make it zero: "
+            "leave the call of jvp uncompiled, torch.func.jvp(torch.compile(f), …)."
+        )
+    return False
 
 
 class FirstOrderOnly(Function):

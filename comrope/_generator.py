@@ -49,12 +49,6 @@ _WIDEST = 1 / 64
 """Form (3) is used below this Δr at most, or it would be needed in most steps."""
 
 
-def plane_frequencies(generator: Tensor) -> Tensor:
-    """μ (..., b/2) of D = diag(μ_k J), shape (..., b, b): differentiable."""
-    within = generator.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).diagonal(dim1=-4, dim2=-2)  # (..., 2, 2, b/2)
-    return (within[..., 1, 0, :] - within[..., 0, 1, :]) / 2
-
-
 def _eigenvectors(b: int, device: torch.device) -> Tensor:
     """The eigenvectors v+ and v− of each plane side by side, (b, b), unitary."""
     coordinate = torch.arange(b, device=device)

@@ -82,6 +82,12 @@ def plane_generators(frequencies: Tensor) -> Tensor:
     return planes.reshape(*frequencies.shape[:-1], 2 * h, 2 * h)
 
 
+def plane_frequencies(generator: Tensor) -> Tensor:
+    """ω (..., h) of diag(ω_1 J, …, ω_h J), shape (..., 2h, 2h): undoes `plane_generators`, differentiable."""
+    within = generator.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).diagonal(dim1=-4, dim2=-2)  # (..., 2, 2, h)
+    return (within[..., 1, 0, :] - within[..., 0, 1, :]) / 2
+
+
 def may_ask(device: torch.device) -> bool:
     """Whether the host may look at values there. On a CPU it costs nothing; an accelerator would have to be waited for."""
     return device.type == "cpu"

@@ -14,13 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from comrope._first_order import FirstOrderOnly
-from comrope._generator import (
-    generator_gradient,
-    generator_gradient_op,
-    generator_tangent,
-    plane_frequencies,
-)
+from comrope._first_order import FirstOrderOnly, takes_forward_mode
+from comrope._generator import generator_gradient, generator_gradient_op, generator_tangent
+from comrope._linalg import plane_frequencies
 from comrope._planes import (
     as_complex,
     dense,
@@ -33,6 +29,9 @@ from comrope._planes import (
     scratch_for,
 )
 from comrope.errors import InputError
+
+TOKENS, PHASES, BASIS, TABLE = 1, -2, 0, 1
+"""Which dimension counts the heads: of tokens, of phases and positions, of a basis or generator, and of a table."""
 
 
 def turn(
@@ -55,8 +54,7 @@ def turn(
         table: of the phases.
         in_basis: whether x is Qᵀx already.
     """
-    # torch.compile takes no function that has a rule for forward mode, and needs none.
-    function = Turn if torch.compiler.is_compiling() else TurnBothWays
+    function = TurnBothWays if takes_forward_mode() else Turn
     return function.apply(x, phases, basis, generator, positions, table, in_basis)  # pyright: ignore
 
 
@@ -93,8 +91,8 @@ class Turn(Function):
     @staticmethod
     def vmap(info, in_dims, *arguments):
         *tensors, in_basis = arguments
-        folded = _into_heads(info.batch_size, in_dims[:-1], (1, -2, 0, 0, -2, 1), tensors)
-        return _out_of_heads(turn(*folded, in_basis=in_basis), info.batch_size, 1), 0  # pyright: ignore
+        folded = _into_heads(info.batch_size, in_dims[:-1], (TOKENS, PHASES, BASIS, BASIS, PHASES, TABLE), tensors)
+        return _out_of_heads(turn(*folded, in_basis=in_basis), info.batch_size, TOKENS), 0  # pyright: ignore
 
 
 class TurnBothWays(Turn):
@@ -103,8 +101,8 @@ class TurnBothWays(Turn):
     @staticmethod
     def setup_context(ctx, inputs, output):
         Turn.setup_context(ctx, inputs, output)
-        x, _, basis, generator, positions, table, _ = inputs
-        ctx.save_for_forward(x, output, basis, generator, positions, table)
+        _, _, basis, generator, positions, table, _ = inputs
+        ctx.save_for_forward(output, basis, generator, positions, table)
 
     @staticmethod
     def jvp(ctx, dx, dphases, dbasis, dgenerator, *unused):
@@ -121,8 +119,9 @@ class TurnBack(FirstOrderOnly):
     @staticmethod
     def vmap(info, in_dims, *arguments):
         *tensors, needs, shared, in_basis = arguments
-        folded = _into_heads(info.batch_size, in_dims[:-3], (1, 1, 0, 0, -2, 1), tensors)
-        found = zip(TurnBack.apply(*folded, needs, shared, in_basis), (1, -2, 0, 0), strict=True)  # pyright: ignore
+        folded = _into_heads(info.batch_size, in_dims[:-3], (TOKENS, TOKENS, BASIS, BASIS, PHASES, TABLE), tensors)
+        grads = TurnBack.apply(*folded, needs, shared, in_basis)
+        found = zip(grads, (TOKENS, PHASES, BASIS, BASIS), strict=True)  # pyright: ignore
         grads = [None if grad is None else _out_of_heads(grad, info.batch_size, head) for grad, head in found]
         return tuple(grads), tuple(None if grad is None else 0 for grad in grads)
 
@@ -131,16 +130,16 @@ class TurnTangent(FirstOrderOnly):
     """The change of z for changes of x, phases, basis and generator; differentiating it raises."""
 
     @staticmethod
-    def forward(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis):  # pyright: ignore
+    def forward(z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis):  # pyright: ignore
         with full_precision(z.device):
-            return _tangent(x, z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis)
+            return _tangent(z, basis, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis)
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
         *tensors, in_basis = arguments
-        heads = (1, 1, 0, 0, -2, 1, 1, -2, 0, 0)
+        heads = (TOKENS, BASIS, BASIS, PHASES, TABLE, TOKENS, PHASES, BASIS, BASIS)
         folded = _into_heads(info.batch_size, in_dims[:-1], heads, tensors)
-        return _out_of_heads(TurnTangent.apply(*folded, in_basis), info.batch_size, 1), 0  # pyright: ignore
+        return _out_of_heads(TurnTangent.apply(*folded, in_basis), info.batch_size, TOKENS), 0  # pyright: ignore
 
 
 def _turn(x: Tensor, table: Tensor, basis: Tensor | None) -> Tensor:
@@ -185,13 +184,10 @@ def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs
     return grad_x, grad_phases, grad_basis, grad_generator
 
 
-def _tangent(
-    x, z, basis: Tensor | None, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis
-) -> Tensor:
+def _tangent(z, basis: Tensor | None, generator, positions, table, dx, dphases, dbasis, dgenerator, in_basis) -> Tensor:
     """dz for changes of x, phases, basis and generator, each of which may be None."""
-    turned, before = group_heads(z, table), group_heads(x, table)
+    turned, inverse = group_heads(z, table), inverse_table(table)
     applied = None if in_basis else basis
-    u = before if applied is None else before @ dense(applied, before.dtype)
     total = torch.zeros_like(turned)
     if dx is not None:
         total = total + group_heads(_turn(dx, table, applied), table)
@@ -201,10 +197,10 @@ def _tangent(
     if dbasis is not None:
         assert basis is not None
         change = dense(basis.mT @ dbasis, turned.dtype)  # X of dQ = QX
-        total = total + turned @ change.mT + rotate(u @ change, table)
+        total = total + turned @ change.mT + rotate(rotate(turned, inverse) @ change, table)
     if dgenerator is not None:
         frequencies = plane_frequencies(generator)
-        total = total + generator_tangent(u, turned, dgenerator, frequencies, positions, table)
+        total = total + generator_tangent(rotate(turned, inverse), turned, dgenerator, frequencies, positions, table)
     return total.view(z.shape).to(z.dtype)
 
 

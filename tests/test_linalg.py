@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from comrope import _linalg
-from comrope._generator import plane_frequencies
+from comrope._linalg import plane_frequencies
 from tests.helpers import SPECTRA, assert_close, draw, orthogonal, planes, spectra_for
 
 SIZES = (2, 4, 8, 16, 64)

@@ -229,3 +229,32 @@ def test_second_derivatives_are_refused(name):
     for asked in ways.values():
         with pytest.raises(SecondDerivativeError, match="reference"):
             asked()
+
+
+COMPILED = {
+    "grad": lambda f, parameters: grad(f)(parameters, Q, K, X),
+    "vmap": lambda f, parameters: vmap(lambda q, k: f(parameters, q[None], k[None], X))(Q, K),
+    "jvp": lambda f, parameters: jvp(lambda p: f(p, Q, K, X), (parameters,), (_tangents(parameters)[0],)),
+}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("transform", COMPILED)
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_transform_within_a_compiled_function(name, transform):
+    """torch.compile looks past a rule for forward mode, and gave zero: the function that asks for one is not compiled."""
+    ours, _, parameters = _functions(_pe(name))
+    expected = COMPILED[transform](ours, parameters)
+    torch._dynamo.reset()
+    _same(torch.compile(lambda p: COMPILED[transform](ours, p), backend="aot_eager")(parameters), expected)
+    if transform == "jvp":
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            torch.compile(lambda p: COMPILED[transform](ours, p), backend="aot_eager", fullgraph=True)(parameters)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", LEARNED)
+def test_forward_mode_of_a_compiled_function(name):
+    ours, _, parameters = _functions(_pe(name))
+    torch._dynamo.reset()
+    _same(COMPILED["jvp"](torch.compile(ours, backend="aot_eager"), parameters), COMPILED["jvp"](ours, parameters))

@@ -5,15 +5,22 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from comrope._generator import plane_frequencies
-from comrope._linalg import cayley, decompose, in_planes, orthonormal, plane_generators, skew
+from comrope._linalg import (
+    cayley,
+    decompose,
+    in_planes,
+    orthonormal,
+    plane_frequencies,
+    plane_generators,
+    skew,
+)
 from comrope.encodings.base import LearnedEncoding, SpectralEncoding
 from comrope.errors import ConfigurationError
 from comrope.rotation import Generator, Rotation
 
 
 class _OneParameter(LearnedEncoding, SpectralEncoding):
-    """B_ij = s_ij (P_j − P_jᵀ), so that R(x) = exp(τS) in each block, at the *time* τ = Σ_i s_i x_i.
+    """B_ij = s_ij (P_j − P_jᵀ), so that R(x) = exp(τS) in each block, at the scalar position τ = Σ_i s_i x_i along it.
 
     AP and LD differ in the scale s alone. Parameter: P, `base_matrices`.
     """
@@ -65,9 +72,9 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
 
     def _set_spectrum(self, basis, frequencies):
         scale = self._fit_scale(frequencies)  # (N, H or 1, m)
-        times = scale.double()
-        along = (frequencies * times.unsqueeze(-1)).sum(0) / (times**2).sum(0).unsqueeze(-1)  # (H, m, h): θᵀω / θᵀθ
-        missed = (frequencies - times.unsqueeze(-1) * along).abs().max()
+        exact = scale.double()
+        along = (frequencies * exact.unsqueeze(-1)).sum(0) / (exact**2).sum(0).unsqueeze(-1)  # (H, m, h): θᵀω / θᵀθ
+        missed = (frequencies - exact.unsqueeze(-1) * along).abs().max()
         if missed > 1e-6 * frequencies.abs().max():
             raise ConfigurationError(
                 f"{type(self).__name__} does not hold these angles: in one block its planes turn alike with all axes, up to "
@@ -99,15 +106,15 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
     @classmethod
     def _rotation_of(cls, ingredients, positions, key_positions, dtype):
         matrix, scale = ingredients
-        time = key_time = torch.einsum("...ln,hnm->...lhm", positions.double(), scale)  # (B or none, L, H, m)
+        tau = key_tau = torch.einsum("...ln,hnm->...lhm", positions.double(), scale)  # (B or none, L, H, m)
         if key_positions is not positions:
-            key_time = torch.einsum("...ln,hnm->...lhm", key_positions.double(), scale)
+            key_tau = torch.einsum("...ln,hnm->...lhm", key_positions.double(), scale)
         basis, generator = in_planes(matrix)
         frequencies = plane_frequencies(generator)
-        phases = key_phases = (time.unsqueeze(-1) * frequencies).flatten(-2)
-        if key_time is not time:
-            key_phases = (key_time.unsqueeze(-1) * frequencies).flatten(-2)
-        between_planes = None if basis is None else Generator(generator, (time.detach(), key_time.detach()))
+        phases = key_phases = (tau.unsqueeze(-1) * frequencies).flatten(-2)
+        if key_tau is not tau:
+            key_phases = (key_tau.unsqueeze(-1) * frequencies).flatten(-2)
+        between_planes = None if basis is None else Generator(generator, (tau.detach(), key_tau.detach()))
         return Rotation.at((phases, key_phases), dtype, basis, between_planes)
 
 
