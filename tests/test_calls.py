@@ -1,16 +1,14 @@
 """Queries and keys that meet in a score need not come from one call: gradients are those of all rotations together.
 
-Each case is held against `comrope.reference` on the whole sequence in float64. The properties in tests/test_properties.py draw
+Each case is held against `comrope.reference` on the whole sequence in float64. The properties in tests/properties/ draw
 many more; these are the ones that were wrong, each with the way in which users get there.
 """
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor
 
 from comrope import reference
@@ -31,6 +29,7 @@ from tests.helpers import (
     set_skew,
     trainable,
 )
+from tests.processes import in_two_processes
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
@@ -186,28 +185,21 @@ def _sequence(name: str):
     return _encoding(name), draw(2, 2, 12, 16, seed=1), draw(2, 2, 12, 16, seed=2), _near_to_far(12, seed=3)
 
 
-def _rank(rank: int, folder: str, name: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        pe, q, k, x = _sequence(name)
-        at = _chunks(12, 2)[rank]
-        rotated_q, rotated_k = pe(q[:, :, at], k[:, :, at], x[at])
-        all_keys = _Gather.apply(rotated_k).movedim(0, 2).flatten(2, 3)  # pyright: ignore
-        (scores(rotated_q, all_keys).sin() * draw(2, 2, 12, 12, seed=4)[:, :, at]).sum().backward()
-        for parameter in pe.parameters():
-            dist.all_reduce(parameter.grad)
-        if rank == 0:
-            torch.save({leaf: p.grad for leaf, p in pe.named_parameters()}, Path(folder) / "gradients.pt")
-    finally:
-        dist.destroy_process_group()
+def _gradients_of_a_part(rank: int, name: str) -> dict[str, Tensor]:
+    pe, q, k, x = _sequence(name)
+    at = _chunks(12, 2)[rank]
+    rotated_q, rotated_k = pe(q[:, :, at], k[:, :, at], x[at])
+    all_keys = _Gather.apply(rotated_k).movedim(0, 2).flatten(2, 3)  # pyright: ignore
+    (scores(rotated_q, all_keys).sin() * draw(2, 2, 12, 12, seed=4)[:, :, at]).sum().backward()
+    for parameter in pe.parameters():
+        dist.all_reduce(parameter.grad)
+    return {leaf: p.grad for leaf, p in pe.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "comrope-mt"])
 def test_a_sequence_on_two_processes_has_the_gradients_of_one(name, tmp_path):
     """Sequence parallelism: each process rotates its own tokens, and asks the keys of both."""
-    torch.multiprocessing.spawn(_rank, (str(tmp_path), name), nprocs=2)
-    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    found = in_two_processes(_gradients_of_a_part, tmp_path, name)
     pe, q, k, x = _sequence(name)
     value = (oracle(pe, q, k, x).sin() * draw(2, 2, 12, 12, seed=4)).sum()
     for leaf, gradient in gradients(value, trainable(pe)).items():

@@ -1,11 +1,7 @@
 """Two real processes: gradients of an attached model under DDP and FSDP2 are those of one process."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -14,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import comrope
 from tests.hosts.tiny_transformers import build, images, see, stir_angles, words
+from tests.processes import in_two_processes
 
 HOSTS = {"vit": images, "llama": words}
 
@@ -26,28 +23,18 @@ def _loss(model: nn.Module, host: str, x: torch.Tensor) -> torch.Tensor:
     return see(model, x).square().mean()
 
 
-def _process(rank: int, folder: str, host: str, name: str, way: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        model = _model(host, name)
-        if way == "ddp":
-            wrapped: nn.Module = DistributedDataParallel(model)
-        else:
-            mesh = init_device_mesh("cpu", (2,))
-            for block in (m for m in model.modules() if type(m).__name__.endswith("Layer")):
-                fully_shard(block, mesh=mesh)
-            wrapped = fully_shard(model, mesh=mesh)
-        _loss(wrapped, host, HOSTS[host]()[rank::2]).backward()
-        gradients = {}
-        for key, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                grad = parameter.grad
-                gradients[key] = grad.full_tensor() if isinstance(grad, DTensor) else grad
-        if rank == 0:
-            torch.save(gradients, Path(folder) / "gradients.pt")
-    finally:
-        dist.destroy_process_group()
+def _gradients(rank: int, host: str, name: str, way: str) -> dict[str, torch.Tensor]:
+    model = _model(host, name)
+    if way == "ddp":
+        wrapped: nn.Module = DistributedDataParallel(model)
+    else:
+        mesh = init_device_mesh("cpu", (2,))
+        for block in (m for m in model.modules() if type(m).__name__.endswith("Layer")):
+            fully_shard(block, mesh=mesh)
+        wrapped = fully_shard(model, mesh=mesh)
+    _loss(wrapped, host, HOSTS[host]()[rank::2]).backward()
+    grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    return {key: grad.full_tensor() if isinstance(grad, DTensor) else grad for key, grad in grads.items()}
 
 
 @pytest.mark.parametrize(
@@ -60,8 +47,7 @@ def _process(rank: int, folder: str, host: str, name: str, way: str) -> None:
     ],
 )
 def test_two_processes_have_the_gradients_of_one(host, name, way, tmp_path):
-    torch.multiprocessing.spawn(_process, (str(tmp_path), host, name, way), nprocs=2)
-    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    found = in_two_processes(_gradients, tmp_path, host, name, way)
     model = _model(host, name)
     _loss(model, host, HOSTS[host]()).backward()
     expected = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}

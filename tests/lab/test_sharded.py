@@ -5,12 +5,9 @@ wrapping is written out.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,6 +17,7 @@ import comrope
 from comrope.lab import classify
 from comrope.lab.data import digits
 from tests.lab.helpers import QUICK
+from tests.processes import in_two_processes
 
 
 def _steps(encoding: str, rank: int = 0, world: int = 1, mesh=None) -> dict[str, torch.Tensor]:
@@ -39,21 +37,13 @@ def _steps(encoding: str, rank: int = 0, world: int = 1, mesh=None) -> dict[str,
     return {n: p.full_tensor() if isinstance(p, DTensor) else p.detach() for n, p in model.named_parameters()}
 
 
-def _process(rank: int, folder: str, encoding: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        weights = _steps(encoding, rank, 2, init_device_mesh("cpu", (2,)))
-        if rank == 0:
-            torch.save(weights, Path(folder) / "weights.pt")
-    finally:
-        dist.destroy_process_group()
+def _sharded_steps(rank: int, encoding: str) -> dict[str, torch.Tensor]:
+    return _steps(encoding, rank, 2, init_device_mesh("cpu", (2,)))
 
 
 @pytest.mark.parametrize("encoding", ["comrope-ld", "comrope-mt", "ape"])
 def test_two_shards_take_the_steps_of_one_process(encoding, tmp_path):
-    torch.multiprocessing.spawn(_process, (str(tmp_path), encoding), nprocs=2)
-    found = torch.load(tmp_path / "weights.pt", weights_only=True)
+    found = in_two_processes(_sharded_steps, tmp_path, encoding)
     expected = _steps(encoding)
     assert found.keys() == expected.keys()
     for name, weights in found.items():
