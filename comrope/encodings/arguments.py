@@ -10,7 +10,10 @@ from comrope.errors import ConfigurationError, InputError
 
 
 def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
-    """`positions` if they are finite, precise and of `num_axes` axes (integers as float64); InputError otherwise."""
+    """`positions` if they are finite, precise and of `num_axes` axes (integers as float64); InputError otherwise.
+
+    Whether they are finite cannot be asked where they differ within a vmap: what is not gives NaN there.
+    """
     if not isinstance(positions, Tensor) or positions.ndim not in (2, 3) or positions.shape[-1] != num_axes:
         came = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
         raise InputError(
