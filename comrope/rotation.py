@@ -93,13 +93,22 @@ class Rotation(NamedTuple):
         score, on different processes too, and either may be detached. Asking for second derivatives raises
         SecondDerivativeError; changing the results of learned angles in place makes the backward raise InputError.
         """
-        dtype = torch.promote_types(compute_dtype(q), k.dtype)
-        if dtype != self.tables[0].dtype:
-            self = Rotation.at(self.phases, dtype, self.basis, self.generator)
+        return self.queries(q, in_basis=in_basis), self.keys(k, in_basis=in_basis)
+
+    def queries(self, q: Tensor, *, in_basis: bool = False) -> Tensor:
+        """`turn` of the queries alone, for callers that do not have both at once."""
+        return self._turned(q, 0, in_basis)
+
+    def keys(self, k: Tensor, *, in_basis: bool = False) -> Tensor:
+        """`turn` of the keys alone."""
+        return self._turned(k, 1, in_basis)
+
+    def _turned(self, x: Tensor, which: int, in_basis: bool) -> Tensor:
+        table, dtype = self.tables[which], compute_dtype(x)
+        if dtype != table.dtype:
+            table = phase_table(self.phases[which], dtype)
         matrix, positions = (None, (None, None)) if self.generator is None else self.generator
-        both = zip((q, k), self.phases, positions, self.tables, strict=True)
-        turned_q, turned_k = (turn(x, phi, self.basis, matrix, tau, table, in_basis) for x, phi, tau, table in both)
-        return turned_q, turned_k
+        return turn(x, self.phases[which], self.basis, matrix, positions[which], table, in_basis)
 
     def into_basis(self, weight: Tensor) -> Tensor:
         """Qᵀ multiplied into a projection that makes queries or keys: one small product a step instead of one a token.

@@ -7,7 +7,7 @@ worked out in each call.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -120,10 +120,14 @@ class Encoding(PreciseModule, ABC):
             key_positions = self._check(k, "k", key_positions, "key_positions")
         if k.shape[1] != self.num_heads:
             raise InputError(f"k has {k.shape[1]} heads, but this encoding has num_heads={self.num_heads} key heads.")
-        return self._rotate(q, k, positions, key_positions)
+        dtype = torch.promote_types(compute_dtype(q), k.dtype)
+        return self.rotation(positions, key_positions, dtype=dtype).turn(q, k)
 
     @abstractmethod
-    def _rotate(self, q: Tensor, k: Tensor, positions: Tensor, key_positions: Tensor) -> tuple[Tensor, Tensor]: ...
+    def rotation(
+        self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> Any:
+        """What `forward` works out before it turns q and k: `.turn(q, k)`, or `.queries(q)` and `.keys(k)` one by one."""
 
     @abstractmethod
     def angle_matrices(self) -> Tensor:
@@ -221,10 +225,6 @@ class SpectralEncoding(Encoding):
             dtype: in which tokens will be turned: float32, or float64 for float64 queries and keys.
         """
         return rotations([self], positions, key_positions, dtype=dtype)[0]
-
-    def _rotate(self, q, k, positions, key_positions):
-        dtype = torch.promote_types(compute_dtype(q), k.dtype)
-        return self._rotation_of(self._ingredients(), positions, key_positions, dtype).turn(q, k)
 
     @classmethod
     def _rotation_of(

@@ -1,5 +1,7 @@
 """LieRE: angle matrices that are learned freely, and so do not commute."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,30 @@ from comrope._planes import full_precision
 from comrope.encodings.base import LearnedEncoding
 from comrope.errors import NoSpectrumError
 from comrope.rotation import Spectrum, compute_dtype
+
+
+class DenseRotation(NamedTuple):
+    """R(x) of the queries and R(y) of the keys, each (..., L, H, m, b, b), float64: a matrix for every token, head and block."""
+
+    matrices: Tensor
+    key_matrices: Tensor
+
+    def turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """R(x)q and R(y)k, shapes and dtypes unchanged."""
+        return self.queries(q), self.keys(k)
+
+    def queries(self, q: Tensor) -> Tensor:
+        """R(x)q alone."""
+        return self._turned(q, self.matrices)
+
+    def keys(self, k: Tensor) -> Tensor:
+        """R(y)k alone."""
+        return self._turned(k, self.key_matrices)
+
+    @staticmethod
+    def _turned(x: Tensor, matrices: Tensor) -> Tensor:
+        with full_precision(x.device):
+            return reference.apply(matrices.to(compute_dtype(x)), x).to(x.dtype)
 
 
 class LieRE(LearnedEncoding):
@@ -62,12 +88,13 @@ class LieRE(LearnedEncoding):
             "nothing to fold. Use comrope-ld, -ap or -mt, or look at angle_matrices() and rotation_matrices(positions)."
         )
 
-    def _rotate(self, q, k, positions, key_positions):
-        rotation = self._rotation(positions)
-        key_rotation = rotation if key_positions is positions else self._rotation(key_positions)
-        with full_precision(q.device):
-            turned = reference.apply(rotation.to(compute_dtype(q)), q).to(q.dtype)
-            return turned, reference.apply(key_rotation.to(compute_dtype(k)), k).to(k.dtype)
+    def rotation(
+        self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> "DenseRotation":
+        x = self._check_positions(positions, "positions")
+        y = x if key_positions is None else self._check_positions(key_positions, "key_positions")
+        rotation = self._rotation(x)
+        return DenseRotation(rotation, rotation if y is x else self._rotation(y))
 
     def _rotation(self, positions: Tensor) -> Tensor:
         """R(x) once for each distinct row of `positions`, handed out to the tokens: (..., L, H, m, b, b), float64."""

@@ -9,6 +9,19 @@ from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
 
 
+class _Unturned:
+    """The rotation that is none."""
+
+    def turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return q, k
+
+    def queries(self, q: Tensor) -> Tensor:
+        return q
+
+    def keys(self, k: Tensor) -> Tensor:
+        return k
+
+
 class NoEncoding(Encoding):
     """No positions at all: A_i = 0 and R(x) = I. Queries and keys come back as they are.
 
@@ -18,8 +31,8 @@ class NoEncoding(Encoding):
     def __init__(self, num_heads, head_dim, num_axes, block_size: int = 2, *, device=None, dtype=None):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
 
-    def _rotate(self, q, k, positions, key_positions):
-        return q, k
+    def rotation(self, positions, key_positions=None, *, dtype=torch.float32):
+        return _Unturned()
 
     def angle_matrices(self) -> Tensor:
         b = self.block_size

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comrope.errors import ConfigurationError, InputError
 
@@ -41,11 +41,17 @@ class Canvas:
             raise ConfigurationError(f"prefix={self.prefix!r}: expected 'middle' or 'first', of the patches.")
 
     def positions(
-        self, shape: Sequence[int], num_prefix_tokens: int, like: Tensor, *, training: bool = False
+        self,
+        shape: Sequence[int],
+        num_prefix_tokens: int,
+        num_suffix_tokens: int = 0,
+        *,
+        like: Tensor,
+        training: bool = False,
     ) -> Tensor:
-        """(num_prefix_tokens + rows · columns, 2), row by row, on the device of `like`; float64 if it is, else float32."""
-        axes = [self._along(axis, shape, like.device) for axis in range(2)]
-        patches = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+        """(prefix + patches + suffix tokens, N), the last axis fastest, on the device of `like`; float64 if it is, else float32."""
+        axes = [self._along(axis, shape, like.device) for axis in range(len(shape))]
+        patches = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
         if training:
             patches = self._augmented(patches)
         if self.prefix == "origin":
@@ -54,7 +60,7 @@ class Canvas:
             prefix = patches[:1]
         else:
             prefix = (patches[:1] + patches[-1:]) / 2
-        positions = torch.cat((prefix.expand(num_prefix_tokens, -1), patches))
+        positions = torch.cat((prefix.expand(num_prefix_tokens, -1), patches, prefix.expand(num_suffix_tokens, -1)))
         return positions.to(torch.promote_types(torch.float32, like.dtype))
 
     def _along(self, axis: int, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -70,24 +76,41 @@ class Canvas:
         return indices if self.reference is None else indices * (self.reference[axis] / n)
 
     def _augmented(self, patches: Tensor) -> Tensor:
+        single = patches.float()
         if self.shift is not None:
-            patches = patches + torch.empty_like(patches[0]).uniform_(-self.shift, self.shift)
-        for factor, num_draws in ((self.jitter, 2), (self.rescale, 1)):
+            patches = patches + torch.empty_like(single[0]).uniform_(-self.shift, self.shift)
+        for factor, num_draws in ((self.jitter, patches.shape[-1]), (self.rescale, 1)):
             if factor is not None:
                 bound = math.log(factor)
-                patches = patches * patches.new_empty(num_draws).uniform_(-bound, bound).exp()
+                patches = patches * single.new_empty(num_draws).uniform_(-bound, bound).exp()
         return patches
 
 
-class _Pin:
-    """Holds positions, and is held by nothing but autograd graphs."""
+class Places:
+    """The positions of the tokens of one forward pass, (L, N) or (B, L, N), prefix tokens included."""
 
-    def __init__(self, positions: Tensor):
+    def __init__(self, positions: Tensor, pins: "weakref.WeakSet[_Pin] | None" = None):
         self.positions = positions
+        self._pins = pins
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """Makes them known as long as the graph lives that `tensor` came from; returns `tensor`."""
+        if self._pins is not None and not torch.compiler.is_compiling() and tensor.grad_fn is not None:
+            pin = next((known for known in self._pins if known.places is self), None) or _Pin(self)
+            tensor.grad_fn.metadata[_Pin] = pin  # pyright: ignore[reportIndexIssue]
+            self._pins.add(pin)
+        return tensor
+
+
+class _Pin:
+    """Holds places, and is held by nothing but autograd graphs."""
+
+    def __init__(self, places: Places):
+        self.places = places
 
 
 class Tokens:
-    """The positions of the tokens that are under way: the swapped embedding tells them, the attention layers ask.
+    """The positions of the tokens that are under way: where the model knows them they are told, and attention layers ask.
 
     Blocks of a vision transformer are called with the tokens alone, so positions travel beside them. In a forward pass
     those last told are the right ones. Gradient checkpointing runs a block once more in the backward pass, when other
@@ -95,45 +118,71 @@ class Tokens:
     then they live as long as that graph, and in a backward pass those alive are the only ones that can be meant. Where
     several differ, there is an error and no guess.
 
-    One object is shared by all layers of a model; copies and pickles of the model share a new, empty one.
+    One object is shared by all layers of a trunk; copies and pickles of the model share a new, empty one.
+
+    Args:
+        keyword: the argument in which attention layers are called with positions, where the model does so.
     """
 
-    def __init__(self):
-        self._latest: Tensor | None = None
-        self._told_in = -1
+    def __init__(self, keyword: str | None = None):
+        self.keyword = keyword
         self._pins: weakref.WeakSet[_Pin] = weakref.WeakSet()
+        self._latest: Places | None = None
+        self._told_in = -1
 
     def __reduce__(self):
-        return Tokens, ()
+        return Tokens, (self.keyword,)
 
-    def tell(self, positions: Tensor) -> None:
+    def tell(self, positions: Tensor) -> Places:
         """From now on tokens are at `positions`, (L, N) or (B, L, N), prefix tokens included."""
-        self._latest = positions
+        self._latest = Places(positions, self._pins)
         if not torch.compiler.is_compiling():
             self._told_in = _backward_pass()
+        return self._latest
+
+    def latest(self) -> Tensor:
+        """The positions last told."""
+        if self._latest is None:
+            raise InputError("No positions have been told: call the model, not parts of it.")
+        return self._latest.positions
+
+    def known(self) -> Places | None:
+        """What was last told, if anything."""
+        return self._latest
 
     def keep(self, indices: Tensor, num_prefix_tokens: int) -> None:
         """Of all patches only `indices` (B, kept) stay, as patch dropout has it; and the prefix tokens."""
-        if self._latest is None:
-            raise InputError("No positions have been told: call the model, not parts of it.")
-        prefix, patches = self._latest[:num_prefix_tokens], self._latest[num_prefix_tokens:]
+        positions = self.latest()
+        prefix, patches = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
         self.tell(torch.cat((prefix.expand(len(indices), -1, -1), patches[indices]), dim=1))
 
-    def ask(self, num_tokens: int) -> Tensor:
-        """Positions of the `num_tokens` tokens that an attention layer has.
+    def among(self, arguments: dict) -> Places | None:
+        """The positions among the keyword arguments of an attention layer, (B or 1, L) ids; None where there are none."""
+        ids = None if self.keyword is None else arguments.get(self.keyword)
+        if ids is None:
+            return None
+        return Places(ids.squeeze(0).unsqueeze(-1) if ids.shape[0] == 1 else ids.unsqueeze(-1))
+
+    def still(self, table: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The table (cos, sin) that a RoPE has at the origin, where it turns nothing and scales as it does elsewhere."""
+        cos, sin = table
+        return (cos.square() + sin.square()).sqrt(), torch.zeros_like(sin)
+
+    def ask(self, num_tokens: int) -> Places:
+        """Where the `num_tokens` tokens are that an attention layer has.
 
         Raises:
             InputError: no positions for so many tokens are known, or in a backward pass several that differ.
         """
-        fitting = [p for p in self._candidates() if p.shape[-2] == num_tokens]
+        fitting = [p for p in self._candidates() if p.positions.shape[-2] == num_tokens]
         if not fitting:
-            told = "none were told" if self._latest is None else f"the last image told of {self._latest.shape[-2]}"
+            told = "none were told" if self._latest is None else f"the last were told of {self.latest().shape[-2]}"
             raise InputError(
-                f"Attention has {num_tokens} tokens, but of their positions {told}. Call the whole model, so that the "
-                "embedding can tell positions, and leave the number of tokens between embedding and attention as it is."
+                f"Attention has {num_tokens} tokens, but of positions {told}. Call the whole model, so that it can tell them, "
+                "and leave the number of tokens between embedding and attention as it is."
             )
         first = fitting[0]
-        if any(other is not first and not torch.equal(other, first) for other in fitting[1:]):
+        if any(other is not first and not torch.equal(other.positions, first.positions) for other in fitting[1:]):
             raise InputError(
                 f"Gradient checkpointing recomputes a block on {num_tokens} tokens, but images of different grids with so "
                 "many are waiting for their gradients, and which this is cannot be known. Call backward() after each "
@@ -141,22 +190,37 @@ class Tokens:
             )
         return first
 
-    def pin(self, tensor: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Keeps `positions`, the latest by default, alive as long as the graph that `tensor` came from; returns `tensor`."""
-        positions = self._latest if positions is None else positions
-        if torch.compiler.is_compiling() or tensor.grad_fn is None or positions is None:
-            return tensor
-        pin = next((known for known in self._pins if known.positions is positions), None) or _Pin(positions)
-        tensor.grad_fn.metadata[self] = pin  # pyright: ignore[reportIndexIssue]
-        self._pins.add(pin)
-        return tensor
-
-    def _candidates(self) -> list[Tensor]:
+    def _candidates(self) -> list[Places]:
         latest = [] if self._latest is None else [self._latest]
         if torch.compiler.is_compiling() or _backward_pass() == -1:
             return latest
-        alive = [pin.positions for pin in self._pins]
+        alive = [pin.places for pin in self._pins]
         return alive + latest if self._told_in == _backward_pass() else alive
+
+
+class PatchTeller:
+    """The hook on the convolution that makes patches: it alone sees the real grid, and tells it.
+
+    Args:
+        tokens: are told.
+        canvas: how positions are measured.
+        model: whose mode says whether positions are augmented.
+        num_prefix_tokens, num_suffix_tokens: before and after the patches, where the canvas has its prefix.
+    """
+
+    def __init__(
+        self, tokens: Tokens, canvas: Canvas, model: nn.Module, num_prefix_tokens: int, num_suffix_tokens: int = 0
+    ):
+        self.tokens, self.canvas, self.model = tokens, canvas, model
+        self.num_prefix_tokens, self.num_suffix_tokens = num_prefix_tokens, num_suffix_tokens
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self.tell(output.shape[2:], output)
+
+    def tell(self, grid: Sequence[int], like: Tensor) -> None:
+        counts = (self.num_prefix_tokens, self.num_suffix_tokens)
+        positions = self.canvas.positions(grid, *counts, like=like, training=self.model.training)
+        self.tokens.tell(positions).pin(like)
 
 
 def _backward_pass() -> int:

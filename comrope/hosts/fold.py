@@ -4,13 +4,15 @@
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from comrope.encodings.fixed import FixedFrequencies
 from comrope.errors import ConfigurationError, NoSpectrumError
-from comrope.hosts._surgery import Attachment, Graft, Rotary, Site, Swap
+from comrope.hosts._attention import Part, Seat, rows
+from comrope.hosts._surgery import Attachment, Graft, Swap
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def fold(model: nn.Module) -> nn.Module:
     attachment = Attachment.of(model)
     if attachment.folded:
         return model
-    layers = {site.attention: _work_out(site) for graft in attachment.grafts for site in graft.trunk.sites}
+    layers = {seat.attention: _work_out(seat) for graft in attachment.grafts for seat in graft.seats}
     for layer in layers.values():
         for view, turned in layer.weights:
             view.copy_(turned)
@@ -62,22 +64,21 @@ def fold(model: nn.Module) -> nn.Module:
 def _taken_back(graft: Graft, layers: dict[nn.Module, _Folded], keep_ape: bool) -> bool:
     """Whether the trunk is of the host's own classes again; otherwise it gets plain encodings."""
     graft.undo()
-    own = {site.attention: layers[site.attention].frequencies for site in graft.trunk.sites}
+    own = {seat.attention: layers[seat.attention].frequencies for seat in graft.seats}
     as_it_was = keep_ape and all(layers[attention].order is None for attention in own)
-    if as_it_was and graft.trunk.host.take_back(graft.trunk.module, own):
+    if as_it_was and graft.trunk.take_back(own):
         return True
     graft.swaps = [_plain(swap, layers[swap.module]) if "encoding" in swap.sets else swap for swap in graft.swaps]
     graft.apply()
     return False
 
 
-def _work_out(site: Site) -> _Folded:
-    attention = site.attention
-    assert isinstance(attention, Rotary)
+def _work_out(seat: Seat) -> _Folded:
+    attention: Any = seat.attention
     try:
         basis, frequencies = attention.encoding.spectrum()
         rotates = not torch.equal(basis, torch.eye(basis.shape[-1]).to(basis).expand_as(basis))
-        kept = [norm for norm in attention.norms() if not _commutes(norm)]
+        kept = [norm for norm in seat.norms() if not _commutes(norm)]
         if kept and not rotates:
             return _Folded(frequencies.flatten(2), [], attention.order)
         if kept:
@@ -86,10 +87,32 @@ def _work_out(site: Site) -> _Folded:
                 "commute with the basis: it cannot be folded into the projections. comrope.freeze makes constants of the "
                 "angles and keeps the basis at run time; rope-mixed has no basis."
             )
-        weights = [(view, _turned(view, basis, attention.order)) for view in attention.projections()]
-        return _Folded(frequencies.flatten(2), weights, None)
+        views = [view for part in seat.projections for view in _heads(seat, part)] + _biases(seat)
+        return _Folded(frequencies.flatten(2), [(v, _turned(v, basis, attention.order)) for v in views], None)
     except (ConfigurationError, NoSpectrumError) as error:
-        raise type(error)(f"{site.name}: {error}") from error
+        raise type(error)(f"{seat.name}: {error}") from error
+
+
+def _heads(seat: Seat, part: Part) -> list[Tensor]:
+    """Views of the weights (key heads, query heads of each, D, C) and biases (…, D, 1) that make queries, and that make keys."""
+    num_heads, num_query_heads = seat.num_heads["k"], seat.num_heads["q"]
+    views = []
+    for tensor in rows(seat.attention.get_submodule(part.name)):
+        columns = tensor if tensor.ndim == 2 else tensor.unsqueeze(1)
+        if part.holds != "qkv":
+            views.append(columns.unflatten(0, (num_heads, -1, seat.head_dim)))
+            continue
+        groups = seat.reading.groups
+        q, k = num_query_heads // groups, num_heads // groups
+        heads = columns.unflatten(0, (groups, -1, seat.head_dim))
+        views += [heads[:, :q].unflatten(1, (k, -1)), heads[:, q : q + k].unsqueeze(2)]
+    return views
+
+
+def _biases(seat: Seat) -> list[Tensor]:
+    """The same of biases that an attention layer has itself, beside its projections."""
+    found = [getattr(seat.attention, name, None) for name in ("q_bias", "k_bias")]
+    return [b.detach().view(seat.num_heads["k"], -1, seat.head_dim, 1) for b in found if isinstance(b, Tensor)]
 
 
 def _commutes(norm: nn.Module) -> bool:
@@ -101,12 +124,10 @@ def _commutes(norm: nn.Module) -> bool:
 
 
 def _turned(view: Tensor, basis: Tensor, order: Tensor | None) -> Tensor:
-    """Qᵀ times the rows (H·g·D, ...) of a projection, taken in `order` before."""
+    """Qᵀ times the features of each head, taken in `order` before: of (…, heads that share it, D, C), the rest key heads."""
     num_heads, num_blocks, b, _ = basis.shape
-    heads = view.double().reshape(num_heads, -1, num_blocks * b, view[0].numel())  # (H, g, D, C)
-    if order is not None:
-        heads = heads[:, :, order]
-    blocks = heads.unflatten(2, (num_blocks, b))
+    heads = view.double() if order is None else view.double()[..., order, :]
+    blocks = heads.reshape(num_heads, -1, num_blocks, b, heads.shape[-1])
     return (basis.mT.unsqueeze(1) @ blocks).reshape(view.shape)
 
 

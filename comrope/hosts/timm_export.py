@@ -7,13 +7,14 @@ import timm
 import torch
 from timm.layers import GELU, LayerNorm, Mlp, PatchEmbed
 from timm.models.eva import Eva
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from comrope.errors import ConfigurationError
+from comrope.hosts._attention import find_layers
 from comrope.hosts._surgery import Attachment
+from comrope.hosts._tokens import Canvas
 from comrope.hosts.fold import fold
-from comrope.hosts.timm import ATTENTIONS, RotaryEva, RotaryVisionTransformer
 
 ARCHITECTURES = {1e-6: "vit_small_patch16_rope_mixed_224", 1e-5: "vit_small_patch16_dinov3"}
 """Entries of timm that build an Eva whose norms have this epsilon; everything else is given by arguments."""
@@ -31,12 +32,12 @@ def to_eva(model: nn.Module) -> Eva:
     """What `comrope.export_timm` promises."""
     Attachment.of(model)
     clone: Any = fold(copy.deepcopy(model))
-    if isinstance(clone, RotaryVisionTransformer):
-        name, settings, state = _from_vision_transformer(clone)
-    elif isinstance(clone, RotaryEva):
-        name, settings, state = _from_eva(clone)
-    elif isinstance(clone, Eva):
+    if type(clone) is Eva and "_comrope" not in vars(clone):
         return clone  # its own RoPE took the frequencies back
+    if type(clone) is VisionTransformer:
+        name, settings, state = _from_vision_transformer(clone)
+    elif type(clone) is Eva:
+        name, settings, state = _from_eva(clone)
     else:
         raise ConfigurationError(f"{type(model).__name__}: export_timm takes timm's VisionTransformer and Eva.")
     state["rope.freqs"] = _index_frequencies(clone)
@@ -155,7 +156,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _index_frequencies(model: Any) -> Tensor:
     """ω of all layers for positions that are patch indices, (2, depth, H, D/2), axes (column, row) as timm has them."""
-    attentions = [m for m in model.blocks.modules() if isinstance(m, tuple(ATTENTIONS))]
+    attentions: list[Any] = [layer.attention for layer in find_layers(model.blocks)]
     num_heads, head_dim = attentions[0].num_heads, attentions[0].head_dim
     if head_dim % 4:
         raise ConfigurationError(f"head_dim={head_dim}: timm's mixed RoPE wants a multiple of 4.")
@@ -179,11 +180,12 @@ def _index_frequencies(model: Any) -> Tensor:
 def _step(model: Any, frequencies: Tensor) -> Tensor:
     """How far neighbouring patches are apart on each axis, (2,); ConfigurationError where indices cannot say it."""
     rows, columns = model.patch_embed.grid_size
-    positions = model.canvas.positions((rows, columns), model.num_prefix_tokens, frequencies.double())
+    canvas: Canvas = Attachment.of(model).grafts[0].hooks[0].call.canvas  # pyright: ignore[reportFunctionMemberAccess]
+    positions = canvas.positions((rows, columns), model.num_prefix_tokens, like=frequencies.double())
     prefix, patches = positions[: model.num_prefix_tokens], positions[model.num_prefix_tokens :]
     elsewhere = len(prefix) > 0 and bool((prefix[0] - patches[0]).abs().max() > 1e-9)
     if elsewhere and frequencies.any():
-        own = model.canvas.prefix == "origin"
+        own = canvas.prefix == "origin"
         remedy = "its own RoPE is made so" if own else "attach with prefix='first', before training"
         raise ConfigurationError(
             f"The {len(prefix)} class and register tokens sit at {prefix[0].tolist()}, but those of timm's mixed RoPE always "

@@ -1,0 +1,322 @@
+"""One attention layer of a model: which of its parts make queries and keys, and what turns them on the way to the scores.
+
+No forward is written anew. Queries and keys are turned in what the last module that makes them puts out, a norm or a
+projection, by hooks: before scores, masks, biases and caches, whatever computes those.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comrope.errors import ConfigurationError, InputError
+from comrope.hosts._tokens import Places, Tokens
+from comrope.rotation import compute_dtype
+
+NORMS = (("q_norm", "k_norm"), ("norm_q", "norm_k"), ("q_layernorm", "k_layernorm"), ("query_norm", "key_norm"))
+SEPARATE = (
+    ("q_proj", "k_proj"),
+    ("query", "key"),
+    ("to_q", "to_k"),
+    ("q", "k"),
+    ("q_lin", "k_lin"),
+    ("wq", "wk"),
+    ("query_proj", "key_proj"),
+)
+FUSED = ("qkv", "qkv_proj", "Wqkv", "wqkv", "query_key_value", "c_attn", "to_qkv", "in_proj")
+"""What models call the modules that make queries and keys. The names only propose: a proof decides (comrope.hosts._proof)."""
+
+HEAD_DIM = ("head_dim", "attention_head_size", "attn_head_dim", "head_size", "dim_per_head")
+NUM_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
+NUM_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+
+TABLES = ("position_embeddings", "rope", "image_rotary_emb", "rotary_emb", "rotary_pos_emb", "freqs_cis", "freqs_cos")
+"""What attention layers call the argument that brings the table of the model's own RoPE."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A submodule of an attention layer that puts out queries ("q"), keys ("k"), or both and values ("qkv")."""
+
+    name: str
+    holds: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An attention layer, as far as its names and sizes tell."""
+
+    name: str
+    """Dotted path in the model."""
+    attention: nn.Module
+    num_query_heads: int
+    num_heads: int
+    """Key heads."""
+    head_dim: int
+    projections: tuple[Part, ...]
+    """Whose weights `fold` turns."""
+    norms: tuple[Part, ...] = ()
+    """What queries and keys go through after that, by head; empty where there are none."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Whose output is turned: what comes last."""
+        return self.norms or self.projections
+
+    @property
+    def weight(self) -> Tensor:
+        """Says where the encoding lives and whether in float64."""
+        return next(p for p in self.attention.get_submodule(self.projections[0].name).parameters())
+
+
+def find_layers(module: nn.Module, prefix: str = "") -> list[Layer]:
+    """The attention layers in a module, in order, by what their parts are called."""
+    found = []
+    for name, attention in module.named_modules():
+        layer = _layer(".".join(filter(None, (prefix, name))), attention)
+        if layer is not None:
+            found.append(layer)
+    return found
+
+
+def _layer(name: str, attention: nn.Module) -> Layer | None:
+    children = {n: m for n, m in attention.named_children() if m is not None}
+    pair = next((pair for pair in SEPARATE if all(n in children for n in pair)), None)
+    fused = next((n for n in FUSED if n in children), None)
+    if pair is not None:
+        projections = tuple(Part(n, holds) for n, holds in zip(pair, "qk", strict=True))
+    elif fused is not None:
+        projections = (Part(fused, "qkv"),)
+    else:
+        return None
+    widths = [_width(children[part.name]) for part in projections]
+    if None in widths:
+        return None
+    config = getattr(attention, "config", None)
+    heads = _first(attention, config, NUM_HEADS)
+    head_dim = _first(attention, config, HEAD_DIM)
+    if head_dim is None and heads is not None:
+        dim = widths[0] if pair is not None else _width_in(children[projections[0].name])
+        head_dim = None if dim is None or dim % heads else dim // heads
+    if head_dim is None or any(w % head_dim for w in widths):
+        return None
+    if pair is not None:
+        num_query_heads, num_heads = (w // head_dim for w in widths)
+    else:
+        total = widths[0] // head_dim
+        num_query_heads = heads or total // 3
+        num_heads = (total - num_query_heads) // 2
+        if num_heads < 1 or num_query_heads + 2 * num_heads != total:
+            return None
+    norms = next((pair for pair in NORMS if all(n in children for n in pair)), ())
+    return Layer(
+        name,
+        attention,
+        num_query_heads,
+        num_heads,
+        head_dim,
+        projections,
+        tuple(Part(n, holds) for n, holds in zip(norms, "qk", strict=False)),
+    )
+
+
+def _first(attention: nn.Module, config: Any, names: Sequence[str]) -> int | None:
+    for owner in (attention, config):
+        for name in names:
+            value = getattr(owner, name, None)
+            if type(value) is int and value > 0:
+                return value
+    return None
+
+
+def _width(module: nn.Module) -> int | None:
+    """How many features a projection puts out: `nn.Linear`, what wraps one, or the Conv1D of transformers."""
+    for name in ("out_features", "nf"):
+        value = getattr(module, name, None)
+        if isinstance(value, int):
+            return value
+    weight = getattr(module, "weight", None)
+    return len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 else None
+
+
+def _width_in(module: nn.Module) -> int | None:
+    value = getattr(module, "in_features", getattr(module, "nx", None))
+    if value is None and isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim == 2:
+        value = weight.shape[0] if hasattr(module, "nf") else weight.shape[1]
+    return value
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the names of a layer do not tell, and a proof finds out."""
+
+    groups: int = 1
+    """Of fused projections: into how many groups, each of queries, keys and values, the features fall. 1: all queries first."""
+    heads_first: bool = True
+    """Whether norms of heads see (B, H, L, D), or (B, L, H, D)."""
+    frequencies: Tensor | None = None
+    """ω (N, H or 1, D/2) of the RoPE that the layer has, radians per unit of its positions; None where it has none."""
+    order: Tensor | None = None
+    """(D,), which features to take so that the two coordinates of each plane are neighbours; None where they are."""
+    table: str | None = None
+    """The argument that brings the table of that RoPE."""
+    still: str = "none"
+    """What stands in its place, so that it turns nothing: "none", or the table of the "origin"."""
+
+
+class Seat:
+    """The hooks of one attention layer with an encoding.
+
+    They keep to the names of its parts: where an adapter puts a module of its own in place of a projection, that module is
+    listened to from the next forward pass on.
+    """
+
+    def __init__(self, layer: Layer, reading: Reading, tokens: Tokens):
+        self.name = layer.name
+        self.attention = layer.attention
+        self.parts, self.projections = layer.parts, layer.projections
+        self.num_heads = {"q": layer.num_query_heads, "k": layer.num_heads}
+        self.head_dim = layer.head_dim
+        self.reading = reading
+        self.tokens = tokens
+        self._places: Places | None = None
+        self._rotation: Any = None
+        self._handles: dict[str, Any] = {}
+        self._heard: dict[str, nn.Module] = {}
+
+    def __getstate__(self):
+        return vars(self) | {"_places": None, "_rotation": None}
+
+    def norms(self) -> list[nn.Module]:
+        """What stands between the projections and the turning of what they put out."""
+        return [] if self.parts == self.projections else [self.attention.get_submodule(p.name) for p in self.parts]
+
+    def sit(self) -> None:
+        """From now on the layer has its encoding."""
+        self._handles["before"] = self.attention.register_forward_pre_hook(self.before, with_kwargs=True)
+        self._handles["after"] = self.attention.register_forward_hook(self.after)
+        for part in self.parts:
+            self._listen(part)
+
+    def rise(self) -> None:
+        """Takes the hooks away."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles, self._heard = {}, {}
+
+    def _listen(self, part: Part) -> None:
+        if part.name in self._handles:
+            self._handles[part.name].remove()
+        module = self.attention.get_submodule(part.name)
+        self._handles[part.name] = module.register_forward_hook(_Listener(self, part))
+        self._heard[part.name] = module
+
+    def before(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Before the layer runs: are its parts still those; where are its tokens; and no RoPE beside the encoding."""
+        for part in self.parts:
+            if attention.get_submodule(part.name) is not self._heard[part.name]:
+                if torch.compiler.is_compiling():
+                    raise InputError(
+                        f"{part.name} was replaced after the encoding was attached: call the model once before it is compiled."
+                    )
+                self._listen(part)
+        self._places, self._rotation = self.tokens.among(kwargs), None
+        table = self.reading.table
+        if table is not None and kwargs.get(table) is not None:
+            still = None if self.reading.still == "none" else self.tokens.still(kwargs[table])
+            kwargs = kwargs | {table: still}
+        return args, kwargs
+
+    def after(self, attention: nn.Module, args: tuple, output: Any) -> None:
+        """After the layer has run nothing of that pass is kept."""
+        self._places = self._rotation = None
+
+    def turn(self, y: Tensor, part: Part) -> Tensor:
+        """What a part put out with its queries and keys turned, laid out as it came."""
+        if part.holds == "qkv":
+            return self._fused(y)
+        if y.ndim == 4 and self.reading.heads_first:
+            return self._turned(y, part.holds)
+        flat = y if y.ndim == 4 else _batched(y).unflatten(-1, (self.num_heads[part.holds], self.head_dim))
+        return self._turned(flat.transpose(1, 2), part.holds).transpose(1, 2).reshape(y.shape)
+
+    def _fused(self, y: Tensor) -> Tensor:
+        groups = self.reading.groups
+        a_group = {which: num // groups for which, num in self.num_heads.items()}
+        heads = _batched(y).unflatten(-1, (groups, -1, self.head_dim))  # (B, L, groups, heads of a group, D)
+        q, k, v = heads.split([a_group["q"], a_group["k"], a_group["k"]], dim=-2)
+        q, k = (
+            self._turned(x.flatten(2, 3).transpose(1, 2), which).transpose(1, 2).reshape(x.shape)
+            for x, which in ((q, "q"), (k, "k"))
+        )
+        return torch.cat((q, k, v), dim=-2).view(y.shape)
+
+    def _turned(self, x: Tensor, which: str) -> Tensor:
+        """Queries or keys, (B, heads, L, D), turned."""
+        attention: Any = self.attention
+        if self._places is None:
+            self._places = self.tokens.ask(x.shape[-2])
+        places = self._places
+        if self._rotation is None:
+            self._rotation = attention.encoding.rotation(places.positions, dtype=compute_dtype(x))
+        if attention.order is not None:
+            x = Reorder.apply(x, attention.order)  # pyright: ignore
+        x = self._rotation.queries(x) if which == "q" else self._rotation.keys(x)
+        return places.pin(x)
+
+
+def _batched(y: Tensor) -> Tensor:
+    return y.unsqueeze(0) if y.ndim == 2 else y
+
+
+class _Listener:
+    """The hook on one part."""
+
+    def __init__(self, seat: Seat, part: Part):
+        self.seat, self.part = seat, part
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return self.seat.turn(output, self.part)
+
+
+class Reorder(torch.autograd.Function):
+    """x[..., order] of a permutation, whose gradient is a gather too and not the scatter that indexing has."""
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor) -> Tensor:
+        return x[..., order]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (order,) = ctx.saved_tensors
+        return Reorder.apply(grads[0], order.argsort()), None
+
+
+def half_layout(head_dim: int, turned: int | None = None) -> Tensor:
+    """The order that makes neighbours of features p and p + r/2, which a "half" layout turns together: (D,).
+
+    r is how many features the RoPE turns, all D unless given; the rest keep their places.
+    """
+    turned = head_dim if turned is None else turned
+    return torch.cat((torch.arange(turned).view(2, -1).T.flatten(), torch.arange(turned, head_dim)))
+
+
+def rows(linear: nn.Module) -> list[Tensor]:
+    """Views of a projection's weight (features, C) and bias (features,), as `fold` changes them.
+
+    ConfigurationError where they are not plain tensors of `nn.Linear` or of the Conv1D of transformers.
+    """
+    if type(linear) is nn.Linear:
+        return [t.detach() for t in (linear.weight, linear.bias) if t is not None]
+    if type(linear).__name__ == "Conv1D" and type(linear).__module__.startswith("transformers."):
+        return [linear.weight.detach().T, linear.bias.detach()]  # pyright: ignore
+    raise ConfigurationError(
+        f"a projection is a {type(linear).__name__}, not a plain nn.Linear: merge or remove what wraps it first (peft: "
+        "merge_and_unload)."
+    )

@@ -1,0 +1,312 @@
+"""The proof that an encoding does in a model what it promises: nobody's class name is trusted, and no silence is taken for success.
+
+A small forward pass shows how each attention layer is called, and where its tokens are. Then each layer is tried by itself,
+a copy of it in float64 and with queries so loud that attention is far from uniform. What its names leave open (see `Reading`)
+is whatever passes:
+
+1. at the start, zero angles or those of its own RoPE, the layer says what it said before;
+2. other angles change what it says: they reach the scores;
+3. moving all its tokens by the same way changes nothing: queries and keys are turned as they meet, and nothing else is.
+
+In 2 and 3 a basis and frequencies are drawn at random for each key head, so that no two heads or planes can stand for each other.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from comrope.encodings.fixed import FixedSpectrum
+from comrope.errors import ConfigurationError
+from comrope.hosts._attention import Layer, Reading, Seat
+from comrope.hosts._surgery import Call, Hook
+from comrope.hosts._tokens import Tokens
+
+LOUD = 3.0
+"""Standard deviation of the scores in a trial."""
+SAME = 1e-2
+"""How much of an effect may be left where there should be none. Wrong readings leave all of it."""
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, without gradients, and with random draws that nobody else sees."""
+    training = {module: module.training for module in model.modules()}
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(0)
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def calls(
+    run: Callable[[], Any], layers: Sequence[Layer], tokens: Tokens, hooks: Sequence[Hook]
+) -> dict[Layer, Call | str]:
+    """How each layer is called when the model runs; a word on why it cannot have an encoding, in place of that."""
+    found: dict[Layer, Call | str] = dict.fromkeys(layers, "it was not called")
+    heard: dict[Layer, dict[str, Tensor]] = {layer: {} for layer in layers}
+    handles = [hook.put() for hook in hooks]
+
+    def listen(layer: Layer, name: str) -> None:
+        def hear(module, args, output):
+            if isinstance(output, Tensor):
+                heard[layer][name] = output
+
+        handles.append(layer.attention.get_submodule(name).register_forward_hook(hear))
+
+    def before(layer: Layer) -> Callable:
+        def start(module, args, kwargs):
+            heard[layer].clear()
+
+        return start
+
+    def after(layer: Layer) -> Callable:
+        def end(module, args, kwargs, output):
+            found[layer] = _call(layer, args, kwargs, dict(heard[layer]), tokens)
+
+        return end
+
+    try:
+        for layer in layers:
+            handles.append(layer.attention.register_forward_pre_hook(before(layer), with_kwargs=True))
+            for name in {part.name for part in (*layer.projections, *layer.norms)}:
+                listen(layer, name)
+            handles.append(layer.attention.register_forward_hook(after(layer), with_kwargs=True))
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _call(layer: Layer, args: tuple, kwargs: dict, outputs: dict[str, Tensor], tokens: Tokens) -> Call | str:
+    silent = [part.name for part in layer.parts if part.name not in outputs]
+    if silent:
+        return f"its {silent[0]} is not called, but passed by"
+    counts = {outputs[part.name].numel() // (layer.head_dim * _heads(layer, part.holds)) for part in layer.parts}
+    if len(counts) > 1:
+        return "its queries and keys are of different tokens"
+    places = tokens.among(kwargs) or tokens.known()
+    if places is None:
+        return "no positions are known when it is called"
+    rows = places.positions.shape[-2]
+    batch = 1 if outputs[layer.parts[0].name].ndim == 2 else len(outputs[layer.parts[0].name])
+    if counts != {batch * rows}:
+        return f"it has {counts.pop()} tokens in a batch of {batch}, and positions are known of {rows}"
+    return Call(args, kwargs, outputs, places.positions)
+
+
+def _heads(layer: Layer, holds: str) -> int:
+    return {"q": layer.num_query_heads, "k": layer.num_heads}.get(holds, layer.num_query_heads + 2 * layer.num_heads)
+
+
+def tokens_around(run: Callable[[], Any], model: nn.Module, layers: Sequence[Layer]) -> tuple[nn.Module, int, int]:
+    """The convolution that makes the tokens of an image or video, and how many others come before them, and after.
+
+    Which token comes of which patch is seen in derivatives: of what the first attention layer is given, in what the
+    convolution puts out.
+
+    Raises:
+        ConfigurationError: tokens are no patches row by row.
+    """
+    seen: dict[str, Any] = {}
+
+    def patch(module, args, output):
+        if "given" not in seen:
+            seen["conv"], seen["patches"] = module, output.detach().requires_grad_()
+            return seen["patches"]
+        return None
+
+    def given(module, args, kwargs):
+        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point())
+        seen.setdefault("given", next(tensors, None))
+
+    convs = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    handles = [conv.register_forward_hook(patch) for conv in convs]
+    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in layers]
+    try:
+        with torch.enable_grad():
+            run()
+            if "conv" not in seen or seen.get("given") is None:
+                raise ConfigurationError(f"{type(model).__name__}: no convolution runs before its attention layers.")
+            return seen["conv"], *_around(type(model).__name__, seen["patches"], seen["given"])
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _around(name: str, patches: Tensor, tokens: Tensor) -> tuple[int, int]:
+    grid = patches.shape[2:]
+    count = grid.numel()
+    weights = torch.linspace(0.5, 1.5, tokens.shape[-1], device=tokens.device, dtype=tokens.dtype)
+
+    def comes_from(token: int) -> list[int]:
+        value = (tokens[0, token] * weights).sum() if tokens.ndim == 3 else (tokens[token] * weights).sum()
+        (slope,) = torch.autograd.grad(value, patches, retain_graph=True, allow_unused=True)
+        return [] if slope is None else slope[0].abs().sum(0).flatten().nonzero().flatten().tolist()
+
+    length = tokens.shape[-2]
+    for before in range(max(length - count, 0) + 1):
+        if length >= count and comes_from(before) == [0]:
+            some = {0, 1, count // 2, count - 1, grid[-1]} & set(range(count))
+            if all(comes_from(before + patch) == [patch] for patch in some):
+                return before, length - count - before
+    raise ConfigurationError(
+        f"{name}: its {length} tokens are not the {'×'.join(map(str, grid))} patches of its image row by row, with others before or "
+        "after them: say where they are, comrope.attach(model, name, positions=…, example=…)."
+    )
+
+
+def read(layer: Layer, call: Call, readings: Sequence[Reading]) -> Reading:
+    """The first reading under which the layer passes its trial; ConfigurationError with what the likeliest failed in."""
+    trial, reasons = _Trial(layer, call), []
+    for reading in readings:
+        for laid_out in _layouts(layer, call, reading):
+            reason = trial.fails(laid_out)
+            if reason is None:
+                return laid_out
+            reasons.append(reason)
+    raise ConfigurationError(
+        f"{layer.name}: an encoding cannot be proved in this {type(layer.attention).__name__}: {reasons[0]}. Nothing has changed."
+    )
+
+
+def _layouts(layer: Layer, call: Call, reading: Reading) -> list[Reading]:
+    """A reading with every layout of features that sizes allow."""
+    if layer.parts == layer.projections and layer.projections[0].holds == "qkv":
+        return [replace(reading, groups=groups) for groups in dict.fromkeys((1, layer.num_heads))]
+    shapes = {part.holds: call.outputs[part.name].shape for part in layer.parts}
+    if any(len(shape) != 4 for shape in shapes.values()):
+        return [reading]
+    first = all(shape[1] == _heads(layer, holds) for holds, shape in shapes.items())
+    last = all(shape[2] == _heads(layer, holds) for holds, shape in shapes.items())
+    return [replace(reading, heads_first=where) for where, fits in ((True, first), (False, last)) if fits]
+
+
+class _Trial:
+    """One attention layer, copied into float64, and what it was called with."""
+
+    def __init__(self, layer: Layer, call: Call):
+        self.attention: Any = copy.deepcopy(layer.attention).double().eval()
+        self.layer = replace(layer, attention=self.attention)
+        self.args = tuple(_double(value) for value in call.args)
+        self.kwargs = {name: None if _is_cache(name) else _double(value) for name, value in call.kwargs.items()}
+        self.positions, self.outputs = call.positions.double(), call.outputs
+        sizes = (layer.num_heads, layer.head_dim, self.positions.shape[-1])
+        generator = torch.Generator().manual_seed(0)
+        self.still = FixedSpectrum(*sizes, block_size=layer.head_dim)
+        self.turning = FixedSpectrum(*sizes, block_size=layer.head_dim)
+        shape = self.turning.basis.shape
+        self.turning.basis.copy_(torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))[0])
+        extent = (self.positions.flatten(0, -2).amax(0) - self.positions.flatten(0, -2).amin(0)).clamp(min=1e-9).cpu()
+        rates = torch.randn(self.turning.frequencies.shape, generator=generator, dtype=torch.float64)
+        self.turning.frequencies.copy_(3 * rates / extent.view(-1, 1, 1, 1))
+        device = self.positions.device
+        self.still, self.turning = self.still.to(device), self.turning.to(device)
+        self.gain = LOUD / max(self._loudness(), 1e-30)
+        self.move = extent.to(device) * torch.randn(len(extent), generator=generator, dtype=torch.float64).to(device)
+
+    def fails(self, reading: Reading) -> str | None:
+        """What the layer fails in under a reading; None if it passes."""
+        try:
+            return self._fails(reading)
+        except Exception as error:  # whatever a layer that is read wrongly makes of it
+            return f"it fails with {type(error).__name__}: {error}"
+
+    def _fails(self, reading: Reading) -> str | None:
+        before = self.says(reading, None)
+        plain = self.says(reading, self.still)
+        started = plain if reading.frequencies is None else self.says(reading, self._host(reading))
+        left, effect = _distance(started, before), _distance(plain, before)
+        size = before.abs().max().item()
+        if left > SAME * (effect if reading.frequencies is not None and effect > 0 else size):
+            return (
+                f"at the start its output differs by {left:.1e} from what it was, of {size:.1e}; it may have positions of its "
+                "own that comrope cannot set aside"
+            )
+        turned = self.says(reading, self.turning)
+        effect = _distance(turned, plain)
+        if not effect > 1e-9 * size:
+            return "turning its queries and keys changes nothing that it says, so it has no scores of queries and keys"
+        left = _distance(self.says(reading, self.turning, self.move), turned)
+        if left > SAME * effect:
+            return (
+                f"moving all tokens by the same way changes what it says, by {left:.1e} where turning does by {effect:.1e}; its "
+                "features may be laid out in another way, or stand between other queries and keys than those of the same head"
+            )
+        return None
+
+    def says(self, reading: Reading, encoding: Any, move: Tensor | float = 0.0) -> Tensor:
+        """The output of the layer: with its own RoPE if `encoding` is None, else with that in its place."""
+        own = encoding is None
+        tokens = Tokens()
+        tokens.tell(self.positions + move)
+        seat = Seat(self.layer, replace(reading, table=None) if own else reading, tokens)
+        self.attention.encoding = _Loud(self.still if own else encoding, self.gain)
+        order = None if own else reading.order
+        self.attention.order = None if order is None else order.to(self.positions.device)
+        seat.sit()
+        try:
+            output = self.attention(*self.args, **self.kwargs)
+        finally:
+            seat.rise()
+        return (output[0] if isinstance(output, (tuple, list)) else output).double()
+
+    def _loudness(self) -> float:
+        """The root mean square of queries times that of keys, which is about that of their scores in units of 1/√D."""
+        size = {}
+        for part in self.layer.parts:
+            y = self.outputs[part.name].double()
+            size[part.holds] = y.square().mean().sqrt().item()
+        return size["qkv"] ** 2 if "qkv" in size else size["q"] * size["k"]
+
+    def _host(self, reading: Reading) -> FixedSpectrum:
+        host = copy.deepcopy(self.still)
+        assert reading.frequencies is not None
+        frequencies = reading.frequencies.double().expand(-1, self.layer.num_heads, -1)
+        host.frequencies.copy_(frequencies.unsqueeze(2))
+        return host
+
+
+class _Loud(nn.Module):
+    """An encoding whose queries are so much larger."""
+
+    def __init__(self, encoding: Any, gain: float):
+        super().__init__()
+        self.encoding, self.gain = encoding, gain
+
+    def rotation(self, positions: Tensor, *, dtype: torch.dtype) -> "_LoudRotation":
+        return _LoudRotation(self.encoding.rotation(positions, dtype=dtype), self.gain)
+
+
+class _LoudRotation:
+    def __init__(self, rotation: Any, gain: float):
+        self.rotation, self.gain = rotation, gain
+        self.keys = rotation.keys
+
+    def queries(self, q: Tensor) -> Tensor:
+        return self.rotation.queries(q) * self.gain
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_double(v) for v in value)
+    return value
+
+
+def _is_cache(name: str) -> bool:
+    return name.startswith(("past_key_value", "cache", "layer_past"))
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item()
