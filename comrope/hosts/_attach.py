@@ -77,11 +77,11 @@ def attach(
         "prefix": prefix,
     }
     trunks, options = _trunks(model, layers, positions, example), {"keep_ape": keep_ape, "prefix": prefix}
+    before = [_first_outputs(trunk) for trunk, _ in trunks]
     grafts = [
         _graft(trunk, name, arguments, whole=whole, named=layers is not None, **options) for trunk, whole in trunks
     ]
     attachment = Attachment(recorded | arguments, grafts)
-    before = [_outputs(graft.trunk) for graft in grafts]
     try:
         attachment.apply()
         after = [_outputs(graft.trunk) for graft in grafts]
@@ -104,6 +104,22 @@ def _check_start(before: Sequence[list[Tensor]], after: Sequence[list[Tensor]]) 
                     f"with the encoding at its start the model's outputs differ by {(a - b).abs().max():.1e} from those before, of "
                     f"{size:.1e}: what it does beside its attention layers does not go together with an encoding. It is as it was."
                 )
+
+
+def _first_outputs(trunk: Trunk) -> list[Tensor]:
+    """`_outputs`, and a word where the model makes nothing of an example that was made up."""
+    if trunk.given is not None:
+        return _outputs(trunk)
+    trunk.given = (trunk.module, trunk.example())
+    try:
+        return _outputs(trunk)
+    except Exception as error:  # whatever a model makes of an input that does not suit it
+        raise ConfigurationError(
+            f"{type(trunk.module).__name__}: the made-up input of the proof does not suit it ({type(error).__name__}: {error}). "
+            "Give one that does: comrope.attach(model, name, example=…), the arguments of a small forward pass."
+        ) from error
+    finally:
+        trunk.given = None
 
 
 def _outputs(trunk: Trunk) -> list[Tensor]:
@@ -205,7 +221,7 @@ def _graft(
     hooks = trunk.hooks(prefix)
     with at_rest(trunk.module):
         called = calls(trunk.run, trunk.layers, trunk.tokens, hooks)
-    fitting: dict[Layer, Call] = {layer: call for layer, call in called.items() if isinstance(call, Call)}
+    fitting = [call for call in called.values() if isinstance(call, Call)]
     for layer, reason in called.items():
         # Cross-attention is no place for positions of one kind of tokens, and goes without unless it is named.
         if isinstance(reason, str) and (named or "different tokens" not in reason or not fitting):
@@ -213,9 +229,10 @@ def _graft(
                 f"{layer.name}: an encoding cannot be put into this {type(layer.attention).__name__}: {reason}. Name the layers "
                 "that are to have one by layers=[…], or give an example=… in which all run. Nothing has changed."
             )
-    trunk.layers = list(fitting)
+    trunk.layers = [call.layer for call in fitting]
     seats, swaps = [], trunk.swaps(keep_ape=keep_ape, whole=whole)
-    for layer, call in fitting.items():
+    for call in fitting:
+        layer = call.layer
         with at_rest(layer.attention):
             reading = read(layer, call, trunk.readings(layer, call))
         built, order = _built(layer, name, dict(settings), reading, call.positions.shape[-1])

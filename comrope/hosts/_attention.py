@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope.errors import ConfigurationError, InputError
+from comrope.hosts._scores import Caught, Multihead, is_multihead
 from comrope.hosts._tokens import Places, Tokens
 from comrope.rotation import compute_dtype
 
@@ -42,6 +43,8 @@ class Part:
 
     name: str
     holds: str
+    skip: int = 0
+    """How many features of others come before them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Layer:
     """Whose weights `fold` turns."""
     norms: tuple[Part, ...] = ()
     """What queries and keys go through after that, by head; empty where there are none."""
+    way: str = "parts"
+    """Where they are turned: in what its "parts" put out, in the "scores", or in a "multihead" of torch."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -68,7 +73,8 @@ class Layer:
     @property
     def weight(self) -> Tensor:
         """Says where the encoding lives and whether in float64."""
-        return next(p for p in self.attention.get_submodule(self.projections[0].name).parameters())
+        owner = self.attention if self.way == "multihead" else self.attention.get_submodule(self.projections[0].name)
+        return next(owner.parameters())
 
 
 def find_layers(module: nn.Module, prefix: str = "") -> list[Layer]:
@@ -82,6 +88,9 @@ def find_layers(module: nn.Module, prefix: str = "") -> list[Layer]:
 
 
 def _layer(name: str, attention: nn.Module) -> Layer | None:
+    if is_multihead(attention):
+        heads, width = attention.num_heads, attention.head_dim  # pyright: ignore
+        return Layer(name, attention, heads, heads, width, (Part("", "qkv"),), way="multihead")  # pyright: ignore
     children = {n: m for n, m in attention.named_children() if m is not None}
     pair = next((pair for pair in SEPARATE if all(n in children for n in pair)), None)
     fused = next((n for n in FUSED if n in children), None)
@@ -107,9 +116,11 @@ def _layer(name: str, attention: nn.Module) -> Layer | None:
     else:
         total = widths[0] // head_dim
         num_query_heads = heads or total // 3
-        num_heads = (total - num_query_heads) // 2
-        if num_heads < 1 or num_query_heads + 2 * num_heads != total:
+        num_heads = min((total - num_query_heads) // 2, num_query_heads)
+        skip = total - num_query_heads - 2 * num_heads
+        if num_heads < 1 or num_query_heads % num_heads:
             return None
+        projections = (Part(fused, "qkv", skip * head_dim),)  # pyright: ignore[reportArgumentType]
     norms = next((pair for pair in NORMS if all(n in children for n in pair)), ())
     return Layer(
         name,
@@ -160,8 +171,8 @@ class Reading:
     """ω (N, H or 1, D/2) of the RoPE that the layer has, radians per unit of its positions; None where it has none."""
     order: Tensor | None = None
     """(D,), which features to take so that the two coordinates of each plane are neighbours; None where they are."""
-    table: str | None = None
-    """The argument that brings the table of that RoPE."""
+    table: str | int | None = None
+    """The argument that brings the table of that RoPE, by name or by place."""
     still: str = "none"
     """What stands in its place, so that it turns nothing: "none", or the table of the "origin"."""
 
@@ -174,7 +185,7 @@ class Seat:
     """
 
     def __init__(self, layer: Layer, reading: Reading, tokens: Tokens):
-        self.name = layer.name
+        self.name, self.way = layer.name, layer.way
         self.attention = layer.attention
         self.parts, self.projections = layer.parts, layer.projections
         self.num_heads = {"q": layer.num_query_heads, "k": layer.num_heads}
@@ -197,11 +208,17 @@ class Seat:
         """From now on the layer has its encoding."""
         self._handles["before"] = self.attention.register_forward_pre_hook(self.before, with_kwargs=True)
         self._handles["after"] = self.attention.register_forward_hook(self.after)
+        if self.way != "parts":
+            # An instance's own forward is what its class's is called by.
+            vars(self.attention)["forward"] = Caught(self) if self.way == "scores" else Multihead(self)
+            return
         for part in self.parts:
             self._listen(part)
 
     def rise(self) -> None:
         """Takes the hooks away."""
+        if self.way != "parts":
+            vars(self.attention).pop("forward", None)
         for handle in self._handles.values():
             handle.remove()
         self._handles, self._heard = {}, {}
@@ -215,7 +232,7 @@ class Seat:
 
     def before(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Before the layer runs: are its parts still those; where are its tokens; and no RoPE beside the encoding."""
-        for part in self.parts:
+        for part in self.parts if self.way == "parts" else ():
             if attention.get_submodule(part.name) is not self._heard[part.name]:
                 if torch.compiler.is_compiling():
                     raise InputError(
@@ -224,10 +241,14 @@ class Seat:
                 self._listen(part)
         self._places, self._rotation = self.tokens.among(kwargs), None
         table = self.reading.table
+        if isinstance(table, int):
+            return (*args[:table], self._still(args[table]), *args[table + 1 :]), kwargs
         if table is not None and kwargs.get(table) is not None:
-            still = None if self.reading.still == "none" else self.tokens.still(kwargs[table])
-            kwargs = kwargs | {table: still}
+            kwargs = kwargs | {table: self._still(kwargs[table])}
         return args, kwargs
+
+    def _still(self, table: Any) -> Any:
+        return None if self.reading.still == "none" else self.tokens.still(table)
 
     def after(self, attention: nn.Module, args: tuple, output: Any) -> None:
         """After the layer has run nothing of that pass is kept."""
@@ -236,13 +257,20 @@ class Seat:
     def turn(self, y: Tensor, part: Part) -> Tensor:
         """What a part put out with its queries and keys turned, laid out as it came."""
         if part.holds == "qkv":
-            return self._fused(y)
+            return self._fused(y, part.skip)
         if y.ndim == 4 and self.reading.heads_first:
             return self._turned(y, part.holds)
         flat = y if y.ndim == 4 else _batched(y).unflatten(-1, (self.num_heads[part.holds], self.head_dim))
         return self._turned(flat.transpose(1, 2), part.holds).transpose(1, 2).reshape(y.shape)
 
-    def _fused(self, y: Tensor) -> Tensor:
+    def turn_scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys that are about to meet, (B, heads, L, D), turned."""
+        return self._turned(q, "q"), self._turned(k, "k")
+
+    def _fused(self, y: Tensor, skip: int) -> Tensor:
+        if skip:
+            others, y = y[..., :skip], y[..., skip:]
+            return torch.cat((others, self._fused(y, 0)), dim=-1)
         groups = self.reading.groups
         a_group = {which: num // groups for which, num in self.num_heads.items()}
         heads = _batched(y).unflatten(-1, (groups, -1, self.head_dim))  # (B, L, groups, heads of a group, D)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from comrope.encodings.fixed import FixedSpectrum
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Layer, Reading, Seat
+from comrope.hosts._scores import Catching
 from comrope.hosts._surgery import Call, Hook
 from comrope.hosts._tokens import Tokens
 
@@ -52,6 +53,7 @@ def calls(
 ) -> dict[Layer, Call | str]:
     """How each layer is called when the model runs; a word on why it cannot have an encoding, in place of that."""
     found: dict[Layer, Call | str] = dict.fromkeys(layers, "it was not called")
+    running: list[Layer] = []
     heard: dict[Layer, dict[str, Tensor]] = {layer: {} for layer in layers}
     handles = [hook.put() for hook in hooks]
 
@@ -65,22 +67,30 @@ def calls(
     def before(layer: Layer) -> Callable:
         def start(module, args, kwargs):
             heard[layer].clear()
+            running.append(layer)
 
         return start
 
     def after(layer: Layer) -> Callable:
         def end(module, args, kwargs, output):
+            running.pop()
             found[layer] = _call(layer, args, kwargs, dict(heard[layer]), tokens)
 
         return end
 
+    def watch(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if running:
+            heard[running[-1]] |= {"scores q": q, "scores k": k}
+        return q, k
+
     try:
         for layer in layers:
             handles.append(layer.attention.register_forward_pre_hook(before(layer), with_kwargs=True))
-            for name in {part.name for part in (*layer.projections, *layer.norms)}:
+            for name in {part.name for part in layer.parts} if layer.way == "parts" else ():
                 listen(layer, name)
             handles.append(layer.attention.register_forward_hook(after(layer), with_kwargs=True))
-        run()
+        with Catching(watch):
+            run()
     finally:
         for handle in handles:
             handle.remove()
@@ -88,20 +98,37 @@ def calls(
 
 
 def _call(layer: Layer, args: tuple, kwargs: dict, outputs: dict[str, Tensor], tokens: Tokens) -> Call | str:
-    silent = [part.name for part in layer.parts if part.name not in outputs]
-    if silent:
-        return f"its {silent[0]} is not called, but passed by"
-    counts = {outputs[part.name].numel() // (layer.head_dim * _heads(layer, part.holds)) for part in layer.parts}
-    if len(counts) > 1:
+    if layer.way == "multihead":
+        query, key = (*args, *(kwargs.get(name) for name in ("query", "key")[len(args) :]))[:2]
+        if key is not query:
+            return "its queries and keys are of different tokens"
+        batch, length = (1, len(query)) if query.ndim == 2 else (len(query), query.shape[1])
+        if query.ndim == 3 and not layer.attention.batch_first:
+            batch, length = length, batch
+        lengths = {length}
+    else:
+        silent = [part.name for part in layer.parts if part.name not in outputs]
+        if silent and "scores q" in outputs:
+            q, k = outputs["scores q"], outputs["scores k"]
+            if (q.shape[1], k.shape[1]) != (layer.num_query_heads, layer.num_heads) or q.ndim != 4:
+                return f"its {silent[0]} is not called, and its scores are of {tuple(q.shape)} queries"
+            layer, outputs = replace(layer, way="scores"), {"q": q, "k": k}
+            batch, lengths = len(q), {q.shape[2], k.shape[2]}
+        elif silent:
+            return f"its {silent[0]} is not called, but passed by"
+        else:
+            batch = 1 if outputs[layer.parts[0].name].ndim == 2 else len(outputs[layer.parts[0].name])
+            sizes = {outputs[p.name].numel() / (layer.head_dim * _heads(layer, p.holds) + p.skip) for p in layer.parts}
+            lengths = {size / batch for size in sizes}
+    if len(lengths) > 1:
         return "its queries and keys are of different tokens"
     places = tokens.among(kwargs) or tokens.known()
     if places is None:
         return "no positions are known when it is called"
-    rows = places.positions.shape[-2]
-    batch = 1 if outputs[layer.parts[0].name].ndim == 2 else len(outputs[layer.parts[0].name])
-    if counts != {batch * rows}:
-        return f"it has {counts.pop()} tokens in a batch of {batch}, and positions are known of {rows}"
-    return Call(args, kwargs, outputs, places.positions)
+    (length,) = lengths
+    if length != places.positions.shape[-2]:
+        return f"it has {length:g} tokens, and positions are known of {places.positions.shape[-2]}"
+    return Call(layer, args, kwargs, outputs, places.positions)
 
 
 def _heads(layer: Layer, holds: str) -> int:
@@ -181,6 +208,8 @@ def read(layer: Layer, call: Call, readings: Sequence[Reading]) -> Reading:
 
 def _layouts(layer: Layer, call: Call, reading: Reading) -> list[Reading]:
     """A reading with every layout of features that sizes allow."""
+    if layer.way != "parts":
+        return [reading]
     if layer.parts == layer.projections and layer.projections[0].holds == "qkv":
         return [replace(reading, groups=groups) for groups in dict.fromkeys((1, layer.num_heads))]
     shapes = {part.holds: call.outputs[part.name].shape for part in layer.parts}
@@ -262,11 +291,11 @@ class _Trial:
 
     def _loudness(self) -> float:
         """The root mean square of queries times that of keys, which is about that of their scores in units of 1/√D."""
-        size = {}
-        for part in self.layer.parts:
-            y = self.outputs[part.name].double()
-            size[part.holds] = y.square().mean().sqrt().item()
-        return size["qkv"] ** 2 if "qkv" in size else size["q"] * size["k"]
+        if self.layer.way == "multihead":
+            return 1.0
+        size = {name: y.double().square().mean().sqrt().item() for name, y in self.outputs.items()}
+        names = {part.holds: part.name for part in self.layer.parts} if self.layer.way == "parts" else {"q": "q", "k": "k"}
+        return size[names["qkv"]] ** 2 if "qkv" in names else size[names["q"]] * size[names["k"]]
 
     def _host(self, reading: Reading) -> FixedSpectrum:
         host = copy.deepcopy(self.still)

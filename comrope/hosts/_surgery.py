@@ -24,11 +24,13 @@ class Hook:
     call: Callable
     """Importable by name or of an importable class, so that copies and pickles work."""
     before: bool = False
+    with_kwargs: bool = False
+    """Whether what listens to an output wants the keyword arguments too."""
 
     def put(self) -> Any:
         if self.before:
             return self.module.register_forward_pre_hook(self.call, with_kwargs=True)
-        return self.module.register_forward_hook(self.call)
+        return self.module.register_forward_hook(self.call, with_kwargs=self.with_kwargs)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Trunk:
 class Call:
     """How a layer was called in the example."""
 
+    layer: Layer
+    """As it was found to be."""
     args: tuple
     kwargs: Mapping[str, Any]
     outputs: Mapping[str, Tensor]

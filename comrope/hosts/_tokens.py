@@ -4,6 +4,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,40 +51,61 @@ class Canvas:
         training: bool = False,
     ) -> Tensor:
         """(prefix + patches + suffix tokens, N), the last axis fastest, on the device of `like`; float64 if it is, else float32."""
-        axes = [self._along(axis, shape, like.device) for axis in range(len(shape))]
+        indices = [torch.arange(n, dtype=torch.float64, device=like.device) for n in shape]
+        axes = [self._along(axis, each, shape) for axis, each in enumerate(indices)]
         patches = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+        return self._placed(patches, num_prefix_tokens, num_suffix_tokens, like, training)
+
+    def positions_of(
+        self, indices: Tensor, shape: Tensor, num_prefix_tokens: int, *, like: Tensor, training: bool = False
+    ) -> Tensor:
+        """The same where each sample has a grid of its own: indices (B, patches, N) on grids `shape` (B, N)."""
+        sizes = [n.unsqueeze(1) for n in shape.double().unbind(-1)]
+        patches = torch.stack([self._along(i, x, sizes) for i, x in enumerate(indices.double().unbind(-1))], dim=-1)
+        return self._placed(patches, num_prefix_tokens, 0, like, training)
+
+    def _placed(self, patches: Tensor, before: int, after: int, like: Tensor, training: bool) -> Tensor:
+        """With the tokens around the patches."""
         if training:
             patches = self._augmented(patches)
         if self.prefix == "origin":
-            prefix = torch.zeros_like(patches[:1])
+            prefix = torch.zeros_like(patches[..., :1, :])
         elif self.prefix == "first":
-            prefix = patches[:1]
+            prefix = patches[..., :1, :]
         else:
-            prefix = (patches[:1] + patches[-1:]) / 2
-        positions = torch.cat((prefix.expand(num_prefix_tokens, -1), patches, prefix.expand(num_suffix_tokens, -1)))
-        return positions.to(torch.promote_types(torch.float32, like.dtype))
+            prefix = (patches.amin(-2, keepdim=True) + patches.amax(-2, keepdim=True)) / 2
+        around = [prefix.expand(*patches.shape[:-2], count, -1) for count in (before, after)]
+        return torch.cat((around[0], patches, around[1]), dim=-2).to(torch.promote_types(torch.float32, like.dtype))
 
-    def _along(self, axis: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    def _along(self, axis: int, indices: Tensor, shape: Sequence[Any]) -> Tensor:
+        """Indices on one axis in the unit of this canvas; of a grid of `shape`, numbers or tensors, one for each axis."""
         n = shape[axis]
-        indices = torch.arange(n, dtype=torch.float64, device=device) + self.offset
-        count = {"own": n, "min": min(shape), "max": max(shape)}[self.divisor]
+        count = n if self.divisor == "own" else _extreme(shape, self.divisor)
+        moved = indices + self.offset
         if self.unit == "relative":
-            return (indices + 0.5) / count
+            return (moved + 0.5) / count
         if self.unit == "centred":
-            return 2 * (indices + 0.5) / count - 1
+            return 2 * (moved + 0.5) / count - 1
         if self.unit == "spread":
-            indices = torch.linspace(-1, 1, n, dtype=torch.float64, device=device)
-        return indices if self.reference is None else indices * (self.reference[axis] / n)
+            moved = 2 * indices / (n - 1 if isinstance(n, Tensor) or n > 1 else 1) - 1
+        return moved if self.reference is None else moved * (self.reference[axis] / n)
 
     def _augmented(self, patches: Tensor) -> Tensor:
         single = patches.float()
         if self.shift is not None:
-            patches = patches + torch.empty_like(single[0]).uniform_(-self.shift, self.shift)
+            patches = patches + single.new_empty(single.shape[-1]).uniform_(-self.shift, self.shift)
         for factor, num_draws in ((self.jitter, patches.shape[-1]), (self.rescale, 1)):
             if factor is not None:
                 bound = math.log(factor)
                 patches = patches * single.new_empty(num_draws).uniform_(-bound, bound).exp()
         return patches
+
+
+def _extreme(shape: Sequence[Any], which: str) -> Any:
+    """The least or greatest of a grid's sizes."""
+    if isinstance(shape[0], Tensor):
+        return torch.stack(list(shape)).amin(0) if which == "min" else torch.stack(list(shape)).amax(0)
+    return min(shape) if which == "min" else max(shape)
 
 
 class Places:
@@ -153,8 +175,9 @@ class Tokens:
     def keep(self, indices: Tensor, num_prefix_tokens: int) -> None:
         """Of all patches only `indices` (B, kept) stay, as patch dropout has it; and the prefix tokens."""
         positions = self.latest()
-        prefix, patches = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
-        self.tell(torch.cat((prefix.expand(len(indices), -1, -1), patches[indices]), dim=1))
+        positions = positions.expand(len(indices), *positions.shape[-2:])
+        prefix, patches = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
+        self.tell(torch.cat((prefix, patches.take_along_dim(indices.unsqueeze(-1), dim=1)), dim=1))
 
     def among(self, arguments: dict) -> Places | None:
         """The positions among the keyword arguments of an attention layer, (B or 1, L) ids; None where there are none."""

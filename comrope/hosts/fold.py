@@ -98,7 +98,7 @@ def _heads(seat: Seat, part: Part) -> list[Tensor]:
     num_heads, num_query_heads = seat.num_heads["k"], seat.num_heads["q"]
     views = []
     for tensor in rows(seat.attention.get_submodule(part.name)):
-        columns = tensor if tensor.ndim == 2 else tensor.unsqueeze(1)
+        columns = (tensor if tensor.ndim == 2 else tensor.unsqueeze(1))[part.skip :]
         if part.holds != "qkv":
             views.append(columns.unflatten(0, (num_heads, -1, seat.head_dim)))
             continue

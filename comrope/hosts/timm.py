@@ -17,30 +17,24 @@ from torch import Tensor, nn
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Reading, find_layers, half_layout
+from comrope.hosts._proof import at_rest, tokens_around
 from comrope.hosts._surgery import Hook, Swap, Trunk
 from comrope.hosts._tokens import Canvas, PatchTeller, Tokens
 
 
 def trunks(model: nn.Module) -> list[Trunk]:
-    """The transformers of timm in a model: modules with a convolution that makes patches, and none of these inside another."""
+    """The outermost models of timm in a model that have attention layers."""
     found: list[Trunk] = []
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if name.startswith(inside) if inside else False:
+        if name.startswith(inside) or not type(module).__module__.startswith("timm.models"):
             continue
-        if not type(module).__module__.startswith("timm.models") or _patches(module) is None:
-            continue
-        prefix = f"{name}." if name else ""
-        layers = [layer for layer in find_layers(module, name) if layer.name.startswith(f"{prefix}blocks.")]
-        if layers:
-            found.append(TimmTrunk(module, layers, Tokens()))
-            inside += (prefix,)
+        layers = find_layers(module, name)
+        flexible = hasattr(module, "embeds") and hasattr(module.embeds, "num_prefix_tokens")
+        if layers and (flexible or hasattr(module, "patch_embed")):
+            found.append((NaFlexTrunk if flexible else TimmTrunk)(module, layers, Tokens()))
+            inside += (f"{name}." if name else "",)
     return found
-
-
-def _patches(module: nn.Module) -> nn.Conv2d | None:
-    projection = getattr(getattr(module, "patch_embed", None), "proj", None)
-    return projection if isinstance(projection, nn.Conv2d) else None
 
 
 class TimmTrunk(Trunk):
@@ -49,10 +43,12 @@ class TimmTrunk(Trunk):
     module: Any
 
     def hooks(self, prefix):
-        canvas = Canvas(prefix=prefix) if self._rope is None else rope_canvas(self._rope)
-        patches = _patches(self.module)
-        assert patches is not None
-        return [Hook(patches, PatchTeller(self.tokens, canvas, self.module, self.module.num_prefix_tokens))]
+        with at_rest(self.module):
+            conv, before, after = tokens_around(self.run, self.module, self.layers)
+        return [Hook(conv, PatchTeller(self.tokens, self._canvas(prefix), self.module, before, after))]
+
+    def _canvas(self, prefix: str) -> Canvas:
+        return Canvas(prefix=prefix) if self._rope is None else rope_canvas(self._rope)
 
     def swaps(self, *, keep_ape, whole):
         trunk = self.module
@@ -60,6 +56,8 @@ class TimmTrunk(Trunk):
         if self._rope is not None and whole:
             sets["rope"] = None
         if not keep_ape and getattr(trunk, "pos_embed", None) is not None:
+            if hasattr(trunk, "head_dist"):
+                raise ConfigurationError(f"{type(trunk).__name__} cannot do without its APE: leave out keep_ape=False.")
             sets["pos_embed"] = None
         swaps = [Swap(trunk, sets)]
         drop = getattr(trunk, "patch_drop", None)
@@ -68,9 +66,12 @@ class TimmTrunk(Trunk):
         return swaps
 
     def example(self):
-        size = self.module.patch_embed.img_size or (2 * self.module.patch_embed.patch_size[0],) * 2
-        weight = self.module.patch_embed.proj.weight
-        return torch.randn(1, weight.shape[1], *size, dtype=weight.dtype, device=weight.device)
+        config = getattr(self.module, "pretrained_cfg", None) or getattr(self.module, "default_cfg", None) or {}
+        size = getattr(getattr(self.module, "patch_embed", None), "img_size", None) or config.get("input_size", (224,))[-2:]
+        size = (size, size) if isinstance(size, int) else (size[0], size[-1])
+        weight = next(p for p in self.module.parameters() if p.ndim > 1)
+        channels = next((m.in_channels for m in self.module.modules() if isinstance(m, nn.Conv2d)), 3)
+        return torch.randn(1, channels, *size, dtype=weight.dtype, device=weight.device)
 
     def readings(self, layer, call):
         if call.kwargs.get("rope") is None:
@@ -88,16 +89,53 @@ class TimmTrunk(Trunk):
         return True
 
     def settle(self):
-        if hasattr(self._rope, "update_feat_shape"):  # the image size may have changed while the rope was set aside
+        if hasattr(self._rope, "update_feat_shape") and hasattr(self.module, "patch_embed"):  # the image size may have changed while the rope was set aside
             self._rope.update_feat_shape(self.module.patch_embed.grid_size)
 
     @property
     def _depth(self) -> dict[nn.Module, int]:
-        return {layer.attention: depth for depth, layer in enumerate(find_layers(self.module.blocks))}
+        return {layer.attention: depth for depth, layer in enumerate(find_layers(self.module))}
 
     @property
     def _rope(self) -> Any:
         return getattr(self.module, "rope", None)
+
+
+class NaFlexTrunk(TimmTrunk):
+    """NaFlexVit: images of any shape, or patches with their coordinates, each sample on a grid of its own."""
+
+    def hooks(self, prefix):
+        embeds = self.module.embeds
+        return [Hook(embeds, _FlexibleTeller(self.tokens, self._canvas(prefix), self.module), with_kwargs=True)]
+
+    def swaps(self, *, keep_ape, whole):
+        if not keep_ape and self.module.embeds.pos_embed is not None:
+            raise ConfigurationError("NaFlexVit cannot do without its APE: leave out keep_ape=False.")
+        return super().swaps(keep_ape=True, whole=whole)
+
+    def example(self):
+        rows, columns = self.module.embeds.patch_size
+        weight = next(self.module.parameters())
+        return torch.randn(1, 3, 2 * rows, 3 * columns, dtype=weight.dtype, device=weight.device)
+
+
+class _FlexibleTeller(PatchTeller):
+    """The hook on the embedding of NaFlexVit."""
+
+    def __init__(self, tokens: Tokens, canvas: Canvas, model: Any):
+        super().__init__(tokens, canvas, model, model.num_prefix_tokens)
+
+    def __call__(self, module, args, kwargs, output) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        embedded, grid = output
+        coordinates = kwargs.get("patch_coord", args[1] if len(args) > 1 else None)
+        if coordinates is None:
+            self.tell(grid, embedded)
+            return
+        shape, training = coordinates.amax(dim=1) + 1, self.model.training
+        positions = self.canvas.positions_of(
+            coordinates, shape, self.num_prefix_tokens, like=embedded, training=training
+        )
+        self.tokens.tell(positions).pin(embedded)
 
 
 class _Undecayed:
