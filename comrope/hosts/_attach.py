@@ -1,5 +1,6 @@
 """Attach: find the attention layers, read each by a proof, build what it takes, change the model, and look whether it holds."""
 
+import fnmatch
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +91,8 @@ def attach(
     except BaseException:
         attachment.undo()
         raise
+    for graft in grafts:
+        graft.trunk.given = None
     vars(model)["_comrope"] = attachment
     return model
 
@@ -110,7 +113,8 @@ def _first_outputs(trunk: Trunk) -> list[Tensor]:
     """`_outputs`, and a word where the model makes nothing of an example that was made up."""
     if trunk.given is not None:
         return _outputs(trunk)
-    trunk.given = (trunk.module, trunk.example())
+    with at_rest(trunk.module):
+        trunk.given = (trunk.module, trunk.example())
     try:
         return _outputs(trunk)
     except Exception as error:  # whatever a model makes of an input that does not suit it
@@ -118,8 +122,6 @@ def _first_outputs(trunk: Trunk) -> list[Tensor]:
             f"{type(trunk.module).__name__}: the made-up input of the proof does not suit it ({type(error).__name__}: {error}). "
             "Give one that does: comrope.attach(model, name, example=…), the arguments of a small forward pass."
         ) from error
-    finally:
-        trunk.given = None
 
 
 def _outputs(trunk: Trunk) -> list[Tensor]:
@@ -168,7 +170,7 @@ def _trunks(
             if library in sys.modules:
                 found += importlib.import_module(f"comrope.hosts.{library}").trunks(model)
     else:
-        found = [OwnTrunk.of(model, positions)]
+        found = [OwnTrunk.of(model, positions, layers)]
     if example is not None:
         for trunk in found:
             trunk.given = (model, example)
@@ -201,15 +203,20 @@ def _nothing_found(model: nn.Module, positions: Positions | None) -> str:
     )
 
 
-def _indices(layers: Sequence[int | str], names: list[str]) -> set[int]:
-    count = len(names)
-    known = {i: i % count for i in range(-count, count)} | {name: i for i, name in enumerate(names)}
-    good = isinstance(layers, Sequence) and all(type(i) in (int, str) and i in known for i in layers)
-    chosen = {known[i] for i in layers} if good else set()
-    if isinstance(layers, str) or not chosen or len(chosen) != len(layers):
+def _indices(layers: Sequence[int | str] | str, names: list[str]) -> set[int]:
+    if isinstance(layers, str):
+        chosen = {i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, layers)}
+        good = bool(chosen)
+    else:
+        count = len(names)
+        known = {i: i % count for i in range(-count, count)} | {name: i for i, name in enumerate(names)}
+        good = isinstance(layers, Sequence) and all(type(i) in (int, str) and i in known for i in layers)
+        chosen = {known[i] for i in layers} if good else set()
+        good = good and 0 < len(chosen) == len(layers)
+    if not good:
         raise ConfigurationError(
-            f"layers={layers!r}: expected a list of different indices or names, at least one, of the model's {count} attention "
-            f"layers (0 to {count - 1}: {names[0]!r} to {names[-1]!r}), or None for all."
+            f"layers={layers!r}: expected a list of different indices or names, at least one, or a pattern of names, of the "
+            f"model's {len(names)} attention layers (0 to {len(names) - 1}: {names[0]!r} to {names[-1]!r}), or None for all."
         )
     return chosen
 
@@ -234,7 +241,9 @@ def _graft(
     for call in fitting:
         layer = call.layer
         with at_rest(layer.attention):
-            reading = read(layer, call, trunk.readings(layer, call))
+            reading = read(
+                layer, call, trunk.readings(layer, call), any_start=settings.get("init") in ("identity", "normal")
+            )
         built, order = _built(layer, name, dict(settings), reading, call.positions.shape[-1])
         seats.append(Seat(layer, reading, trunk.tokens))
         order = None if order is None else nn.Buffer(order.to(layer.weight.device), persistent=False)

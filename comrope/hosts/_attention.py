@@ -73,7 +73,7 @@ class Layer:
     @property
     def weight(self) -> Tensor:
         """Says where the encoding lives and whether in float64."""
-        owner = self.attention if self.way == "multihead" else self.attention.get_submodule(self.projections[0].name)
+        owner = self.attention if self.way != "parts" else self.attention.get_submodule(self.projections[0].name)
         return next(owner.parameters())
 
 
@@ -174,7 +174,8 @@ class Reading:
     table: str | int | None = None
     """The argument that brings the table of that RoPE, by name or by place."""
     still: str = "none"
-    """What stands in its place, so that it turns nothing: "none", or the table of the "origin"."""
+    """What stands in its place, so that it turns nothing: "none", or the table of the "origin"; where the layer works it out
+    itself, the method that does."""
 
 
 class Seat:
@@ -208,6 +209,8 @@ class Seat:
         """From now on the layer has its encoding."""
         self._handles["before"] = self.attention.register_forward_pre_hook(self.before, with_kwargs=True)
         self._handles["after"] = self.attention.register_forward_hook(self.after)
+        if hasattr(type(self.attention), self.reading.still):
+            vars(self.attention)[self.reading.still] = _as_it_is
         if self.way != "parts":
             # An instance's own forward is what its class's is called by.
             vars(self.attention)["forward"] = Caught(self) if self.way == "scores" else Multihead(self)
@@ -217,6 +220,7 @@ class Seat:
 
     def rise(self) -> None:
         """Takes the hooks away."""
+        vars(self.attention).pop(self.reading.still, None)
         if self.way != "parts":
             vars(self.attention).pop("forward", None)
         for handle in self._handles.values():
@@ -299,6 +303,11 @@ def _batched(y: Tensor) -> Tensor:
     return y.unsqueeze(0) if y.ndim == 2 else y
 
 
+def _as_it_is(x: Tensor, *positions: Any) -> Tensor:
+    """In place of a layer's own RoPE."""
+    return x
+
+
 class _Listener:
     """The hook on one part."""
 
@@ -340,10 +349,14 @@ def rows(linear: nn.Module) -> list[Tensor]:
 
     ConfigurationError where they are not plain tensors of `nn.Linear` or of the Conv1D of transformers.
     """
-    if type(linear) is nn.Linear:
-        return [t.detach() for t in (linear.weight, linear.bias) if t is not None]
+    if isinstance(linear, nn.MultiheadAttention):
+        return [t.detach() for t in (linear.in_proj_weight, linear.in_proj_bias) if t is not None]
+    weight, bias = getattr(linear, "weight", None), getattr(linear, "bias", None)
+    tensors = [t.detach() for t in (weight, bias) if isinstance(t, Tensor) and t.is_floating_point()]
+    if isinstance(linear, nn.Linear) and tensors and tensors[0].shape == (linear.out_features, linear.in_features):
+        return tensors
     if type(linear).__name__ == "Conv1D" and type(linear).__module__.startswith("transformers."):
-        return [linear.weight.detach().T, linear.bias.detach()]  # pyright: ignore
+        return [tensors[0].T, tensors[1]]
     raise ConfigurationError(
         f"a projection is a {type(linear).__name__}, not a plain nn.Linear: merge or remove what wraps it first (peft: "
         "merge_and_unload)."

@@ -1,12 +1,13 @@
 """A model of nobody's library: attention layers by the names of their parts, positions as its user says."""
 
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from comrope.errors import ConfigurationError, InputError
-from comrope.hosts._attention import find_layers
+from comrope.hosts._attention import Layer, find_layers
 from comrope.hosts._surgery import Hook, Trunk
 from comrope.hosts._tokens import Tokens
 
@@ -17,11 +18,12 @@ class OwnTrunk(Trunk):
     teller: "_Teller"
 
     @classmethod
-    def of(cls, model: nn.Module, positions: Tensor | Callable[..., Tensor]) -> "OwnTrunk":
+    def of(
+        cls, model: nn.Module, positions: Tensor | Callable[..., Tensor], layers: Sequence[int | str] | str | None
+    ) -> "OwnTrunk":
         tokens = Tokens()
-        teller = _Teller(tokens, positions)
-        trunk = cls(model, find_layers(model), tokens)
-        trunk.teller = teller
+        trunk = cls(model, find_layers(model) or _named(model, layers), tokens)
+        trunk.teller = _Teller(tokens, positions)
         return trunk
 
     def hooks(self, prefix):
@@ -32,6 +34,14 @@ class OwnTrunk(Trunk):
             "positions=… belongs to a model that comrope does not know: give an example=… as well, the arguments of a small "
             "forward pass, for the proof."
         )
+
+
+def _named(model: nn.Module, layers: Sequence[int | str] | str | None) -> list[Layer]:
+    """Modules that are named as attention layers, whose parts have names that comrope does not know: scores will tell."""
+    patterns = [layers] if isinstance(layers, str) else [name for name in layers or () if isinstance(name, str)]
+    modules = model.named_modules()
+    named = [(n, m) for n, m in modules if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+    return [Layer(name, module, 0, 0, 0, (), way="scores") for name, module in named]
 
 
 class _Teller:

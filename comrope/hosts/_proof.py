@@ -25,7 +25,7 @@ from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Layer, Reading, Seat
 from comrope.hosts._scores import Catching
 from comrope.hosts._surgery import Call, Hook
-from comrope.hosts._tokens import Tokens
+from comrope.hosts._tokens import Canvas, Tokens
 
 LOUD = 3.0
 """Standard deviation of the scores in a trial."""
@@ -107,12 +107,15 @@ def _call(layer: Layer, args: tuple, kwargs: dict, outputs: dict[str, Tensor], t
             batch, length = length, batch
         lengths = {length}
     else:
-        silent = [part.name for part in layer.parts if part.name not in outputs]
+        silent = [part.name for part in layer.parts if part.name not in outputs] or ["attention"] * (not layer.parts)
         if silent and "scores q" in outputs:
             q, k = outputs["scores q"], outputs["scores k"]
-            if (q.shape[1], k.shape[1]) != (layer.num_query_heads, layer.num_heads) or q.ndim != 4:
+            heads = (layer.num_query_heads, layer.num_heads, layer.head_dim)
+            found = (q.shape[1], k.shape[1], q.shape[-1]) if q.ndim == 4 else ()
+            if not found or (heads != found and any(heads)):
                 return f"its {silent[0]} is not called, and its scores are of {tuple(q.shape)} queries"
-            layer, outputs = replace(layer, way="scores"), {"q": q, "k": k}
+            sizes = dict(zip(("num_query_heads", "num_heads", "head_dim"), found, strict=True))
+            layer, outputs = replace(layer, way="scores", **sizes), {"q": q, "k": k}
             batch, lengths = len(q), {q.shape[2], k.shape[2]}
         elif silent:
             return f"its {silent[0]} is not called, but passed by"
@@ -153,7 +156,9 @@ def tokens_around(run: Callable[[], Any], model: nn.Module, layers: Sequence[Lay
         return None
 
     def given(module, args, kwargs):
-        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point())
+        tensors = (
+            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()
+        )
         seen.setdefault("given", next(tensors, None))
 
     convs = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
@@ -170,21 +175,65 @@ def tokens_around(run: Callable[[], Any], model: nn.Module, layers: Sequence[Lay
             handle.remove()
 
 
+def tokens_follow(
+    run: Callable[[], Any],
+    model: nn.Module,
+    layers: Sequence[Layer],
+    tokens: Tokens,
+    hooks: Sequence[Hook],
+    canvas: Canvas,
+) -> None:
+    """ConfigurationError unless each token that comes of one patch is where that patch is, as `hooks` tell positions."""
+    seen: dict[str, Any] = {}
+
+    def patch(module, args, output):
+        seen["patches"] = output.detach().requires_grad_()
+        return seen["patches"]
+
+    def given(module, args, kwargs):
+        tensors = (
+            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()
+        )
+        seen.setdefault("given", next(tensors, None))
+        seen.setdefault("positions", tokens.latest())
+
+    handles = [hooks[0].module.register_forward_hook(patch)] + [hook.put() for hook in hooks]
+    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in layers]
+    try:
+        with torch.enable_grad():
+            run()
+            everywhere = canvas.positions(seen["patches"].shape[2:], 0, like=seen["patches"])
+            positions = seen["positions"] if seen["positions"].ndim == 2 else seen["positions"][0]
+            for token in range(min(len(positions), 16)):
+                source = _comes_from(token, seen["given"], seen["patches"])
+                if len(source) == 1 and not torch.allclose(positions[token], everywhere[source[0]]):
+                    raise ConfigurationError(
+                        f"{type(model).__name__}: token {token} comes of patch {source[0]} and would be placed elsewhere: say where "
+                        "its tokens are, comrope.attach(model, name, positions=…, example=…)."
+                    )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _comes_from(token: int, tokens: Tensor, patches: Tensor) -> list[int]:
+    """The patches that a token of the first sample depends on, by number."""
+    weights = torch.linspace(0.5, 1.5, tokens.shape[-1], device=tokens.device, dtype=tokens.dtype)
+    value = ((tokens if tokens.ndim == 2 else tokens[0])[token] * weights).sum()
+    if not value.requires_grad:
+        return []
+    (slope,) = torch.autograd.grad(value, patches, retain_graph=True, allow_unused=True)
+    return [] if slope is None else slope[0].abs().sum(0).flatten().nonzero().flatten().tolist()
+
+
 def _around(name: str, patches: Tensor, tokens: Tensor) -> tuple[int, int]:
     grid = patches.shape[2:]
     count = grid.numel()
-    weights = torch.linspace(0.5, 1.5, tokens.shape[-1], device=tokens.device, dtype=tokens.dtype)
-
-    def comes_from(token: int) -> list[int]:
-        value = (tokens[0, token] * weights).sum() if tokens.ndim == 3 else (tokens[token] * weights).sum()
-        (slope,) = torch.autograd.grad(value, patches, retain_graph=True, allow_unused=True)
-        return [] if slope is None else slope[0].abs().sum(0).flatten().nonzero().flatten().tolist()
-
     length = tokens.shape[-2]
     for before in range(max(length - count, 0) + 1):
-        if length >= count and comes_from(before) == [0]:
+        if length >= count and _comes_from(before, tokens, patches) == [0]:
             some = {0, 1, count // 2, count - 1, grid[-1]} & set(range(count))
-            if all(comes_from(before + patch) == [patch] for patch in some):
+            if all(_comes_from(before + patch, tokens, patches) == [patch] for patch in some):
                 return before, length - count - before
     raise ConfigurationError(
         f"{name}: its {length} tokens are not the {'×'.join(map(str, grid))} patches of its image row by row, with others before or "
@@ -192,8 +241,11 @@ def _around(name: str, patches: Tensor, tokens: Tensor) -> tuple[int, int]:
     )
 
 
-def read(layer: Layer, call: Call, readings: Sequence[Reading]) -> Reading:
-    """The first reading under which the layer passes its trial; ConfigurationError with what the likeliest failed in."""
+def read(layer: Layer, call: Call, readings: Sequence[Reading], *, any_start: bool = False) -> Reading:
+    """The first reading under which the layer passes its trial; ConfigurationError with what the likeliest failed in.
+
+    With `any_start` one is taken too that starts elsewhere, if none does not: who chooses a start does not ask for the model's.
+    """
     trial, reasons = _Trial(layer, call), []
     for reading in readings:
         for laid_out in _layouts(layer, call, reading):
@@ -201,6 +253,11 @@ def read(layer: Layer, call: Call, readings: Sequence[Reading]) -> Reading:
             if reason is None:
                 return laid_out
             reasons.append(reason)
+    if any_start:
+        for reading in readings:
+            for laid_out in _layouts(layer, call, reading):
+                if trial.fails(laid_out, start=False) is None:
+                    return replace(laid_out, frequencies=None)
     raise ConfigurationError(
         f"{layer.name}: an encoding cannot be proved in this {type(layer.attention).__name__}: {reasons[0]}. Nothing has changed."
     )
@@ -226,8 +283,9 @@ class _Trial:
     def __init__(self, layer: Layer, call: Call):
         self.attention: Any = copy.deepcopy(layer.attention).double().eval()
         self.layer = replace(layer, attention=self.attention)
-        self.args = tuple(_double(value) for value in call.args)
-        self.kwargs = {name: None if _is_cache(name) else _double(value) for name, value in call.kwargs.items()}
+        done: dict[int, Tensor] = {}
+        self.args = tuple(_double(value, done) for value in call.args)
+        self.kwargs = {name: None if _is_cache(name) else _double(value, done) for name, value in call.kwargs.items()}
         self.positions, self.outputs = call.positions.double(), call.outputs
         sizes = (layer.num_heads, layer.head_dim, self.positions.shape[-1])
         generator = torch.Generator().manual_seed(0)
@@ -243,20 +301,20 @@ class _Trial:
         self.gain = LOUD / max(self._loudness(), 1e-30)
         self.move = extent.to(device) * torch.randn(len(extent), generator=generator, dtype=torch.float64).to(device)
 
-    def fails(self, reading: Reading) -> str | None:
+    def fails(self, reading: Reading, *, start: bool = True) -> str | None:
         """What the layer fails in under a reading; None if it passes."""
         try:
-            return self._fails(reading)
+            return self._fails(reading, start)
         except Exception as error:  # whatever a layer that is read wrongly makes of it
             return f"it fails with {type(error).__name__}: {error}"
 
-    def _fails(self, reading: Reading) -> str | None:
+    def _fails(self, reading: Reading, start: bool) -> str | None:
         before = self.says(reading, None)
         plain = self.says(reading, self.still)
         started = plain if reading.frequencies is None else self.says(reading, self._host(reading))
         left, effect = _distance(started, before), _distance(plain, before)
         size = before.abs().max().item()
-        if left > SAME * (effect if reading.frequencies is not None and effect > 0 else size):
+        if start and left > SAME * (effect if reading.frequencies is not None and effect > 0 else size):
             return (
                 f"at the start its output differs by {left:.1e} from what it was, of {size:.1e}; it may have positions of its "
                 "own that comrope cannot set aside"
@@ -278,7 +336,7 @@ class _Trial:
         own = encoding is None
         tokens = Tokens()
         tokens.tell(self.positions + move)
-        seat = Seat(self.layer, replace(reading, table=None) if own else reading, tokens)
+        seat = Seat(self.layer, replace(reading, table=None, still="none") if own else reading, tokens)
         self.attention.encoding = _Loud(self.still if own else encoding, self.gain)
         order = None if own else reading.order
         self.attention.order = None if order is None else order.to(self.positions.device)
@@ -294,7 +352,9 @@ class _Trial:
         if self.layer.way == "multihead":
             return 1.0
         size = {name: y.double().square().mean().sqrt().item() for name, y in self.outputs.items()}
-        names = {part.holds: part.name for part in self.layer.parts} if self.layer.way == "parts" else {"q": "q", "k": "k"}
+        names = (
+            {part.holds: part.name for part in self.layer.parts} if self.layer.way == "parts" else {"q": "q", "k": "k"}
+        )
         return size[names["qkv"]] ** 2 if "qkv" in names else size[names["q"]] * size[names["k"]]
 
     def _host(self, reading: Reading) -> FixedSpectrum:
@@ -325,11 +385,12 @@ class _LoudRotation:
         return self.rotation.queries(q) * self.gain
 
 
-def _double(value: Any) -> Any:
+def _double(value: Any, done: dict[int, Tensor]) -> Any:
+    """Floating-point tensors in float64; what was one tensor stays one."""
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
+        return done.setdefault(id(value), value.double() if value.is_floating_point() else value)
     if isinstance(value, (tuple, list)):
-        return type(value)(_double(v) for v in value)
+        return type(value)(_double(v, done) for v in value)
     return value
 
 

@@ -70,7 +70,9 @@ class Multihead:
     ) -> tuple[Tensor, Tensor | None]:
         mha = self.seat.attention
         if key is not query or value is not query:
-            raise InputError(f"{self.seat.name} has an encoding for self-attention, and got other keys or values than queries.")
+            raise InputError(
+                f"{self.seat.name} has an encoding for self-attention, and got other keys or values than queries."
+            )
         batched = query.ndim == 3
         x = query if batched else query.unsqueeze(1 - int(mha.batch_first))
         x = x if mha.batch_first else x.transpose(0, 1)  # (B, L, E)
@@ -98,7 +100,9 @@ def _mask(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) 
     """What is added to the scores (B, H, L, L): where masks of `MultiheadAttention` are True, attention is forbidden."""
 
     def added(mask: Tensor) -> Tensor:
-        return torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else mask
+        return (
+            torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else mask
+        )
 
     total = None
     if attn_mask is not None:

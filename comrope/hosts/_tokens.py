@@ -153,7 +153,7 @@ class Tokens:
         self._told_in = -1
 
     def __reduce__(self):
-        return Tokens, (self.keyword,)
+        return type(self), (self.keyword,)
 
     def tell(self, positions: Tensor) -> Places:
         """From now on tokens are at `positions`, (L, N) or (B, L, N), prefix tokens included."""
@@ -167,6 +167,12 @@ class Tokens:
         if self._latest is None:
             raise InputError("No positions have been told: call the model, not parts of it.")
         return self._latest.positions
+
+    def latest_places(self) -> Places:
+        """The same, to be pinned."""
+        self.latest()
+        assert self._latest is not None
+        return self._latest
 
     def known(self) -> Places | None:
         """What was last told, if anything."""

@@ -87,6 +87,11 @@ def _work_out(seat: Seat) -> _Folded:
                 "commute with the basis: it cannot be folded into the projections. comrope.freeze makes constants of the "
                 "angles and keeps the basis at run time; rope-mixed has no basis."
             )
+        if not seat.projections:
+            raise ConfigurationError(
+                "its queries and keys were caught where their scores are made, and comrope does not know the weights they come "
+                "from: comrope.freeze makes constants of the angles."
+            )
         views = [view for part in seat.projections for view in _heads(seat, part)] + _biases(seat)
         return _Folded(frequencies.flatten(2), [(v, _turned(v, basis, attention.order)) for v in views], None)
     except (ConfigurationError, NoSpectrumError) as error:

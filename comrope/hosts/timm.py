@@ -67,7 +67,10 @@ class TimmTrunk(Trunk):
 
     def example(self):
         config = getattr(self.module, "pretrained_cfg", None) or getattr(self.module, "default_cfg", None) or {}
-        size = getattr(getattr(self.module, "patch_embed", None), "img_size", None) or config.get("input_size", (224,))[-2:]
+        size = (
+            getattr(getattr(self.module, "patch_embed", None), "img_size", None)
+            or config.get("input_size", (224,))[-2:]
+        )
         size = (size, size) if isinstance(size, int) else (size[0], size[-1])
         weight = next(p for p in self.module.parameters() if p.ndim > 1)
         channels = next((m.in_channels for m in self.module.modules() if isinstance(m, nn.Conv2d)), 3)
@@ -89,7 +92,9 @@ class TimmTrunk(Trunk):
         return True
 
     def settle(self):
-        if hasattr(self._rope, "update_feat_shape") and hasattr(self.module, "patch_embed"):  # the image size may have changed while the rope was set aside
+        if hasattr(self._rope, "update_feat_shape") and hasattr(
+            self.module, "patch_embed"
+        ):  # the image size may have changed while the rope was set aside
             self._rope.update_feat_shape(self.module.patch_embed.grid_size)
 
     @property

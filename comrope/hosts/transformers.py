@@ -17,12 +17,19 @@ from transformers import PreTrainedModel
 
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Reading, find_layers, half_layout
-from comrope.hosts._proof import at_rest, tokens_around
+from comrope.hosts._proof import at_rest, tokens_around, tokens_follow
+from comrope.hosts._tables import measured
 from comrope.hosts._surgery import Hook, Swap, Trunk
-from comrope.hosts._tokens import Canvas, PatchTeller, Tokens
+from comrope.hosts._tokens import Canvas, PatchTeller, Places, Tokens
 
 TABLE = "position_embeddings"
 """The argument in which attention layers of transformers get the table of a RoPE."""
+
+POSITIONS = r"position|wpe|pos_emb"
+"""What embeddings of positions are called."""
+
+INNER_ROPE = "apply_rotary_embeddings"
+"""The method of attention layers that work out a RoPE themselves."""
 
 
 def trunks(model: nn.Module) -> list[Trunk]:
@@ -48,12 +55,16 @@ def _kind(module: nn.Module, prefix: str, inner: tuple[str, ...]) -> "type[HFTru
     """What tells positions in a model, but for what is in the trunks inside of it."""
     own = {n: m for n, m in module.named_modules() if not f"{prefix}{n}.".startswith(inner)}
     if any(_frequency_names(m) and _takes(m, "position_ids") for m in own.values()):
-        return RopeTrunk
+        return TextTrunk if hasattr(module.config, "vocab_size") else GridRopeTrunk
+    if any(_takes(m, "spatial_shapes") for m in own.values() if m is not module):
+        return PackedTrunk
     if any(_frequency_names(m) and _takes(m, "pixel_values") for m in own.values()):
         return PatchRopeTrunk
+    if any(hasattr(m, INNER_ROPE) for m in own.values()):
+        return InnerRopeTrunk
     if any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in own.values()):
         return PatchTrunk
-    if any(isinstance(m, nn.Embedding) and "position" in n for n, m in own.items()):
+    if any(isinstance(m, nn.Embedding) and re.search(POSITIONS, n.rpartition(".")[2]) for n, m in own.items()):
         return EmbeddedTrunk
     return None
 
@@ -66,6 +77,23 @@ def _frequency_names(module: nn.Module) -> list[str]:
     """Buffers with the frequencies of a RoPE; where there is one for each kind of layer, all of them."""
     names = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("inv_freq")]
     return [name for name in names if "original" not in name]
+
+
+def _example_shape(module: Any, name: str) -> tuple[int, ...] | None:
+    """Of a small main input, as the configuration tells; None where it does not."""
+    config = module.config
+    size = getattr(config, "image_size", None) or getattr(config, "crop_size", None)
+    if size is not None:
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        channels = getattr(config, "num_channels", None) or getattr(config, "in_chans", 3)
+        frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
+        video = any(isinstance(m, nn.Conv3d) for m in module.modules())
+        return (1, frames, channels, *size) if video and frames else (1, channels, *size)
+    if name == "input_features" and hasattr(config, "max_source_positions"):
+        return (1, config.num_mel_bins, 2 * config.max_source_positions)
+    if name == "input_ids" and hasattr(config, "vocab_size"):
+        return (1, min(12, getattr(config, "max_position_embeddings", None) or 12))
+    return None
 
 
 class HFTrunk(Trunk):
@@ -90,23 +118,23 @@ class HFTrunk(Trunk):
 
     def _position_embeddings(self) -> list[nn.Embedding]:
         modules = self.module.named_modules()
-        return [m for n, m in modules if isinstance(m, nn.Embedding) and re.search(r"position|wpe", n.rpartition(".")[2])]
+        return [m for n, m in modules if isinstance(m, nn.Embedding) and re.search(POSITIONS, n.rpartition(".")[2])]
 
     def example(self):
-        config = self.module.config
-        weight = next(self.module.parameters())
-        if self.module.main_input_name == "input_ids":
-            length = min(12, getattr(config, "max_position_embeddings", None) or 12)
-            return {"input_ids": torch.randint(config.vocab_size, (1, length), device=weight.device)}
-        size = getattr(config, "image_size", None)
-        if self.module.main_input_name != "pixel_values" or size is None:
+        name, config, weight = self.module.main_input_name, self.module.config, next(self.module.parameters())
+        shape = _example_shape(self.module, name)
+        if shape is None:
             raise ConfigurationError(
-                f"{type(self.module).__name__} takes {self.module.main_input_name}, of which comrope cannot make up an example: "
-                "give one, comrope.attach(model, name, example={…}), the arguments of a small forward pass."
+                f"{type(self.module).__name__} takes {name}, of which comrope cannot make up an example: give one, "
+                "comrope.attach(model, name, example={…}), the arguments of a small forward pass."
             )
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        channels = getattr(config, "num_channels", 3)
-        return {"pixel_values": torch.randn(1, channels, *size, dtype=weight.dtype, device=weight.device)}
+        if name == "input_ids" and not self._sees:
+            return {name: torch.randint(config.vocab_size, shape, device=weight.device)}
+        name = "pixel_values" if name == "input_ids" else name
+        return {name: torch.randn(shape, dtype=weight.dtype, device=weight.device)}
+
+    _sees = False
+    """Whether it takes images, videos or sound, whatever it calls its main input."""
 
     def _ropes(self) -> Iterator[tuple[Any, str]]:
         for module in self.module.modules():
@@ -117,10 +145,53 @@ class HFTrunk(Trunk):
 class PatchTrunk(HFTrunk):
     """Tokens are the patches of a convolution, row by row, perhaps between class and register tokens."""
 
+    _sees = True
+
     def hooks(self, prefix):
-        with at_rest(self.module):
-            conv, before, after = tokens_around(self.run, self.module, self.layers)
-        return [Hook(conv, PatchTeller(self.tokens, Canvas(prefix=prefix), self.module, before, after))]
+        canvas, droppers = Canvas(prefix=prefix), self._droppers()
+        if droppers:
+            # Which tokens stay is drawn anew each time: class tokens come first, as the embeddings have them.
+            before = sum(hasattr(dropper, "cls_token") for dropper in droppers)
+            conv = next(m for m in self.module.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
+            after = 0
+        else:
+            with at_rest(self.module):
+                conv, before, after = tokens_around(self.run, self.module, self.layers)
+        hooks = [Hook(conv, PatchTeller(self.tokens, canvas, self.module, before, after))]
+        hooks += [Hook(dropper, _DropTeller(self.tokens, before), with_kwargs=True) for dropper in droppers]
+        if droppers:
+            with at_rest(self.module):
+                tokens_follow(self.run, self.module, self.layers, self.tokens, hooks, canvas)
+        return hooks
+
+    def _droppers(self) -> list[nn.Module]:
+        """Embeddings that leave out patches: masked autoencoders."""
+        embeddings = (m for m in self.module.modules() if any(isinstance(c, nn.Module) for c in m.children()))
+        return [
+            m
+            for m in embeddings
+            if m is not self.module
+            and "pixel_values" in (names := inspect.signature(m.forward).parameters)
+            and ("noise" in names or ("bool_masked_pos" in names and not hasattr(m, "mask_token")))
+        ]
+
+
+class InnerRopeTrunk(PatchTrunk):
+    """Its encoder's attention layers work out a RoPE themselves (V-JEPA 2); those of its predictor keep it.
+
+    That RoPE multiplies the two features of a plane by cosines of different frequencies, so it is no rotation, and no encoding
+    can start from it.
+    """
+
+    def __init__(self, module, layers):
+        super().__init__(module, [layer for layer in layers if ".predictor." not in f".{layer.name}"])
+
+    def example(self):
+        more = {"skip_predictor": True} if _takes(self.module, "skip_predictor") else {}
+        return super().example() | more
+
+    def readings(self, layer, call):
+        return [Reading(still=INNER_ROPE)]
 
 
 class PatchRopeTrunk(HFTrunk):
@@ -145,7 +216,7 @@ class PatchRopeTrunk(HFTrunk):
         ]
 
 
-class RopeTrunk(HFTrunk):
+class TextTrunk(HFTrunk):
     """Tokens are where the ids say with which its RoPE is called."""
 
     def __init__(self, module, layers):
@@ -176,6 +247,58 @@ class RopeTrunk(HFTrunk):
                 found.append(Reading(frequencies=together, order=order, table=TABLE, still="origin"))
         # A layer may be given a table and not use it.
         return [*found, Reading(table=TABLE, still="origin")]
+
+
+class GridRopeTrunk(HFTrunk):
+    """Images of any shape in one row of tokens: a RoPE is called with (row, column) of each (Pixtral, Qwen-VL)."""
+
+    _sees = True
+
+    def __init__(self, module, layers):
+        super().__init__(module, layers, FollowingTokens(keyword=TABLE))
+
+    def example(self):
+        if "grid_thw" not in inspect.signature(self.module.forward).parameters:
+            return super().example()
+        config, weight = self.module.config, next(self.module.parameters())
+        side = 2 * config.spatial_merge_size
+        features = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        pixels = torch.randn(
+            side * (side + config.spatial_merge_size), features, dtype=weight.dtype, device=weight.device
+        )
+        grid = torch.tensor([[1, side, side + config.spatial_merge_size]], device=weight.device)
+        first = next(iter(inspect.signature(self.module.forward).parameters))
+        return {first: pixels, "grid_thw": grid}
+
+    def hooks(self, prefix):
+        (rope,) = {module: None for module, _ in self._ropes()}
+        return [Hook(rope, _GridTeller(self.tokens, rope), with_kwargs=True)]
+
+    def readings(self, layer, call):
+        table = call.kwargs.get(TABLE)
+        known = torch.cat([getattr(rope, name).flatten() for rope, name in self._ropes()])
+        return [
+            Reading(frequencies=frequencies, order=order, table=TABLE, still="origin")
+            for frequencies, order in measured(table, call.positions, layer.head_dim, known)
+        ]
+
+
+class PackedTrunk(HFTrunk):
+    """Patches come packed and padded, each image with the shape of its grid (SigLIP 2)."""
+
+    def example(self):
+        config, weight = self.module.config, next(self.module.parameters())
+        pixels = torch.randn(1, 6, config.num_channels * config.patch_size**2, dtype=weight.dtype, device=weight.device)
+        mask = torch.ones(1, 6, dtype=torch.long, device=weight.device)
+        return {
+            "pixel_values": pixels,
+            "pixel_attention_mask": mask,
+            "spatial_shapes": torch.tensor([[2, 3]], device=weight.device),
+        }
+
+    def hooks(self, prefix):
+        embeddings = next(m for m in self.module.modules() if m is not self.module and _takes(m, "spatial_shapes"))
+        return [Hook(embeddings, _PackedTeller(self.tokens, Canvas(prefix=prefix)), with_kwargs=True)]
 
 
 class EmbeddedTrunk(HFTrunk):
@@ -210,6 +333,80 @@ class _IdsTeller:
         self.tokens.tell(places.positions)
 
 
+class _GridTeller:
+    """The hook on a RoPE that is called with (row, column) of each token, (L, 2)."""
+
+    def __init__(self, tokens: "FollowingTokens", rope: nn.Module):
+        self.tokens = tokens
+        self.place = list(inspect.signature(rope.forward).parameters).index("position_ids")
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
+        ids = kwargs["position_ids"] if "position_ids" in kwargs else args[self.place]
+        if ids.ndim == 1:  # numbered row by row on a grid as wide as the largest image
+            width = module.config.image_size // module.config.patch_size  # pyright: ignore
+            ids = torch.stack((ids // width, ids % width), dim=-1)
+        self.tokens.tell_with(ids, output[0])
+
+
+class FollowingTokens(Tokens):
+    """Positions of tokens that the model puts into another order, as it does with the table of its RoPE: they follow its rows."""
+
+    def tell_with(self, positions: Tensor, table: Tensor) -> None:
+        """Tokens are at `positions`, (L, N), and rows of `table`, (L, D), belong to them."""
+        self.tell(positions)
+        self._table = table
+
+    def among(self, arguments):
+        table = arguments.get(TABLE)
+        if table is None or self.known() is None:
+            return None
+        positions = self.latest()
+        if table[0].shape != self._table.shape:
+            return None
+        probe = torch.linspace(0.5, 1.5, self._table.shape[-1], device=self._table.device, dtype=torch.float64)
+        told, asked = ((rows.double() @ probe).argsort() for rows in (self._table, table[0]))
+        return Places(positions[told[asked.argsort()]])
+
+    _table: Tensor
+
+
+class _PackedTeller:
+    """The hook on embeddings of packed patches."""
+
+    def __init__(self, tokens: Tokens, canvas: Canvas):
+        self.tokens, self.canvas = tokens, canvas
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
+        shapes = torch.as_tensor(
+            kwargs["spatial_shapes"] if "spatial_shapes" in kwargs else args[1], device=output.device
+        )
+        numbers = torch.arange(output.shape[1], device=output.device).expand(len(shapes), -1)
+        rows, columns = shapes[:, :1], shapes[:, 1:]
+        indices = torch.stack((numbers // columns, numbers % columns), dim=-1)
+        padding = (numbers >= rows * columns).unsqueeze(-1)
+        positions = self.canvas.positions_of(indices.masked_fill(padding, 0), shapes, 0, like=output)
+        self.tokens.tell(positions).pin(output)
+
+
+class _DropTeller:
+    """The hook on embeddings that leave out patches: ids to restore them, or a mask, say which have stayed."""
+
+    def __init__(self, tokens: Tokens, before: int):
+        self.tokens, self.before = tokens, before
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(output, tuple):
+            embedded, _, restore = output
+            kept = restore.argsort(dim=1)[:, : embedded.shape[1] - self.before]
+        else:
+            embedded, masked = output, kwargs.get("bool_masked_pos", args[1] if len(args) > 1 else None)
+            if masked is None:
+                return
+            kept = masked.int().argsort(dim=1, stable=True)[:, : embedded.shape[1] - self.before]
+        self.tokens.keep(kept, self.before)
+        self.tokens.latest_places().pin(embedded)
+
+
 class _LookupTeller:
     """The hook on an embedding of positions, which is called with their numbers."""
 
@@ -217,7 +414,11 @@ class _LookupTeller:
         self.tokens = tokens
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids: Tensor = args[0] if args else kwargs["input"]
+        ids = kwargs.get("position_ids")
+        if ids is None:
+            ids = args[0] if args else kwargs["input"]
+            if ids.dtype not in (torch.int64, torch.int32) or _takes(module, "attention_mask"):
+                ids = torch.arange(ids.shape[-1], device=ids.device)
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
         self.tokens.tell(ids[0].unsqueeze(-1) if len(ids) == 1 else ids.unsqueeze(-1))
 

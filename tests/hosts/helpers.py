@@ -7,8 +7,11 @@ import torch
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from comrope import hosts
+from comrope.hosts._surgery import Attachment
+from comrope.hosts._tokens import Canvas, Tokens
 
 VIT = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 EVA = VIT | {"use_rot_pos_emb": True}
@@ -82,31 +85,98 @@ def block_of(family: str, size: int) -> dict:
 
 
 def snapshot(model: nn.Module) -> tuple:
-    """All that a failed or undone attach must leave as it was."""
+    """All that a failed or undone attach must leave as it was: weights, classes, attributes, modes and hooks."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    return state, {name: type(module) for name, module in model.named_modules()}, sorted(vars(model))
+    return state, {name: _nature(module) for name, module in model.named_modules()}
+
+
+def _nature(module: nn.Module) -> tuple:
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    with_arguments = len(module._forward_pre_hooks_with_kwargs) + len(module._forward_hooks_with_kwargs)
+    return type(module), sorted(vars(module)), module.training, hooks, with_arguments
 
 
 def assert_as_before(model: nn.Module, before: tuple) -> None:
-    state, kinds, attributes = before
-    now, kinds_now, attributes_now = snapshot(model)
+    state, natures = before
+    now, natures_now = snapshot(model)
     assert list(now) == list(state)
     assert all(torch.equal(now[key], state[key]) for key in state)
-    assert kinds_now == kinds
-    assert attributes_now == attributes
+    assert natures_now == natures
+
+
+def canvas_of(model: nn.Module) -> Canvas:
+    """How an attached vision model measures positions."""
+    return Attachment.of(model).grafts[0].hooks[0].call.canvas  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def tokens_of(model: nn.Module) -> list[Tokens]:
+    """The tokens of all that tells or asks positions in an attached model: one object for each trunk, many times."""
+    grafts = Attachment.of(model).grafts
+    tellers = [hook.call.tokens for graft in grafts for hook in graft.hooks]  # pyright: ignore[reportFunctionMemberAccess]
+    return [*tellers, *(graft.trunk.tokens for graft in grafts), *(seat.tokens for graft in grafts for seat in graft.seats)]
+
+
+def places_heard(attention: nn.Module) -> list[Tensor]:
+    """From now on a list of the positions at which an attention layer turns its queries and keys."""
+    encoding: Any = attention.encoding
+    heard, rotation = [], encoding.rotation
+
+    def hearing(positions: Tensor, **options) -> Any:
+        heard.append(positions)
+        return rotation(positions, **options)
+
+    encoding.rotation = hearing
+    return heard
+
+
+def unturned(attention: Any, x: Tensor) -> list[Tensor]:
+    """Queries (B, H·g, L, D), keys and values (B, H, L, D) of timm's attention, by its weights, before norms and rotation."""
+    if attention.qkv is None:
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        projected = [functional.linear(x, p.weight, p.bias) for p in projections]
+    else:
+        bias = attention.qkv.bias
+        if getattr(attention, "q_bias", None) is not None:
+            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+        projected = functional.linear(x, attention.qkv.weight, bias).chunk(3, dim=-1)
+    return [by_heads(y, attention.head_dim) for y in projected]
+
+
+def by_heads(y: Tensor, head_dim: int) -> Tensor:
+    """(B, L, H·D) as (B, H, L, D)."""
+    return y.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+@torch.no_grad()
+def turned(model: nn.Module, x: Tensor, places: Tensor, **arguments) -> list[Tensor]:
+    """Queries (B, H·g, L, D) and keys (B, H, L, D) that meet in the first attention layer, called with tokens at `places`."""
+    graft = Attachment.of(model).grafts[0]
+    seat, heard = graft.seats[0], {}
+    graft.trunk.tokens.tell(places)
+    parts = {part.name: seat.attention.get_submodule(part.name) for part in seat.parts}
+    # Hooks that come later hear what those of the encoding have made of it.
+    handles = [m.register_forward_hook(lambda m, _, y: heard.update({m: y})) for m in parts.values()]
+    seat.attention(x, **arguments)
+    for handle in handles:
+        handle.remove()
+    outputs = [heard[module] for module in parts.values()]
+    assert [part.holds for part in seat.parts] == ["q", "k"]
+    return [y if y.ndim == 4 else by_heads(y, seat.head_dim) for y in outputs]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).abs().max().item()
 
 
-@torch.no_grad()
-def far_scores(attention: nn.Module, distance: int) -> Tensor:
-    """Cosines of queries and keys of an attention layer with an encoding, in groups of tokens `distance` apart."""
-    encoding: Any = attention.encoding
-    tokens = torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(3))
-    places = torch.rand(24, encoding.num_axes, generator=torch.Generator().manual_seed(4))
+def far_scores(model: nn.Module, distance: int, **arguments) -> Tensor:
+    """Cosines of queries and keys of the first attention layer with an encoding, in groups of tokens `distance` apart.
+
+    `arguments` are functions of the places (L, N), and give what else the layer is called with.
+    """
+    attention: Any = Attachment.of(model).grafts[0].seats[0].attention
+    x = torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(3)).to(next(attention.parameters()).dtype)
+    places = torch.rand(24, attention.encoding.num_axes, generator=torch.Generator().manual_seed(4))
     places = (places * 9).round().double() + distance * (torch.arange(24) >= 12).double().unsqueeze(1)
-    q, k, _ = attention._heads(tokens.to(next(attention.parameters()).dtype))  # pyright: ignore
-    q, k = (nn.functional.normalize(t.double(), dim=-1) for t in attention.turn(q, k, places))  # pyright: ignore
+    given = {name: make(places) for name, make in arguments.items()}
+    q, k = (functional.normalize(t.double(), dim=-1) for t in turned(model, x, places, **given))
     return q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT

@@ -171,9 +171,9 @@ def test_folded_rope_runs_at_a_casts_precision():
 def test_scores_stay_right_however_far(host, family, change, distance):
     """A frequency rounded to float32 would be seen: by 1e-4 at 8,000 patches, by 1e-2 at a million."""
     model = _trained(host, family)
-    expected = far_scores(model.blocks[0].attn, distance)
-    exact = far_scores(copy.deepcopy(model).double().blocks[0].attn, distance)
-    found = far_scores(change(model).blocks[0].attn, distance)
+    expected = far_scores(model, distance)
+    exact = far_scores(copy.deepcopy(model).double(), distance)
+    found = far_scores(change(model), distance)
     assert error(found, expected) < 1e-6
     assert error(found, exact) < 1e-6
 

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from timm.models.eva import EvaAttention
+from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
@@ -14,7 +15,7 @@ from comrope import hosts
 from comrope.errors import ConfigurationError, InputError
 from comrope.hosts._tokens import Canvas
 from tests.hosts import helpers
-from tests.hosts.helpers import EVERY, FAMILIES, ROPED, attached, block_of, error, images, tiny
+from tests.hosts.helpers import EVERY, FAMILIES, ROPED, attached, block_of, canvas_of, error, images, tiny
 
 SIZE = (32, 48)
 SAME_LOGITS = 1e-5
@@ -69,7 +70,7 @@ def test_an_encoding_turns_queries_and_keys_by_their_positions(host, family):
     attention.register_forward_hook(lambda module, inputs, output: seen.update(x=inputs[0], y=output))
     model(x)
     with torch.no_grad():
-        q, k, v = attention._heads(seen["x"])
+        q, k, v = helpers.unturned(attention, seen["x"])
         q, k = comrope.reference.rotate(
             q.contiguous(), k.contiguous(), attention.encoding.angle_matrices(), _positions(model)
         )
@@ -81,7 +82,7 @@ def test_an_encoding_turns_queries_and_keys_by_their_positions(host, family):
 
 def _positions(model):
     prefix = model.num_prefix_tokens
-    if model.canvas.prefix == "middle":
+    if canvas_of(model).prefix == "middle":
         return comrope.positions.grid((4, 6), num_prefix_tokens=prefix, dtype=torch.float64)
     patches = comrope.positions.grid((4, 6), relative=False, centre=False, dtype=torch.float64)
     return torch.cat((torch.zeros(prefix, 2, dtype=torch.float64), patches))
@@ -90,10 +91,12 @@ def _positions(model):
 @pytest.mark.parametrize("shape", [(4, 6), (1, 5), (3, 3)])
 def test_the_canvas_is_that_of_the_library(shape):
     like = torch.zeros(1)
-    assert torch.equal(Canvas().positions(shape, 2, like), comrope.positions.grid(shape, num_prefix_tokens=2))
-    first = Canvas(prefix="first").positions(shape, 2, like)
-    assert torch.equal(first[:2], first[2].expand(2, -1))
-    indices = Canvas("index", "origin").positions(shape, 1, like)
+    grid = comrope.positions.grid(shape, num_prefix_tokens=2)
+    assert torch.equal(Canvas().positions(shape, 2, like=like), grid)
+    assert torch.equal(Canvas().positions(shape, 2, 3, like=like), torch.cat((grid, grid[:1].expand(3, -1))))
+    first = Canvas(prefix="first").positions(shape, 2, 1, like=like)
+    assert torch.equal(first[[0, 1, -1]], first[2].expand(3, -1))
+    indices = Canvas("index", "origin").positions(shape, 1, like=like)
     assert torch.equal(indices[1:], comrope.positions.grid(shape, relative=False, centre=False))
     assert not indices[0].any()
 
@@ -250,18 +253,18 @@ def test_patch_dropout_takes_the_positions_along(host):
     (x,) = images(SIZE)
     assert error(model(x), plain(x)) <= 1e-6
     model.train()
-    told, dropped = {}, {}
-    model.blocks[0].attn.encoding.register_forward_pre_hook(lambda module, inputs: told.update(x=inputs[2]))
+    places, dropped = helpers.places_heard(model.blocks[0].attn), {}
     model.patch_drop.register_forward_hook(lambda module, came, went: dropped.update(came=came[0], went=went))
     model(x).sum().backward()
-    everywhere, prefix = model.canvas.positions((4, 6), model.num_prefix_tokens, x), model.num_prefix_tokens
+    (told,), prefix = places, model.num_prefix_tokens
+    everywhere = canvas_of(model).positions((4, 6), prefix, like=x)
     went = dropped["went"][0] if isinstance(dropped["went"], tuple) else dropped["went"]
     assert went.shape[1] == prefix + 12
-    for before, after, positions in zip(dropped["came"], went, told["x"], strict=True):
+    for before, after, positions in zip(dropped["came"], went, told, strict=True):
         source = torch.cdist(after, before).argmin(1)  # which token each was
         assert torch.equal(source[:prefix], torch.arange(prefix))
         assert torch.equal(positions, everywhere[source])
-    assert not torch.equal(told["x"][0], told["x"][1])
+    assert not torch.equal(told[0], told[1])
 
 
 def test_training_lowers_the_loss():
@@ -304,6 +307,30 @@ def test_encodings_without_a_start_to_choose(name):
     hosts.attach(model, name)
     assert (error(model(x), expected) <= SAME_LOGITS) == (name != "rope")
     assert torch.equal(hosts.detach(model)(x), expected)
+
+
+class Louder(VisionTransformer):
+    """Of a user, with a forward of its own."""
+
+    def forward(self, x):
+        return 3 * super().forward(x.flip(2))
+
+
+def test_a_subclass_of_a_user_is_a_model_like_any_other():
+    model = helpers.stirred(Louder(**helpers.VIT))
+    before, (x,) = helpers.snapshot(model), images(SIZE)
+    expected = model(x)
+    hosts.attach(model, "comrope-ld")
+    assert type(model) is Louder
+    assert error(model(x), expected) <= 3 * SAME_LOGITS
+    with torch.no_grad():
+        for parameter in hosts.angle_parameters(model).values():
+            parameter.add_(torch.randn_like(parameter))
+    turned = model(x)
+    assert error(turned, expected) > 1e-2
+    assert error(hosts.fold(copy.deepcopy(model))(x), turned) <= 1e-3
+    helpers.assert_as_before(hosts.detach(model), before)
+    assert torch.equal(model(x), expected)
 
 
 def test_models_made_by_timms_factory():
