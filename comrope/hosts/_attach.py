@@ -1,9 +1,8 @@
 """Attach: find the attention layers, read each by a proof, build what it takes, change the model, and look whether it holds."""
 
-import fnmatch
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +11,13 @@ from torch import Tensor, nn
 from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, encoding
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import Layer, Reading, Seat
+from comrope.hosts._attention import Layer, Reading, Seat, matches
 from comrope.hosts._own import OwnTrunk
-from comrope.hosts._proof import at_rest, calls, read
+from comrope.hosts._proof import at_rest, calls, check_same, outputs, read
 from comrope.hosts._surgery import Attachment, Call, Graft, Swap, Trunk, one_axis_a_block
 
 LIBRARIES = ("timm", "transformers")
 """Each has a module of its name here, whose `trunks` finds its models; it is imported once the library is."""
-
-ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""How far outputs may be from before the attach, relative to the largest; in half precision 0.1."""
 
 Positions = Tensor | Callable[..., Tensor]
 
@@ -85,63 +81,29 @@ def attach(
     attachment = Attachment(recorded | arguments, grafts)
     try:
         attachment.apply()
-        after = [_outputs(graft.trunk) for graft in grafts]
+        after = [outputs(graft.trunk) for graft in grafts]
         if keep_ape and "init" not in arguments and name not in ("rope", "liere"):
-            _check_start(before, after)
+            check_same(before, after, "with the encoding at its start")
     except BaseException:
         attachment.undo()
         raise
-    for graft in grafts:
-        graft.trunk.given = None
     vars(model)["_comrope"] = attachment
     return model
 
 
-@torch.no_grad()
-def _check_start(before: Sequence[list[Tensor]], after: Sequence[list[Tensor]]) -> None:
-    for old, new in zip(before, after, strict=True):
-        for a, b in zip(old, new, strict=True):
-            size = a.abs().max().item()
-            if not (a - b).abs().max().item() <= ROUNDING.get(a.dtype, 0.1) * size:
-                raise ConfigurationError(
-                    f"with the encoding at its start the model's outputs differ by {(a - b).abs().max():.1e} from those before, of "
-                    f"{size:.1e}: what it does beside its attention layers does not go together with an encoding. It is as it was."
-                )
-
-
 def _first_outputs(trunk: Trunk) -> list[Tensor]:
-    """`_outputs`, and a word where the model makes nothing of an example that was made up."""
+    """`outputs`, and a word where the model makes nothing of an example that was made up."""
     if trunk.given is not None:
-        return _outputs(trunk)
-    with at_rest(trunk.module):
-        trunk.given = (trunk.module, trunk.example())
+        return outputs(trunk)
     try:
-        return _outputs(trunk)
+        return outputs(trunk)
+    except ConfigurationError:
+        raise
     except Exception as error:  # whatever a model makes of an input that does not suit it
         raise ConfigurationError(
             f"{type(trunk.module).__name__}: the made-up input of the proof does not suit it ({type(error).__name__}: {error}). "
             "Give one that does: comrope.attach(model, name, example=…), the arguments of a small forward pass."
         ) from error
-
-
-def _outputs(trunk: Trunk) -> list[Tensor]:
-    """The floating-point tensors that the trunk gives in its example."""
-    found: list[Tensor] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, Tensor):
-            if value.is_floating_point():
-                found.append(value.detach().clone())
-        elif isinstance(value, Mapping):
-            for each in value.values():
-                collect(each)
-        elif isinstance(value, (tuple, list)):
-            for each in value:
-                collect(each)
-
-    with at_rest(trunk.module):
-        collect(trunk.run())
-    return found
 
 
 def _check_attachable(model: nn.Module, name: str) -> None:
@@ -205,7 +167,7 @@ def _nothing_found(model: nn.Module, positions: Positions | None) -> str:
 
 def _indices(layers: Sequence[int | str] | str, names: list[str]) -> set[int]:
     if isinstance(layers, str):
-        chosen = {i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, layers)}
+        chosen = {i for i, name in enumerate(names) if matches(name, layers)}
         good = bool(chosen)
     else:
         count = len(names)

@@ -4,6 +4,7 @@ No forward is written anew. Queries and keys are turned in what the last module 
 projection, by hooks: before scores, masks, biases and caches, whatever computes those.
 """
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,12 @@ def find_layers(module: nn.Module, prefix: str = "") -> list[Layer]:
     return found
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name fits a pattern such as "blocks.*.attn", in which a star stands for one part of a name."""
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
 def _layer(name: str, attention: nn.Module) -> Layer | None:
     if is_multihead(attention):
         heads, width = attention.num_heads, attention.head_dim  # pyright: ignore
@@ -100,8 +107,9 @@ def _layer(name: str, attention: nn.Module) -> Layer | None:
         projections = (Part(fused, "qkv"),)
     else:
         return None
-    widths = [_width(children[part.name]) for part in projections]
-    if None in widths:
+    found = [_width(children[part.name]) for part in projections]
+    widths = [width for width in found if width is not None]
+    if len(widths) < len(found):
         return None
     config = getattr(attention, "config", None)
     heads = _first(attention, config, NUM_HEADS)

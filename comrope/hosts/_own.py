@@ -1,13 +1,12 @@
 """A model of nobody's library: attention layers by the names of their parts, positions as its user says."""
 
-import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from comrope.errors import ConfigurationError, InputError
-from comrope.hosts._attention import Layer, find_layers
+from comrope.hosts._attention import Layer, find_layers, matches
 from comrope.hosts._surgery import Hook, Trunk
 from comrope.hosts._tokens import Tokens
 
@@ -40,7 +39,7 @@ def _named(model: nn.Module, layers: Sequence[int | str] | str | None) -> list[L
     """Modules that are named as attention layers, whose parts have names that comrope does not know: scores will tell."""
     patterns = [layers] if isinstance(layers, str) else [name for name in layers or () if isinstance(name, str)]
     modules = model.named_modules()
-    named = [(n, m) for n, m in modules if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+    named = [(n, m) for n, m in modules if any(matches(n, pattern) for pattern in patterns)]
     return [Layer(name, module, 0, 0, 0, (), way="scores") for name, module in named]
 
 

@@ -12,7 +12,7 @@ In 2 and 3 a basis and frequencies are drawn at random for each key head, so tha
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,13 +24,16 @@ from comrope.encodings.fixed import FixedSpectrum
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Layer, Reading, Seat
 from comrope.hosts._scores import Catching
-from comrope.hosts._surgery import Call, Hook
+from comrope.hosts._surgery import Call, Hook, Trunk
 from comrope.hosts._tokens import Canvas, Tokens
 
 LOUD = 3.0
 """Standard deviation of the scores in a trial."""
 SAME = 1e-2
 """How much of an effect may be left where there should be none. Wrong readings leave all of it."""
+
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""How far outputs of a model may be from those before, relative to the largest; in half precision 0.1."""
 
 
 @contextmanager
@@ -46,6 +49,38 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def outputs(trunk: Trunk) -> list[Tensor]:
+    """The floating-point tensors that the trunk gives in its example."""
+    found: list[Tensor] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                found.append(value.detach().clone())
+        elif isinstance(value, Mapping):
+            for each in value.values():
+                collect(each)
+        elif isinstance(value, (tuple, list)):
+            for each in value:
+                collect(each)
+
+    with at_rest(trunk.module):
+        collect(trunk.run())
+    return found
+
+
+def check_same(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]], when: str) -> None:
+    """ConfigurationError unless outputs are what they were, to rounding."""
+    for old, new in zip(before, after, strict=True):
+        for a, b in zip(old, new, strict=True):
+            size, left = a.abs().max().item(), (a - b).abs().max().item()
+            if not left <= ROUNDING.get(a.dtype, 0.1) * size:
+                raise ConfigurationError(
+                    f"{when} the model's outputs differ by {left:.1e} from those before, of {size:.1e}: what it does beside its "
+                    "attention layers does not go together with that. It is as it was."
+                )
 
 
 def calls(
@@ -99,7 +134,8 @@ def calls(
 
 def _call(layer: Layer, args: tuple, kwargs: dict, outputs: dict[str, Tensor], tokens: Tokens) -> Call | str:
     if layer.way == "multihead":
-        query, key = (*args, *(kwargs.get(name) for name in ("query", "key")[len(args) :]))[:2]
+        given: tuple[Any, ...] = (*args, *(kwargs.get(name) for name in ("query", "key")[len(args) :]))
+        query, key = given[:2]
         if key is not query:
             return "its queries and keys are of different tokens"
         batch, length = (1, len(query)) if query.ndim == 2 else (len(query), query.shape[1])

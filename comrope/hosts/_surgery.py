@@ -166,6 +166,12 @@ class Graft:
         for seat in self.seats:
             seat.sit()
 
+    def change(self, swaps: list[Swap]) -> None:
+        """Other swaps in place of those that were made."""
+        self.undo()
+        self.swaps = swaps
+        self.apply()
+
     def undo(self) -> None:
         """Everything as it was, the last change first."""
         for seat in self.seats:

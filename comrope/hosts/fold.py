@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from comrope.encodings.fixed import FixedFrequencies
 from comrope.errors import ConfigurationError, NoSpectrumError
 from comrope.hosts._attention import Part, Seat, rows
+from comrope.hosts._proof import check_same, outputs
 from comrope.hosts._surgery import Attachment, Graft, Swap
 
 
@@ -50,25 +51,38 @@ def fold(model: nn.Module) -> nn.Module:
     if attachment.folded:
         return model
     layers = {seat.attention: _work_out(seat) for graft in attachment.grafts for seat in graft.seats}
+    before, weights = [outputs(graft.trunk) for graft in attachment.grafts], {}
+    kept = [graft.swaps for graft in attachment.grafts]
     for layer in layers.values():
         for view, turned in layer.weights:
+            weights[id(view)] = view, view.clone()
             view.copy_(turned)
+    for graft in attachment.grafts:
+        graft.change([_plain(s, layers[s.module]) if "encoding" in s.sets else s for s in graft.swaps])
+    try:
+        check_same(before, [outputs(graft.trunk) for graft in attachment.grafts], "folded")
+    except BaseException:
+        for view, value in weights.values():
+            view.copy_(value)
+        for graft, swaps in zip(attachment.grafts, kept, strict=True):
+            graft.change(swaps)
+        raise
     keep_ape = attachment.settings["keep_ape"]
-    attachment.grafts = [graft for graft in attachment.grafts if not _taken_back(graft, layers, keep_ape)]
+    attachment.grafts = [graft for graft in attachment.grafts if not (keep_ape and _taken_back(graft, layers))]
     attachment.folded = True
     if not attachment.grafts:
         del model._comrope
     return model
 
 
-def _taken_back(graft: Graft, layers: dict[nn.Module, _Folded], keep_ape: bool) -> bool:
-    """Whether the trunk is of the host's own classes again; otherwise it gets plain encodings."""
+def _taken_back(graft: Graft, layers: dict[nn.Module, _Folded]) -> bool:
+    """Whether the trunk's own RoPE holds the frequencies, so that nothing of comrope is needed in it any more."""
+    own = {seat.attention: layers[seat.attention] for seat in graft.seats}
+    if any(layer.order is not None for layer in own.values()):
+        return False
     graft.undo()
-    own = {seat.attention: layers[seat.attention].frequencies for seat in graft.seats}
-    as_it_was = keep_ape and all(layers[attention].order is None for attention in own)
-    if as_it_was and graft.trunk.take_back(own):
+    if graft.trunk.take_back({attention: layer.frequencies for attention, layer in own.items()}):
         return True
-    graft.swaps = [_plain(swap, layers[swap.module]) if "encoding" in swap.sets else swap for swap in graft.swaps]
     graft.apply()
     return False
 

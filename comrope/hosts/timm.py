@@ -66,11 +66,9 @@ class TimmTrunk(Trunk):
         return swaps
 
     def example(self):
-        config = getattr(self.module, "pretrained_cfg", None) or getattr(self.module, "default_cfg", None) or {}
-        size = (
-            getattr(getattr(self.module, "patch_embed", None), "img_size", None)
-            or config.get("input_size", (224,))[-2:]
-        )
+        config: Any = getattr(self.module, "pretrained_cfg", None) or getattr(self.module, "default_cfg", None) or {}
+        embedded: Any = getattr(self.module, "patch_embed", None)
+        size = getattr(embedded, "img_size", None) or config.get("input_size", (224,))[-2:]
         size = (size, size) if isinstance(size, int) else (size[0], size[-1])
         weight = next(p for p in self.module.parameters() if p.ndim > 1)
         channels = next((m.in_channels for m in self.module.modules() if isinstance(m, nn.Conv2d)), 3)
@@ -164,7 +162,7 @@ class RotaryPatchDropout(PatchDropout):
         x, kept = patch_dropout_forward(x, self.prob, self.num_prefix_tokens, self.ordered, self.training)
         if kept is not None:
             self.tokens.keep(kept, self.num_prefix_tokens)
-        return self.tokens.pin(x)
+        return self.tokens.latest_places().pin(x)
 
 
 class RotaryPatchDropoutWithIndices(PatchDropoutWithIndices):

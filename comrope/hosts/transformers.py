@@ -201,7 +201,9 @@ class PatchRopeTrunk(HFTrunk):
         with at_rest(self.module):
             conv, before, after = tokens_around(self.run, self.module, self.layers)
         config = self.module.config
-        augmentation = {name: getattr(config, f"pos_embed_{name}", None) for name in ("shift", "jitter", "rescale")}
+        augmentation: dict[str, Any] = {
+            name: getattr(config, f"pos_embed_{name}", None) for name in ("shift", "jitter", "rescale")
+        }
         canvas = Canvas("centred", "origin", **augmentation)
         teller = PatchTeller(self.tokens, canvas, self.module, before, after)
         return [Hook(conv, teller), *(Hook(rope, _SamePlaces(teller)) for rope, _ in self._ropes())]
@@ -253,6 +255,8 @@ class GridRopeTrunk(HFTrunk):
     """Images of any shape in one row of tokens: a RoPE is called with (row, column) of each (Pixtral, Qwen-VL)."""
 
     _sees = True
+
+    tokens: "FollowingTokens"
 
     def __init__(self, module, layers):
         super().__init__(module, layers, FollowingTokens(keyword=TABLE))

@@ -113,7 +113,11 @@ def tokens_of(model: nn.Module) -> list[Tokens]:
     """The tokens of all that tells or asks positions in an attached model: one object for each trunk, many times."""
     grafts = Attachment.of(model).grafts
     tellers = [hook.call.tokens for graft in grafts for hook in graft.hooks]  # pyright: ignore[reportFunctionMemberAccess]
-    return [*tellers, *(graft.trunk.tokens for graft in grafts), *(seat.tokens for graft in grafts for seat in graft.seats)]
+    return [
+        *tellers,
+        *(graft.trunk.tokens for graft in grafts),
+        *(seat.tokens for graft in grafts for seat in graft.seats),
+    ]
 
 
 def places_heard(attention: nn.Module) -> list[Tensor]:

@@ -26,7 +26,11 @@ def _compiled(model):
 
 
 REFUSED = {
-    "an unknown class": (lambda: nn.Sequential(nn.Linear(4, 4)), {}, "Sequential is no model .*comrope can find, nor.*positions="),
+    "an unknown class": (
+        lambda: nn.Sequential(nn.Linear(4, 4)),
+        {},
+        "Sequential is no model .*comrope can find, nor.*positions=",
+    ),
     "another attention": (lambda: tiny("vit", attn_layer="diff"), {}, r"^blocks\.0\.attn: .*this DiffAttention: it"),
     "another block size": (lambda: tiny("vit"), {"block_size": 6}, r"^blocks\.0\.attn: block_size=6 with head_dim=16"),
     "an unknown encoding": (lambda: tiny("vit"), {"name": "comrope-dl"}, "did you mean 'comrope-ld'"),
@@ -45,7 +49,12 @@ REFUSED = {
         {"layers": [1, "blocks.1.attn"]},
         "different indices or names",
     ),
-    "one name for layers": (lambda: tiny("vit"), {"layers": "blocks.1.attn"}, "expected a list"),
+    "a pattern that no layer fits": (
+        lambda: tiny("vit"),
+        {"layers": "block.*.attn"},
+        r"layers='block\.\*\.attn'.*pattern",
+    ),
+    "a star for several parts": (lambda: tiny("vit"), {"layers": "*"}, r"layers='\*'.*pattern"),
     "a number for layers": (lambda: tiny("vit"), {"layers": 1}, "expected a list"),
     "another prefix": (lambda: tiny("vit"), {"prefix": "last"}, "expected 'middle' or 'first'"),
     "a second attach": (lambda: attached(tiny("vit"), "rope-mixed"), {}, "attached already: comrope.detach"),
@@ -119,10 +128,23 @@ def test_what_is_set_aside_follows_the_model():
     assert torch.equal(model(x), expected(x))
 
 
-@pytest.mark.parametrize("layers", [[0], [1], [-1], [1, 0], ["blocks.1.attn"], [0, "blocks.1.attn"], None])
-def test_the_layers_that_are_named_get_it(layers):
+LAYERS = [
+    ([0], {0}),
+    ([1], {1}),
+    ([-1], {1}),
+    ([1, 0], {0, 1}),
+    (["blocks.1.attn"], {1}),
+    ([0, "blocks.1.attn"], {0, 1}),
+    ("blocks.1.attn", {1}),
+    ("blocks.[!1].attn", {0}),
+    ("blocks.*.attn", {0, 1}),
+    (None, {0, 1}),
+]
+
+
+@pytest.mark.parametrize(("layers", "chosen"), LAYERS)
+def test_the_layers_that_are_named_get_it(layers, chosen):
     model = hosts.attach(tiny("mixed"), "rope-mixed", layers=layers)
-    chosen = {0, 1} if layers is None else {1 if i == "blocks.1.attn" else i % 2 for i in layers}
     assert {i for i, block in enumerate(model.blocks) if hasattr(block.attn, "encoding")} == chosen
     (x,) = images(SIZE)
     assert error(model(x), tiny("mixed")(x)) <= 1e-5

@@ -11,11 +11,13 @@ import comrope
 from comrope import reference
 from comrope.errors import ConfigurationError, InputError, NoSpectrumError
 from comrope.hosts import angle_parameters, attach, detach, fold, param_groups
+from tests.hosts.helpers import assert_as_before, by_heads, snapshot, tokens_of
 from tests.hosts.tiny_transformers import NUM_PREFIX_TOKENS, VISION, build, clip_model, images, see, stir_angles
 
 LEARNED = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
 HOSTS = tuple(VISION)
 WITHOUT_ROPE = tuple(host for host in HOSTS if host != "dinov3")
+PROJECTIONS = {host: ("query", "key") if host.startswith("dinov2") else ("q_proj", "k_proj") for host in WITHOUT_ROPE}
 
 
 def attached(host: str, name: str = "comrope-ld", *, config: dict | None = None, **settings):
@@ -54,10 +56,8 @@ def test_attention_is_that_of_queries_and_keys_turned_at_their_places(host, name
         with_kwargs=True,
     )
     see(model, images(3, 5))
-    q, k = (
-        getattr(layer, n)(seen["x"]).unflatten(-1, (2, 16)).transpose(1, 2)
-        for n in (layer.names.query, layer.names.key)
-    )
+    # Called by their forwards, projections make what they made before there was an encoding.
+    q, k = (by_heads(getattr(layer, n).forward(seen["x"]), 16) for n in PROJECTIONS[host])
     positions = comrope.positions.grid((3, 5), num_prefix_tokens=NUM_PREFIX_TOKENS[host])
     q, k = reference.rotate(q, k, layer.encoding.angle_matrices(), positions)
     torch.testing.assert_close(seen["weights"], (q @ k.mT / 4).softmax(-1), rtol=1e-4, atol=1e-5)
@@ -109,16 +109,11 @@ def test_training_starts_from_where_the_model_was(host, name):
 @pytest.mark.parametrize("host", HOSTS)
 def test_detach_is_exact(host, keep_ape, name):
     model, x = build(host), images()
-    state, kinds = copy.deepcopy(model.state_dict()), [type(m) for m in model.modules()]
-    attributes = [set(vars(m)) for m in model.modules()]
-    expected = see(model, x)
+    before, expected = snapshot(model), see(model, x)
     attach(model, name, keep_ape=keep_ape)
     see(model, x)
     detach(model)
-    assert [type(m) for m in model.modules()] == kinds
-    assert [set(vars(m)) for m in model.modules()] == attributes
-    assert list(model.state_dict()) == list(state)
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert_as_before(model, before)
     assert torch.equal(see(model, x), expected)
 
 
@@ -204,9 +199,8 @@ def test_a_copy_has_places_of_its_own():
     expected = see(model, images(3, 5))
     see(model, images(5, 3))
     assert torch.equal(see(twin, images(3, 5)), expected)
-    tokens = {id(m.tokens) for m in twin.modules() if hasattr(m, "tokens")}
-    assert len(tokens) == 1
-    assert tokens.isdisjoint(id(m.tokens) for m in model.modules() if hasattr(m, "tokens"))
+    (tokens,) = set(tokens_of(twin))
+    assert tokens not in tokens_of(model)
 
 
 def test_masked_tokens_stay_masked():
@@ -238,18 +232,21 @@ def test_exports(host):
 
 def test_clip_changes_in_its_vision_tower_alone():
     model = clip_model()
-    text = {n: type(m) for n, m in model.text_model.named_modules()}
+    text = snapshot(model.text_model)
     ids = torch.randint(3, 50, (2, 7))
     before = model(input_ids=ids, pixel_values=images())
     after = attach(model, "comrope-mt", block_size=4)(input_ids=ids, pixel_values=images())
-    assert {n: type(m) for n, m in model.text_model.named_modules()} == text
+    assert_as_before(model.text_model, text)
     assert torch.equal(after.text_embeds, before.text_embeds)
     close(after.logits_per_image, before.logits_per_image)
     close(after.image_embeds, before.image_embeds)
 
 
 def test_siglip_s_pooling_head_stays():
-    assert type(attached("siglip").head.attention) is nn.MultiheadAttention
+    model = build("siglip")
+    assert isinstance(model.head.attention, nn.MultiheadAttention)
+    head = snapshot(model.head)
+    assert_as_before(attach(model, "comrope-ld", block_size=4).head, head)
 
 
 def test_backbones_are_towers_too():
@@ -262,7 +259,7 @@ def test_backbones_are_towers_too():
 
 def test_a_block_that_does_not_fit_is_refused_by_layer():
     model = build("clip")
-    kinds = [type(m) for m in model.modules()]
+    before = snapshot(model)
     with pytest.raises(ConfigurationError, match=r"encoder\.layers\.0\.self_attn.*block_size=6"):
         attach(model, "comrope-ld", block_size=6)
-    assert [type(m) for m in model.modules()] == kinds
+    assert_as_before(model, before)

@@ -10,7 +10,7 @@ import comrope
 from comrope import reference
 from comrope.errors import ConfigurationError, InputError
 from comrope.hosts import angle_parameters, attach, detach, fold, param_groups
-from tests.hosts.helpers import far_scores
+from tests.hosts.helpers import assert_as_before, by_heads, far_scores, snapshot
 from tests.hosts.tiny_transformers import TEXT, build, stir_angles, words
 
 LEARNED = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
@@ -52,10 +52,9 @@ def test_logits_are_those_of_the_model_s_own_rope(host, name):
 def test_scaled_frequencies_and_scores_are_kept(kind):
     model = build("llama", **scaled(SCALED[kind]))
     assert (model.model.rotary_emb.attention_scaling != 1) == (kind == "yarn")
-    expected = model(words()).logits
+    before, expected = snapshot(model), model(words()).logits
     close(attach(model, "comrope-mt", layers=[1])(words()).logits, expected)
-    detach(model)
-    assert not any(hasattr(m, "temperature") for m in model.modules())
+    assert_as_before(detach(model), before)
     close(attach(model, "comrope-mt")(words()).logits, expected)
     expected = stir_angles(model)(words()).logits
     close(fold(model)(words()).logits, expected, 1e-4)
@@ -77,9 +76,10 @@ def test_scaled_frequencies_and_scores_are_kept(kind):
 )
 def test_frequencies_that_change_with_length_are_refused(rope):
     model = build("llama", **scaled(rope))
-    expected = model(words()).logits
+    before, expected = snapshot(model), model(words()).logits
     with pytest.raises(ConfigurationError, match=rope["rope_type"]):
         attach(model, "comrope-mt")
+    assert_as_before(model, before)
     assert torch.equal(model(words()).logits, expected)
 
 
@@ -93,9 +93,9 @@ def test_attention_is_that_of_queries_and_keys_turned_at_their_places(host, name
     places = torch.tensor([[0, 1, 2, 3, 0, 1], [3, 4, 5, 6, 7, 8]])
     # A mask of one's own: every token looks at every one.
     model(words(6), position_ids=places, attention_mask=torch.zeros(2, 1, 6, 6))
-    q, k = (p(seen["hidden_states"]).unflatten(-1, (-1, 16)) for p in (layer.q_proj, layer.k_proj))
-    q, k = (layer.q_norm(q), layer.k_norm(k)) if host == "qwen3" else (q, k)
-    q, k = (t.transpose(1, 2) for t in (q, k))
+    # Called by their forwards, projections and norms make what they made before there was an encoding.
+    q, k = (by_heads(p.forward(seen["hidden_states"]), 16) for p in (layer.q_proj, layer.k_proj))
+    q, k = (layer.q_norm.forward(q), layer.k_norm.forward(k)) if host == "qwen3" else (q, k)
     q, k = (t.unflatten(-1, (2, 8)).mT.flatten(-2) for t in (q, k))  # the half layout's planes as neighbours
     q, k = reference.rotate(q, k, layer.encoding.angle_matrices(), places.unsqueeze(-1).float())
     scores = q @ k.repeat_interleave(2, dim=1).mT / 4
@@ -122,17 +122,11 @@ def test_every_angle_gets_a_gradient_and_training_lowers_the_loss(host, name, at
 @pytest.mark.parametrize("host", HOSTS)
 def test_detach_is_exact(host):
     model = build(host)
-    state, kinds, attributes = copy.deepcopy(model.state_dict()), *_inventory(model)
-    expected = model(words()).logits
+    before, expected = snapshot(model), model(words()).logits
     attach(model, "comrope-mt", layers=[0])(words())
     detach(model)
-    assert _inventory(model) == (kinds, attributes)
-    assert list(model.state_dict()) == list(state)
+    assert_as_before(model, before)
     assert torch.equal(model(words()).logits, expected)
-
-
-def _inventory(model):
-    return [type(m) for m in model.modules()], [set(vars(m)) for m in model.modules()]
 
 
 @pytest.mark.parametrize("name", [*LEARNED, "rope"])
@@ -221,20 +215,27 @@ def test_folded_and_frozen_models_are_right_however_far(name, change, distance):
     model = stir_angles(attach(build("llama"), name))
     exact = copy.deepcopy(model).double()
     places = (torch.arange(12) + distance * (torch.arange(12) >= 6)).unsqueeze(0)
-    scores, logits = far_scores(model.model.layers[0].self_attn, distance), model(words(), position_ids=places).logits
+    scores, logits = _far_scores(model, distance), model(words(), position_ids=places).logits
     change(model)
     close(model(words(), position_ids=places).logits, logits)
-    found = far_scores(model.model.layers[0].self_attn, distance)
+    found = _far_scores(model, distance)
     assert (found - scores).abs().max() < 1e-6
-    assert (found - far_scores(exact.model.layers[0].self_attn, distance)).abs().max() < 1e-6
-    found = far_scores(model.bfloat16().float().model.layers[0].self_attn, distance)  # which rounds weights alone
+    assert (found - _far_scores(exact, distance)).abs().max() < 1e-6
+    found = _far_scores(model.bfloat16().float(), distance)  # which rounds weights alone
     assert (found - scores).abs().max() < 0.05
+
+
+def _far_scores(model, distance):
+    like = model.model.embed_tokens.weight
+    table = {"position_embeddings": lambda places: model.model.rotary_emb(like, places.T)}
+    return far_scores(model, distance, position_ids=lambda places: places.T, attention_mask=lambda _: None, **table)
 
 
 def test_the_attention_alone_says_what_it_needs():
     model = attach(build("llama"), "comrope-ld")
-    with pytest.raises(InputError, match="position_ids"):
-        model.model.layers[0].self_attn(torch.randn(1, 3, 32))
+    table = model.model.rotary_emb(torch.zeros(1), torch.arange(4).unsqueeze(0))
+    with pytest.raises(InputError, match=r"3 tokens, but .* told of 4\. Call the whole model"):
+        model.model.layers[0].self_attn(torch.randn(1, 3, 32), table, None)
 
 
 def test_attentions_are_recorded():
