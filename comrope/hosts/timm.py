@@ -6,19 +6,14 @@ from typing import Any
 
 import torch
 from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices, patch_dropout_forward
-from timm.layers.pos_embed_sincos import (
-    RotaryEmbeddingCat,
-    RotaryEmbeddingDinoV3,
-    RotaryEmbeddingMixed,
-    RotaryEmbeddingMRope,
-)
 from torch import Tensor, nn
 
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Reading, find_layers, half_layout
 from comrope.hosts._proof import at_rest, tokens_around
-from comrope.hosts._surgery import Hook, Swap, Trunk
+from comrope.hosts._surgery import Call, Hook, Swap, Trunk
+from comrope.hosts._tables import measured
 from comrope.hosts._tokens import Canvas, PatchTeller, Tokens
 
 
@@ -78,11 +73,25 @@ class TimmTrunk(Trunk):
         if call.kwargs.get("rope") is None:
             return [Reading()]
         order = half_layout(layer.head_dim) if getattr(layer.attention, "rotate_half", False) else None
+        if getattr(self._rope, "bands", self) is None:  # timm before 1.0.29 keeps no more than the table of one grid
+            return self._off_the_table(call)
         frequencies = rope_frequencies(self._rope, self._depth[layer.attention])
         return [Reading(frequencies=frequencies, order=order, table="rope")]
 
+    def _off_the_table(self, call: Call) -> list[Reading]:
+        """The RoPE as its table, [sin | cos] of the patches, shows it."""
+        sin, cos = call.kwargs["rope"].chunk(2, dim=-1)
+        patches = call.positions[-len(sin) :]
+        places = torch.stack([axis.unique(return_inverse=True)[1] for axis in patches.unbind(-1)], dim=-1).double()
+        steps = (patches[-1] - patches[0]).double() / places[-1].clamp(min=1)
+        found = measured((cos, sin), places, cos.shape[-1])
+        return [
+            Reading(frequencies=frequencies / steps.view(-1, 1, 1), order=order, table="rope")
+            for frequencies, order in found
+        ]
+
     def take_back(self, frequencies: Mapping[nn.Module, Tensor]) -> bool:
-        if type(self._rope) is not RotaryEmbeddingMixed:
+        if type(self._rope).__name__ != "RotaryEmbeddingMixed":
             return False
         for attention, depth in self._depth.items():
             if attention in frequencies:
@@ -188,25 +197,28 @@ def rope_canvas(rope: Any) -> Canvas:
     augmentation: dict[str, Any] = {
         name: getattr(rope, f"{name}_coords", None) for name in ("shift", "jitter", "rescale")
     }
-    if isinstance(rope, (RotaryEmbeddingDinoV3, RotaryEmbeddingCat)):
-        kind = "centered" if isinstance(rope, RotaryEmbeddingDinoV3) else rope.grid_type
-        unit = {"index": "index", "centered": "centred", "pixel": "spread"}[kind]
-        divisor = "own" if rope.normalize_coords == "separate" else rope.normalize_coords
-        reference = getattr(rope, "ref_feat_shape", None)
-        return Canvas(unit, "origin", rope.grid_offset, reference, divisor, **augmentation)
-    return Canvas("index", "origin", **augmentation)
+    kind = type(rope).__name__
+    if kind not in ("RotaryEmbeddingDinoV3", "RotaryEmbeddingCat"):
+        return Canvas("index", "origin", **augmentation)
+    default = "pixel" if getattr(rope, "in_pixels", False) else "index"  # timm before 1.0.29
+    grid = "centered" if kind == "RotaryEmbeddingDinoV3" else getattr(rope, "grid_type", default)
+    unit = {"index": "index", "centered": "centred", "pixel": "spread"}[grid]
+    divided = getattr(rope, "normalize_coords", "separate")
+    divisor = "own" if divided == "separate" else divided
+    reference = getattr(rope, "ref_feat_shape", None)
+    return Canvas(unit, "origin", rope.grid_offset, reference, divisor, **augmentation)
 
 
 def rope_frequencies(rope: Any, layer: int) -> Tensor:
     """ω (2, H or 1, D/2) of a rope module of timm in one layer, axes (row, column), radians per unit of its canvas."""
-    kind = type(rope)  # exactly: a subclass may lay its planes out in another way
-    if kind is RotaryEmbeddingMixed:
+    kind = type(rope).__name__  # not of subclasses, which may lay their planes out in another way; older timm lacks some
+    if kind == "RotaryEmbeddingMixed":
         return _rows_first(rope, rope.freqs.detach()[:, layer])
-    if kind is RotaryEmbeddingMRope:
+    if kind == "RotaryEmbeddingMRope":
         return torch.stack([rope.inv_freq * (rope.axis == axis) for axis in (1, 2)]).unsqueeze(1)
-    if kind not in (RotaryEmbeddingDinoV3, RotaryEmbeddingCat):
-        raise ConfigurationError(f"{kind.__name__} is no RoPE of timm that comrope knows.")
-    bands = 2 * math.pi / rope.periods.double() if kind is RotaryEmbeddingDinoV3 else rope.bands
+    if kind not in ("RotaryEmbeddingDinoV3", "RotaryEmbeddingCat"):
+        raise ConfigurationError(f"{kind} is no RoPE of timm that comrope knows.")
+    bands = 2 * math.pi / rope.periods.double() if kind == "RotaryEmbeddingDinoV3" else rope.bands
     still = torch.zeros_like(bands)
     axial = torch.stack((torch.cat((bands, still)), torch.cat((still, bands))))  # (2, D/2)
     return _rows_first(rope, axial.unsqueeze(1))

@@ -276,7 +276,7 @@ class GridRopeTrunk(HFTrunk):
 
     def hooks(self, prefix):
         (rope,) = {module: None for module, _ in self._ropes()}
-        return [Hook(rope, _GridTeller(self.tokens, rope), with_kwargs=True)]
+        return [Hook(rope, _GridTeller(self.tokens, rope, self.module.config), with_kwargs=True)]
 
     def readings(self, layer, call):
         table = call.kwargs.get(TABLE)
@@ -301,7 +301,8 @@ class PackedTrunk(HFTrunk):
         }
 
     def hooks(self, prefix):
-        embeddings = next(m for m in self.module.modules() if m is not self.module and _takes(m, "spatial_shapes"))
+        takers = [m for m in self.module.modules() if m is not self.module and _takes(m, "spatial_shapes")]
+        embeddings = next(m for m in takers if not any(inner in takers for inner in list(m.modules())[1:]))
         return [Hook(embeddings, _PackedTeller(self.tokens, Canvas(prefix=prefix)), with_kwargs=True)]
 
 
@@ -340,14 +341,14 @@ class _IdsTeller:
 class _GridTeller:
     """The hook on a RoPE that is called with (row, column) of each token, (L, 2)."""
 
-    def __init__(self, tokens: "FollowingTokens", rope: nn.Module):
-        self.tokens = tokens
+    def __init__(self, tokens: "FollowingTokens", rope: nn.Module, config: Any):
+        self.tokens, self.config = tokens, config
         self.place = list(inspect.signature(rope.forward).parameters).index("position_ids")
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
         ids = kwargs["position_ids"] if "position_ids" in kwargs else args[self.place]
         if ids.ndim == 1:  # numbered row by row on a grid as wide as the largest image
-            width = module.config.image_size // module.config.patch_size  # pyright: ignore
+            width = self.config.image_size // self.config.patch_size
             ids = torch.stack((ids // width, ids % width), dim=-1)
         self.tokens.tell_with(ids, output[0])
 
