@@ -11,7 +11,7 @@ from comrope.encodings import Encoding
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attach import attach as attach
-from comrope.hosts._surgery import Attachment
+from comrope.hosts._surgery import Attachment as Attachment
 from comrope.hosts.fold import fold as fold
 
 

@@ -14,7 +14,8 @@ from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Layer, Reading, Seat, matches
 from comrope.hosts._own import OwnTrunk
 from comrope.hosts._proof import at_rest, calls, check_same, outputs, read
-from comrope.hosts._surgery import Attachment, Call, Graft, Swap, Trunk, one_axis_a_block
+from comrope.hosts._surgery import Attachment, Call, Graft, Hook, Swap, Trunk, one_axis_a_block
+from comrope.hosts._tokens import Pinner
 
 LIBRARIES = ("timm", "transformers")
 """Each has a module of its name here, whose `trunks` finds its models; it is imported once the library is."""
@@ -82,7 +83,7 @@ def attach(
     try:
         attachment.apply()
         after = [outputs(graft.trunk) for graft in grafts]
-        if keep_ape and "init" not in arguments and name not in ("rope", "liere"):
+        if keep_ape and "init" not in arguments and name not in ("none", "rope", "liere"):
             check_same(before, after, "with the encoding at its start")
     except BaseException:
         attachment.undo()
@@ -187,7 +188,7 @@ def _graft(
     trunk: Trunk, name: str, settings: dict[str, Any], *, keep_ape: bool, prefix: str, whole: bool, named: bool
 ) -> Graft:
     """What is to change in a trunk, after the trial of each of its layers."""
-    hooks = trunk.hooks(prefix)
+    hooks = [*trunk.hooks(prefix), Hook(trunk.module, Pinner(trunk.tokens))]
     with at_rest(trunk.module):
         called = calls(trunk.run, trunk.layers, trunk.tokens, hooks)
     fitting = [call for call in called.values() if isinstance(call, Call)]

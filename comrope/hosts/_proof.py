@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from comrope.encodings.fixed import FixedSpectrum
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import Layer, Reading, Seat
+from comrope.hosts._attention import Layer, Reading, Seat, find_layers
 from comrope.hosts._scores import Catching
 from comrope.hosts._surgery import Call, Hook, Trunk
 from comrope.hosts._tokens import Canvas, Tokens
@@ -174,7 +174,7 @@ def _heads(layer: Layer, holds: str) -> int:
     return {"q": layer.num_query_heads, "k": layer.num_heads}.get(holds, layer.num_query_heads + 2 * layer.num_heads)
 
 
-def tokens_around(run: Callable[[], Any], model: nn.Module, layers: Sequence[Layer]) -> tuple[nn.Module, int, int]:
+def tokens_around(run: Callable[[], Any], model: nn.Module) -> tuple[nn.Module, int, int]:
     """The convolution that makes the tokens of an image or video, and how many others come before them, and after.
 
     Which token comes of which patch is seen in derivatives: of what the first attention layer is given, in what the
@@ -199,7 +199,7 @@ def tokens_around(run: Callable[[], Any], model: nn.Module, layers: Sequence[Lay
 
     convs = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
     handles = [conv.register_forward_hook(patch) for conv in convs]
-    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in layers]
+    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in find_layers(model)]
     try:
         with torch.enable_grad():
             run()
@@ -214,7 +214,6 @@ def tokens_around(run: Callable[[], Any], model: nn.Module, layers: Sequence[Lay
 def tokens_follow(
     run: Callable[[], Any],
     model: nn.Module,
-    layers: Sequence[Layer],
     tokens: Tokens,
     hooks: Sequence[Hook],
     canvas: Canvas,
@@ -234,7 +233,7 @@ def tokens_follow(
         seen.setdefault("positions", tokens.latest())
 
     handles = [hooks[0].module.register_forward_hook(patch)] + [hook.put() for hook in hooks]
-    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in layers]
+    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in find_layers(model)]
     try:
         with torch.enable_grad():
             run()

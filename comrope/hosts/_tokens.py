@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +183,11 @@ class Tokens:
         positions = self.latest()
         positions = positions.expand(len(indices), *positions.shape[-2:])
         prefix, patches = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
-        self.tell(torch.cat((prefix, patches.take_along_dim(indices.unsqueeze(-1), dim=1)), dim=1))
+        before = self.latest_places()
+        kept = self.tell(torch.cat((prefix, patches.take_along_dim(indices.unsqueeze(-1), dim=1)), dim=1))
+        for pin in self._pins if not torch.compiler.is_compiling() else ():
+            if pin.places is before:  # the graph so far goes on to those that stay
+                pin.places = kept
 
     def among(self, arguments: dict) -> Places | None:
         """The positions among the keyword arguments of an attention layer, (B or 1, L) ids; None where there are none."""
@@ -225,6 +229,26 @@ class Tokens:
             return latest
         alive = [pin.places for pin in self._pins]
         return alive + latest if self._told_in == _backward_pass() else alive
+
+
+class Pinner:
+    """The hook on a whole trunk: the graph of what it puts out keeps the positions of that pass alive."""
+
+    def __init__(self, tokens: Tokens):
+        self.tokens = tokens
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        places = self.tokens.known()
+        values = (
+            output.values()
+            if isinstance(output, Mapping)
+            else output
+            if isinstance(output, (tuple, list))
+            else [output]
+        )
+        for value in values if places is not None else ():
+            if isinstance(value, Tensor):
+                places.pin(value)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 class PatchTeller:

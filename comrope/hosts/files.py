@@ -1,79 +1,128 @@
-"""Attached models on disk: safetensors and JSON, nothing pickled; and parameters in the official release's naming."""
+"""Attached models on disk: safetensors and JSON, nothing pickled; and parameters in the official release's naming.
 
+A model of transformers is written and read by transformers itself, in the names of its hub, which are not those that the
+class has: its own reader finds the weights, in this version and in others. Encodings are in the same file, under the names
+that `save_pretrained` makes of theirs; what these are is asked of `save_pretrained`.
+"""
+
+import importlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from comrope.encodings import ComRoPEAP, ComRoPELD, LieRE
+from comrope.encodings import ComRoPEAP, ComRoPELD, Encoding, LieRE
 from comrope.encodings.fixed import FixedFrequencies, freeze
 from comrope.errors import ConfigurationError, DataError
-from comrope.hosts import attach
+from comrope.hosts._own import OwnTrunk
 from comrope.hosts._surgery import Attachment
-from comrope.hosts.fold import fold
 
 SETTINGS, WEIGHTS = "comrope.json", "model.safetensors"
+FOLDED = "comrope-folded"
+"""The variant, in the words of transformers, as which folded weights are written: `model.comrope-folded.safetensors`."""
 FORMAT = 1
 
 
 def save(model: nn.Module, folder: Path | str) -> None:
-    """Writes an attached model, folded or frozen or not: config.json, model.safetensors and comrope.json.
+    """Writes an attached model, folded or frozen or not: config.json, one file of weights and comrope.json.
 
-    config.json is the library's own, so that it goes on loading what it knows: `from_pretrained(folder)` gives a model of
-    transformers without the encoding, to which `attach` can be applied again. `load` gives back all of it.
+    `load` gives back all of it. The other two files are the library's own: `from_pretrained(folder)` of the model's class gives
+    the model of transformers without the encoding, to which `attach` can be applied again, and says which weights it leaves.
+
+    Folded weights mean nothing without their frequencies, which no class of another library has. They are written so that
+    `load` alone can read them: for transformers as `model.comrope-folded.safetensors`, so that `from_pretrained(folder)` raises
+    OSError as it finds no weights; for timm under an architecture that `timm.create_model` does not know.
 
     Raises:
-        ConfigurationError: nothing is attached; a timm model that was not made by `timm.create_model`.
+        ConfigurationError: nothing is attached; a model of neither transformers nor timm; a timm model that was not made by
+            `timm.create_model`, or was with an argument that JSON cannot hold. Nothing is written then.
     """
     attachment, folder = Attachment.of(model), Path(folder)
-    settings = {
-        "format": FORMAT,
-        "library": _library(model),
-        "class": type(model).__name__,
-        "attach": attachment.settings,
-        "folded": attachment.folded,
-        "frozen": not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules()),
-    }
-    in_transformers = settings["library"] == "transformers"
-    if not in_transformers and "architecture" not in (getattr(model, "pretrained_cfg", None) or {}):
+    frozen = not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules())
+    settings = _described(model, attachment) | {"frozen": frozen}
+    for argument in _not_json(attachment.settings):
         raise ConfigurationError(
-            f"This {type(model).__name__} does not know its own arguments: make it with timm.create_model, then attach."
+            f"attach was given {argument}, which cannot be written to JSON: give a number or a string."
         )
+    if settings["library"] == "timm":
+        settings["architecture"] = _timm_architecture(model)
+    else:
+        settings |= _dtypes(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).unlink(missing_ok=True)  # written last: without it the folder is not whole
-    if in_transformers:
-        model.save_pretrained(folder, max_shard_size="1000GB")  # pyright: ignore[reportCallIssue]
-    else:
+    if settings["library"] == "timm":
         import timm.models
 
-        timm.models.save_for_hf(model, str(folder), safe_serialization=True)
+        refused = f"{settings['architecture']}, folded: comrope.load reads it, and timm cannot"
+        config = {"architecture": refused} if attachment.folded else {}
+        timm.models.save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
+    else:
+        save_pretrained: Any = model.save_pretrained
+        save_pretrained(folder, max_shard_size="1000GB", variant=FOLDED if attachment.folded else None)
+        stale = folder / (WEIGHTS if attachment.folded else _variant(FOLDED))
+        for path in (stale, stale.with_name(f"{stale.name}.index.json")):
+            path.unlink(missing_ok=True)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def load(folder: Path | str) -> nn.Module:
+def load(
+    folder: Path | str,
+    *,
+    kind: type[nn.Module] | None = None,
+    positions: Tensor | Callable[..., Tensor] | None = None,
+    example: Any = None,
+) -> nn.Module:
     """The model that `save` wrote, with its encodings, in evaluation mode.
 
+    It reads what `save_pretrained` of an attached model wrote as well, a checkpoint of transformers' `Trainer` for example, in
+    one file or in many: `attach` notes in the configuration what was attached.
+
+    Args:
+        folder: with config.json, weights in safetensors and, where `save` wrote it, comrope.json.
+        kind: the class of the model, where it is one of transformers' kind but not in transformers.
+        positions: as for `attach`: what the model was attached with, where it was, as no file holds a function.
+        example: as for `attach`, where it was needed there.
     Raises:
-        DataError: files that are missing, damaged or not made by `save`; a tensor that is missing, or does not fit, is named.
+        DataError: files that are missing, damaged or of another model; a tensor that is missing, or does not fit, is named.
+        ConfigurationError: the model was attached with positions=…, and is to be loaded without; what `attach` raises.
     """
     folder = Path(folder)
-    settings = _json(folder / SETTINGS)
-    if settings.get("format") != FORMAT:
-        raise DataError(f"{folder / SETTINGS}: format {settings.get('format')!r}, expected {FORMAT}.")
-    tensors = _tensors(folder / WEIGHTS)
-    model = _build(folder, settings)
-    attach(model, **settings["attach"])
-    if settings["frozen"]:
-        freeze(model)
-    if settings["folded"]:
-        fold(model)
-    _fill(model, tensors, folder / WEIGHTS)
-    return model.eval()
+    settings = _settings(folder)
+    if settings.get("positions") and positions is None:
+        raise ConfigurationError(
+            f"{folder}: this model was attached with positions=…, which no file holds: give them, comrope.load(folder, "
+            "positions=…, example=…)."
+        )
+    again = settings["attach"] | {"positions": positions, "example": example}
+    if settings["library"] == "timm":
+        return _load_timm(folder, settings, again).eval()
+    return _load_transformers(folder, settings, again, kind).eval()
+
+
+def record(model: nn.Module) -> None:
+    """Notes in the configuration of a model of transformers what is attached to it, as `config.comrope`.
+
+    `save_pretrained` writes that into config.json, from where `load` knows how to attach. Only the configuration of the model
+    itself is changed, never one of its parts. Does nothing to a model without such a configuration, and where JSON cannot hold
+    what `attach` was given.
+    """
+    forget(model)
+    attachment = Attachment.of(model)
+    if _library(model) == "transformers" and not _not_json(attachment.settings):
+        config: Any = model.config
+        config.comrope = json.loads(json.dumps(_described(model, attachment)))
+
+
+def forget(model: nn.Module) -> None:
+    """Takes out of a model's configuration what `record` noted there."""
+    if _library(model) == "transformers" and "comrope" in vars(model.config):
+        del model.config.comrope  # pyright: ignore
 
 
 def load_official(
@@ -143,27 +192,277 @@ def _by_number(key: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
 
 
-def _library(model: nn.Module) -> str:
+def _library(model: nn.Module) -> str | None:
+    """Which library reads and writes the model: "transformers", "timm" or none."""
     transformers = sys.modules.get("transformers")
-    return "transformers" if transformers and isinstance(model, transformers.PreTrainedModel) else "timm"
+    if transformers and isinstance(model, transformers.PreTrainedModel):
+        return "transformers"
+    of_timm = any(kind.__module__.startswith("timm.") for kind in type(model).__mro__)
+    return "timm" if of_timm or "architecture" in (getattr(model, "pretrained_cfg", None) or {}) else None
 
 
-def _build(folder: Path, settings: dict[str, Any]) -> nn.Module:
-    """The model without its encoding, and with any weights."""
-    config = _json(folder / "config.json")
-    if settings["library"] == "transformers":
-        import transformers
+def _described(model: nn.Module, attachment: Attachment) -> dict[str, Any]:
+    """What is needed to attach again, to a model of the same class."""
+    library = _library(model)
+    if library is None:
+        raise ConfigurationError(
+            f"{type(model).__name__} is a model of neither transformers nor timm, and no file would say how to make it again: "
+            "save its state_dict() with safetensors; later make the model, attach as you did, and load_state_dict() of it."
+        )
+    return {
+        "format": FORMAT,
+        "library": library,
+        "class": type(model).__name__,
+        "module": type(model).__module__,
+        "attach": attachment.settings,
+        "folded": attachment.folded,
+        "positions": any(isinstance(graft.trunk, OwnTrunk) for graft in attachment.grafts),
+    }
 
-        kind = getattr(transformers, settings["class"], None)
-        if kind is None:
+
+def _not_json(arguments: Mapping[str, Any]) -> list[str]:
+    """Which arguments JSON cannot hold, each with its name."""
+    found = []
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            found.append(f"{name}={value!r}")
+    return found
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What `save` wrote, or else what `record` noted."""
+    path = folder / SETTINGS
+    if not path.exists() and (folder / "config.json").exists():
+        path = folder / "config.json"
+        settings = _json(path).get("comrope")
+        if not isinstance(settings, dict):
             raise DataError(
-                f"{folder / SETTINGS}: transformers {transformers.__version__} has no {settings['class']!r}."
+                f"{folder / SETTINGS} does not exist, and {path} does not say what was attached: comrope.save writes the one, "
+                "and save_pretrained of an attached model of transformers the other. Where you know what it was, make the "
+                "model, attach, and load the weights into it."
             )
-        return kind._from_config(kind.config_class.from_pretrained(folder))
+    else:
+        settings = _json(path)
+    if settings.get("format") != FORMAT:
+        raise DataError(f"{path}: format {settings.get('format')!r}, expected {FORMAT}.")
+    return settings
+
+
+# timm
+
+
+def _timm_architecture(model: nn.Module) -> str:
+    """The entry of timm that makes the model; ConfigurationError where its arguments cannot be written."""
     import timm
 
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if architecture is None:
+        raise ConfigurationError(
+            f"This {type(model).__name__} does not know its own arguments: make it with timm.create_model, then attach."
+        )
+    get_model_args = getattr(timm.models, "get_model_args", None)
+    if get_model_args is None:
+        raise ConfigurationError(
+            f"timm {timm.__version__} does not keep the arguments of timm.create_model, and the model could not be made again: "
+            "timm 1.0.31 does. Or save its state_dict() with safetensors, make the model, attach, and load_state_dict()."
+        )
+    for argument in _not_json(get_model_args(model)):
+        raise ConfigurationError(
+            f"timm.create_model was given {argument}, which cannot be written to JSON. Give a string where timm takes one "
+            "(norm_layer='layernorm'), or register an entry that sets it, with timm.models.register_model, and make the model "
+            "from that; or save the state_dict() with safetensors, make the model, attach, and load_state_dict()."
+        )
+    return architecture
+
+
+def _load_timm(folder: Path, settings: dict[str, Any], again: dict[str, Any]) -> nn.Module:
+    import timm
+
+    from comrope.hosts import attach, fold
+
+    config, tensors = _json(folder / "config.json"), _tensors(folder / WEIGHTS)
     head = {"num_classes": config["num_classes"], "global_pool": config.get("global_pool", "")}
-    return timm.create_model(config["architecture"], **config.get("model_args", {}) | head)
+    architecture = settings.get("architecture", config["architecture"])
+    model = timm.create_model(architecture, **config.get("model_args", {}) | head)
+    with torch.no_grad():  # the proof is one of these weights
+        for name, tensor in model.state_dict().items():
+            if name in tensors and tensors[name].shape == tensor.shape:
+                tensor.copy_(tensors[name])
+    attach(model, **again)
+    if settings["frozen"]:
+        freeze(model)
+    if settings["folded"]:
+        fold(model)
+    _fill(model, tensors, folder / WEIGHTS)
+    return model
+
+
+# transformers
+
+
+def _variant(variant: str | None) -> str:
+    return WEIGHTS if variant is None else WEIGHTS.replace(".", f".{variant}.")
+
+
+def _load_transformers(
+    folder: Path, settings: dict[str, Any], again: dict[str, Any], kind: type[nn.Module] | None
+) -> nn.Module:
+    from comrope.hosts import attach, fold
+
+    variant = FOLDED if settings["folded"] and (folder / _variant(FOLDED)).exists() else None
+    path = folder / _variant(variant)
+    angles = _angles(path)
+    model = _plain(folder, settings, variant, _class(folder, settings) if kind is None else kind)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()} if settings["folded"] else {}
+    attach(model, **again)
+    if settings["frozen"] if "frozen" in settings else _are_constants(angles, model):
+        freeze(model)
+    if settings["folded"]:
+        fold(model)
+        model.load_state_dict(weights, strict=False)
+    _fill_angles(model, angles, path)
+    if exceptions := settings.get("dtypes"):
+        for name in model.state_dict().keys() - _encodings(model).keys():
+            if model.state_dict()[name].is_floating_point():
+                _cast(model, name, getattr(torch, exceptions.get(name, settings["dtype"])))
+    return model
+
+
+def _class(folder: Path, settings: dict[str, Any]) -> type[nn.Module]:
+    import transformers
+
+    name: str = settings["class"]
+    module: str = settings.get("module", "transformers")
+    kind = getattr(transformers, name, None)
+    if kind is None and module.startswith("transformers."):  # no other module is imported because a file says so
+        try:
+            kind = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            kind = None
+    if kind is None:
+        raise DataError(
+            f"{folder}: transformers {transformers.__version__} has no {name!r}, of {module}: give the class, "
+            "comrope.load(folder, kind=…)."
+        )
+    return kind
+
+
+def _dtypes(model: nn.Module) -> dict[str, Any]:
+    """The dtype of the weights, as config.json has it, and of those that have another."""
+    main = str(model.dtype).removeprefix("torch.")
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Encoding))
+    dtypes = {
+        name: str(tensor.dtype).removeprefix("torch.")
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not name.startswith(inside)
+    }
+    return {"dtype": main, "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != main}}
+
+
+def _plain(folder: Path, settings: dict[str, Any], variant: str | None, kind: Any) -> nn.Module:
+    """The model without its encoding, as its own class reads it; weights of several dtypes in one that holds them all."""
+    from transformers import logging
+
+    dtype: Any = "auto"
+    if exceptions := settings.get("dtypes"):  # one that holds all of them
+        dtype = torch.float64 if "float64" in {settings["dtype"], *exceptions.values()} else torch.float32
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # angles are no weights that it knows
+    try:
+        model, found = kind.from_pretrained(
+            folder,
+            variant=variant,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    wrong = [each if isinstance(each, str) else each[0] for each in found["mismatched_keys"]]
+    unknown = [key for key in found["unexpected_keys"] if ".encoding." not in key]
+    _check_keys(folder / _variant(variant), sorted(found["missing_keys"]), sorted(unknown), sorted(wrong))
+    return model
+
+
+def _angles(path: Path) -> dict[str, Tensor]:
+    """The tensors of encodings, by their names in the file or the files."""
+    from safetensors import SafetensorError, safe_open
+
+    index = path.with_name(f"{path.name}.index.json")
+    shards = [path]
+    if not path.exists() and index.exists():
+        shards = [path.with_name(name) for name in sorted(set(_json(index).get("weight_map", {}).values()))]
+    angles: dict[str, Tensor] = {}
+    for shard in shards:
+        try:
+            with safe_open(shard, "pt") as file:
+                angles |= {key: file.get_tensor(key) for key in file.keys() if ".encoding." in key}  # noqa: SIM118
+        except FileNotFoundError:
+            raise DataError(f"{shard} does not exist.") from None
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{shard} is damaged or no safetensors file: {error}.") from error
+    return angles
+
+
+def _encodings(model: nn.Module) -> dict[str, Tensor]:
+    """The state of all encodings, by names in the model."""
+    encodings = {name: module for name, module in model.named_modules() if isinstance(module, Encoding)}
+    return {
+        f"{name}.{leaf}": tensor for name, module in encodings.items() for leaf, tensor in module.state_dict().items()
+    }
+
+
+def _are_constants(angles: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether the angles are those of a frozen model: other tensors than the learned ones, or of another precision."""
+    own = _encodings(model)
+    if {key.rpartition(".")[2] for key in angles} != {key.rpartition(".")[2] for key in own}:
+        return True
+    return {t.dtype for t in angles.values()} == {torch.float64} != {t.dtype for t in own.values()}
+
+
+def _fill_angles(model: nn.Module, angles: dict[str, Tensor], path: Path) -> None:
+    own = _encodings(model)
+    # Frozen RoPE-Mixed was written with the identity for a basis before it had none.
+    former = [f"{name}.basis" for name, module in model.named_modules() if type(module) is FixedFrequencies]
+    names = _names_in_file(model, [*own, *former], angles)
+    missing = [key for key in own if names[key] not in angles]
+    unknown = sorted(angles.keys() - names.values())
+    wrong = [key for key in own if key not in missing and angles[names[key]].shape != own[key].shape]
+    _check_keys(path, missing, unknown, wrong)
+    for key in own:
+        tensor = angles[names[key]]
+        _cast(model, key, tensor.dtype)
+        owner, _, leaf = key.rpartition(".")
+        getattr(model.get_submodule(owner), leaf).data.copy_(tensor)
+
+
+def _names_in_file(model: nn.Module, keys: list[str], found: Mapping[str, Tensor]) -> dict[str, str]:
+    """What `save_pretrained` calls each tensor of an encoding: in this version or, where that is not in the file, in another.
+
+    Versions differ in how they call the parts of a layer, and agree on the layers.
+    """
+    if found.keys() <= set(keys):
+        return {key: key for key in keys}
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained: Any = model.save_pretrained
+        save_pretrained(folder, state_dict={key: torch.tensor([i]) for i, key in enumerate(keys)})
+        names = {keys[int(label)]: name for name, label in _tensors(Path(folder) / WEIGHTS).items()}
+    in_layer: dict[str, list[str]] = {}
+    for name in found:
+        in_layer.setdefault(_layer_and_leaf(name), []).append(name)
+    for key, name in names.items():
+        alike = in_layer.get(_layer_and_leaf(name), [])
+        if name not in found and len(alike) == 1:
+            names[key] = alike[0]
+    return names
+
+
+def _layer_and_leaf(key: str) -> str:
+    return re.sub(r"(\.\d+)\.[^\d]*(\.encoding\.\w+)$", r"\1\2", key)
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -177,18 +476,27 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     missing = sorted(own.keys() - tensors.keys() - tied)
     unknown = sorted(tensors.keys() - own.keys())
     wrong = [key for key in tensors.keys() & own.keys() if tensors[key].shape != own[key].shape]
+    _check_keys(path, missing, unknown, wrong)
+    for name, tensor in tensors.items():
+        _cast(model, name, tensor.dtype)  # as it was saved
+    model.load_state_dict(tensors, strict=False)
+
+
+def _check_keys(path: Path, missing: list[str], unknown: list[str], wrong: list[str]) -> None:
     for what, keys in (("is missing", missing), ("is not in this model", unknown), ("has another shape", wrong)):
         if keys:
             raise DataError(
                 f"{path}: {keys[0]!r} {what} ({len(keys)} such keys). Is it the file that comrope.save wrote?"
             )
-    for name, tensor in tensors.items():
-        path_of_owner, _, leaf = name.rpartition(".")
-        owner = model.get_submodule(path_of_owner)
-        if not isinstance(owner, FixedFrequencies):  # these are float64, whatever was saved
-            held = getattr(owner, leaf)
-            held.data = held.data.to(tensor.dtype)  # as it was saved
-    model.load_state_dict(tensors, strict=False)
+
+
+def _cast(model: nn.Module, name: str, dtype: torch.dtype) -> None:
+    """One tensor of a model; an encoding keeps to the dtypes that it can have, constant angles to float64."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if not isinstance(owner, Encoding) or dtype in owner._dtypes:
+        held = getattr(owner, leaf)
+        held.data = held.data.to(dtype)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def trunks(model: nn.Module) -> list[Trunk]:
     found: list[Trunk] = []
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if name.startswith(inside) or not type(module).__module__.startswith("timm.models"):
+        ours = any(kind.__module__.startswith("timm.models") for kind in type(module).__mro__)
+        if name.startswith(inside) or not ours:
             continue
         layers = find_layers(module, name)
         flexible = hasattr(module, "embeds") and hasattr(module.embeds, "num_prefix_tokens")
@@ -39,7 +40,7 @@ class TimmTrunk(Trunk):
 
     def hooks(self, prefix):
         with at_rest(self.module):
-            conv, before, after = tokens_around(self.run, self.module, self.layers)
+            conv, before, after = tokens_around(self.run, self.module)
         return [Hook(conv, PatchTeller(self.tokens, self._canvas(prefix), self.module, before, after))]
 
     def _canvas(self, prefix: str) -> Canvas:
@@ -211,7 +212,9 @@ def rope_canvas(rope: Any) -> Canvas:
 
 def rope_frequencies(rope: Any, layer: int) -> Tensor:
     """ω (2, H or 1, D/2) of a rope module of timm in one layer, axes (row, column), radians per unit of its canvas."""
-    kind = type(rope).__name__  # not of subclasses, which may lay their planes out in another way; older timm lacks some
+    kind = type(
+        rope
+    ).__name__  # not of subclasses, which may lay their planes out in another way; older timm lacks some
     if kind == "RotaryEmbeddingMixed":
         return _rows_first(rope, rope.freqs.detach()[:, layer])
     if kind == "RotaryEmbeddingMRope":

@@ -30,10 +30,11 @@ ROPE = {
 
 def to_eva(model: nn.Module) -> Eva:
     """What `comrope.export_timm` promises."""
-    Attachment.of(model)
+    attachment = Attachment.of(model)
     clone: Any = fold(copy.deepcopy(model))
     if type(clone) is Eva and "_comrope" not in vars(clone):
-        return clone  # its own RoPE took the frequencies back
+        _give_back(clone, attachment)  # its own RoPE took the frequencies back
+        return clone
     if type(clone) is VisionTransformer:
         name, settings, state = _from_vision_transformer(clone)
     elif type(clone) is Eva:
@@ -44,8 +45,29 @@ def to_eva(model: nn.Module) -> Eva:
     size = {"img_size": clone.patch_embed.img_size, "dynamic_img_size": clone.dynamic_img_size}
     pool = {"num_classes": clone.num_classes, "global_pool": clone.global_pool}
     exported: Any = timm.create_model(name, **settings | ROPE | size | pool)
+    weight = clone.patch_embed.proj.weight
+    exported.to(weight.device, weight.dtype)
+    exported.rope.to(dtype=_of_frequencies(weight.dtype))
     _load(exported, state)
-    return exported.to(state["rope.freqs"].device).train(model.training)
+    return exported.train(model.training)
+
+
+def _of_frequencies(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of frequencies in an Eva whose weights have this one; timm works out its table in theirs."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.no_grad()
+def _give_back(exported: Any, attachment: Attachment) -> None:
+    """Frequencies of the attached model in the RoPE of its folded copy, which has rounded them to the dtype of the weights."""
+    rope = exported.rope.to(dtype=_of_frequencies(exported.patch_embed.proj.weight.dtype))
+    for graft in attachment.grafts:
+        trunk: Any = graft.trunk.module
+        depths = {layer.attention: i for i, layer in enumerate(find_layers(trunk.blocks))}
+        for seat in graft.seats:
+            attention: Any = seat.attention
+            frequencies = attention.encoding.spectrum()[1].flatten(2)  # (2, H, D/2)
+            rope.freqs[:, depths[attention]] = frequencies.flip(0) if rope.grid_indexing == "xy" else frequencies
 
 
 def _load(exported: Eva, state: dict[str, Tensor]) -> None:

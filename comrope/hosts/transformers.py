@@ -156,12 +156,12 @@ class PatchTrunk(HFTrunk):
             after = 0
         else:
             with at_rest(self.module):
-                conv, before, after = tokens_around(self.run, self.module, self.layers)
+                conv, before, after = tokens_around(self.run, self.module)
         hooks = [Hook(conv, PatchTeller(self.tokens, canvas, self.module, before, after))]
         hooks += [Hook(dropper, _DropTeller(self.tokens, before), with_kwargs=True) for dropper in droppers]
         if droppers:
             with at_rest(self.module):
-                tokens_follow(self.run, self.module, self.layers, self.tokens, hooks, canvas)
+                tokens_follow(self.run, self.module, self.tokens, hooks, canvas)
         return hooks
 
     def _droppers(self) -> list[nn.Module]:
@@ -199,7 +199,7 @@ class PatchRopeTrunk(HFTrunk):
 
     def hooks(self, prefix):
         with at_rest(self.module):
-            conv, before, after = tokens_around(self.run, self.module, self.layers)
+            conv, before, after = tokens_around(self.run, self.module)
         config = self.module.config
         augmentation: dict[str, Any] = {
             name: getattr(config, f"pos_embed_{name}", None) for name in ("shift", "jitter", "rescale")

@@ -93,7 +93,8 @@ def snapshot(model: nn.Module) -> tuple:
 def _nature(module: nn.Module) -> tuple:
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     with_arguments = len(module._forward_pre_hooks_with_kwargs) + len(module._forward_hooks_with_kwargs)
-    return type(module), sorted(vars(module)), module.training, hooks, with_arguments
+    kinds = [getattr(hook, "__qualname__", type(hook)) for hook in hooks]
+    return type(module), sorted(vars(module)), module.training, kinds, with_arguments
 
 
 def assert_as_before(model: nn.Module, before: tuple) -> None:

@@ -51,6 +51,7 @@ def test_folding_keeps_the_logits(host, family):
     kinds = {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("comrope")}
     if own:
         assert kinds == set()
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         assert "_comrope" not in vars(model)
         assert model.state_dict().keys() == tiny(host).state_dict().keys()
     else:
@@ -106,21 +107,48 @@ REFUSED = {
         "blocks.0.attn: .*do not commute",
     ),
     "norms": (lambda: _trained("qk-norm", "comrope-mt"), ConfigurationError, "LayerNorm.*does not commute.*rope-mixed"),
-    "an adapter": (
-        lambda: _adapted(_trained("vit", "comrope-ld")),
+    "what wraps a projection": (
+        lambda: _with(Wrapper, _trained("vit", "comrope-ld")),
         ConfigurationError,
-        "Adapter, not a plain nn.Linear",
+        "blocks.1.attn: .*Wrapper, not a plain nn.Linear.*merge",
+    ),
+    "more than its weights in a projection": (
+        lambda: _with(Adapter, _trained("vit", "comrope-ld")),
+        ConfigurationError,
+        "folded the model's outputs differ",
     ),
     "nothing attached": (lambda: tiny("vit"), ConfigurationError, "no encoding attached"),
 }
 
 
-class Adapter(nn.Linear):
+class Wrapper(nn.Module):
     """Stands where a LoRA layer would."""
 
+    def __init__(self, linear):
+        super().__init__()
+        self.base_layer = linear
 
-def _adapted(model):
-    model.blocks[1].attn.qkv.__class__ = Adapter
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+class Own(nn.Linear):
+    """Of a user, and does what every linear layer does."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features)
+        self.load_state_dict(linear.state_dict())
+
+
+class Adapter(Own):
+    """Of a user, and does something else."""
+
+    def forward(self, x):
+        return super().forward(x) + x.tile(3)
+
+
+def _with(kind, model):
+    model.blocks[1].attn.qkv = kind(model.blocks[1].attn.qkv)
     return model
 
 
@@ -128,10 +156,19 @@ def _adapted(model):
 def test_what_cannot_fold_says_why_and_stays_as_it_was(case):
     make, kind, message = REFUSED[case]
     model = make()
-    before = snapshot(model)
+    (x,) = images(SIZE)
+    before, expected = snapshot(model), model(x)
     with pytest.raises(kind, match=message):
         hosts.fold(model)
     assert_as_before(model, before)
+    assert torch.equal(model(x), expected)
+
+
+def test_linear_layers_of_a_user_fold_like_torchs_own():
+    model = _with(Own, _trained("vit", "comrope-ld"))
+    (x,) = images(SIZE)
+    expected = model(x)
+    assert error(hosts.fold(model)(x), expected) <= SAME_LOGITS
 
 
 @pytest.mark.parametrize("half", [False, True])

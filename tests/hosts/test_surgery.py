@@ -212,6 +212,7 @@ def test_what_attach_did_is_written_down():
     model = hosts.attach(tiny("vit"), "comrope-ld", block_size=4, layers=[1], keep_ape=False, init="normal", std=0.5)
     expected = {"name": "comrope-ld", "block_size": 4, "layers": [1], "keep_ape": False, "prefix": "middle"}
     assert Attachment.of(model).settings == expected | {"init": "normal", "std": 0.5}
+    assert Attachment.of(hosts.attach(tiny("vit"), "rope", layers="*.0.*")).settings["layers"] == "*.0.*"
     again = hosts.attach(tiny("vit"), **Attachment.of(model).settings)
     assert again.state_dict().keys() == model.state_dict().keys()
 
