@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-versions lint clean
 
 demo: $(READY)
 	$(BIN)/comrope demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-versions: $(READY)
+	$(BIN)/python -m tests.versions
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -18,7 +21,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .versions runs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

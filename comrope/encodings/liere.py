@@ -15,7 +15,7 @@ from comrope.rotation import Spectrum, compute_dtype
 
 
 class DenseRotation(NamedTuple):
-    """R(x) of the queries and R(y) of the keys, each (..., L, H, m, b, b), float64: a matrix for every token, head and block."""
+    """R(x) of the queries and R(y) of the keys, each (..., L, H, m, b, b), float64: one matrix a token, head and block."""
 
     matrices: Tensor
     key_matrices: Tensor

@@ -12,6 +12,7 @@ from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attach import attach as attach
 from comrope.hosts._surgery import Attachment as Attachment
+from comrope.hosts.files import forget
 from comrope.hosts.fold import fold as fold
 
 
@@ -28,6 +29,7 @@ def detach(model: nn.Module) -> nn.Module:
             "folding, or detach a copy."
         )
     attachment.undo()
+    forget(model)
     del model._comrope
     return model
 
@@ -35,8 +37,9 @@ def detach(model: nn.Module) -> nn.Module:
 def export_timm(model: nn.Module) -> nn.Module:
     """A stock timm model with the weights and positions of an attached one, folded; the attached one stays as it is.
 
-    The result is made by `timm.create_model`, in float32, frequencies included, and has the same logits, to that rounding, at
-    the model's own image size. Save it with `timm.models.save_for_hf(exported, folder, safe_serialization=True)`, load it with
+    The result is made by `timm.create_model`, in the dtype of the attached one, frequencies in float32 where that is coarser.
+    It has the same logits, to that rounding, at the model's own image size. Save it with
+    `timm.models.save_for_hf(exported, folder, safe_serialization=True)`, load it with
     `timm.create_model(f"local-dir:{folder}", pretrained=True)`. Its positions are patch indices: at another image size they go
     on counting, where relative positions would be rescaled. Dropout and stochastic depth are not carried over.
 

@@ -16,6 +16,7 @@ from comrope.hosts._own import OwnTrunk
 from comrope.hosts._proof import at_rest, calls, check_same, outputs, read
 from comrope.hosts._surgery import Attachment, Call, Graft, Hook, Swap, Trunk, one_axis_a_block
 from comrope.hosts._tokens import Pinner
+from comrope.hosts.files import record
 
 LIBRARIES = ("timm", "transformers")
 """Each has a module of its name here, whose `trunks` finds its models; it is imported once the library is."""
@@ -46,7 +47,7 @@ def attach(
     the start leaves the outputs as they were, angles reach the scores, moving all tokens by the same way changes nothing.
 
     Args:
-        model: a model with attention layers whose queries and keys come from modules of usual names (q_proj and k_proj, qkv, …).
+        model: a model with attention layers whose queries and keys come from modules of usual names: q_proj and k_proj, qkv, ….
         name: of the encoding: any of `comrope.encoding` but `ape`, which adds to tokens.
         block_size: of the encoding, its own default if None.
         init: "identity" starts from zero angles, "rope" from the model's own RoPE (vanilla RoPE where it has none), "normal"
@@ -89,6 +90,7 @@ def attach(
         attachment.undo()
         raise
     vars(model)["_comrope"] = attachment
+    record(model)
     return model
 
 
@@ -102,8 +104,8 @@ def _first_outputs(trunk: Trunk) -> list[Tensor]:
         raise
     except Exception as error:  # whatever a model makes of an input that does not suit it
         raise ConfigurationError(
-            f"{type(trunk.module).__name__}: the made-up input of the proof does not suit it ({type(error).__name__}: {error}). "
-            "Give one that does: comrope.attach(model, name, example=…), the arguments of a small forward pass."
+            f"{type(trunk.module).__name__}: a made-up input does not suit it ({type(error).__name__}: {error}); "
+            "give one that does: comrope.attach(model, name, example=…), the arguments of a small forward pass."
         ) from error
 
 
@@ -156,13 +158,14 @@ def _nothing_found(model: nn.Module, positions: Positions | None) -> str:
     what = type(model).__name__
     if positions is not None:
         return (
-            f"{what} has no attention layer that comrope can read: none with modules for queries and keys of usual names (q_proj "
-            "and k_proj, query and key, to_q and to_k, qkv, …) and a head_dim or num_heads beside them. In another, call a "
-            "comrope.encoding yourself."
+            f"{what} has no attention layer that comrope can read: none with modules for queries and keys of usual names "
+            "(q_proj and k_proj, query and key, to_q and to_k, qkv, …) and a head_dim or num_heads beside them. Elsewhere "
+            "call a comrope.encoding yourself."
         )
     return (
         f"{what} is no model of timm or transformers whose attention layers and positions comrope can find, nor contains one. "
-        "Say where its tokens are: comrope.attach(model, name, positions=…, example=…); or call a comrope.encoding in its attention."
+        "Say where its tokens are: comrope.attach(model, name, positions=…, example=…); or call a comrope.encoding in its "
+        "attention."
     )
 
 
@@ -196,8 +199,8 @@ def _graft(
         # Cross-attention is no place for positions of one kind of tokens, and goes without unless it is named.
         if isinstance(reason, str) and (named or "different tokens" not in reason or not fitting):
             raise ConfigurationError(
-                f"{layer.name}: an encoding cannot be put into this {type(layer.attention).__name__}: {reason}. Name the layers "
-                "that are to have one by layers=[…], or give an example=… in which all run. Nothing has changed."
+                f"{layer.name}: an encoding cannot be put into this {type(layer.attention).__name__}: {reason}. Name the "
+                "layers that are to have one by layers=[…], or give an example=… in which all run. Nothing has changed."
             )
     trunk.layers = [call.layer for call in fitting]
     seats, swaps = [], trunk.swaps(keep_ape=keep_ape, whole=whole)

@@ -1,4 +1,4 @@
-"""The proof that an encoding does in a model what it promises: nobody's class name is trusted, and no silence is taken for success.
+"""The proof that an encoding does in a model what it promises: no class name is trusted, and no silence taken for success.
 
 A small forward pass shows how each attention layer is called, and where its tokens are. Then each layer is tried by itself,
 a copy of it in float64 and with queries so loud that attention is far from uniform. What its names leave open (see `Reading`)
@@ -8,7 +8,7 @@ is whatever passes:
 2. other angles change what it says: they reach the scores;
 3. moving all its tokens by the same way changes nothing: queries and keys are turned as they meet, and nothing else is.
 
-In 2 and 3 a basis and frequencies are drawn at random for each key head, so that no two heads or planes can stand for each other.
+In 2 and 3 a basis and frequencies are drawn at random for each key head, so that no head or plane can stand for another.
 """
 
 import copy
@@ -78,8 +78,8 @@ def check_same(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tens
             size, left = a.abs().max().item(), (a - b).abs().max().item()
             if not left <= ROUNDING.get(a.dtype, 0.1) * size:
                 raise ConfigurationError(
-                    f"{when} the model's outputs differ by {left:.1e} from those before, of {size:.1e}: what it does beside its "
-                    "attention layers does not go together with that. It is as it was."
+                    f"{when} the model's outputs differ by {left:.1e} from those before, of {size:.1e}: what it does beside "
+                    "its attention layers does not go together with that. It is as it was."
                 )
 
 
@@ -243,8 +243,8 @@ def tokens_follow(
                 source = _comes_from(token, seen["given"], seen["patches"])
                 if len(source) == 1 and not torch.allclose(positions[token], everywhere[source[0]]):
                     raise ConfigurationError(
-                        f"{type(model).__name__}: token {token} comes of patch {source[0]} and would be placed elsewhere: say where "
-                        "its tokens are, comrope.attach(model, name, positions=…, example=…)."
+                        f"{type(model).__name__}: token {token} comes of patch {source[0]} and would be placed elsewhere: say "
+                        "where its tokens are, comrope.attach(model, name, positions=…, example=…)."
                     )
     finally:
         for handle in handles:
@@ -271,8 +271,8 @@ def _around(name: str, patches: Tensor, tokens: Tensor) -> tuple[int, int]:
             if all(_comes_from(before + patch, tokens, patches) == [patch] for patch in some):
                 return before, length - count - before
     raise ConfigurationError(
-        f"{name}: its {length} tokens are not the {'×'.join(map(str, grid))} patches of its image row by row, with others before or "
-        "after them: say where they are, comrope.attach(model, name, positions=…, example=…)."
+        f"{name}: its {length} tokens are not the {'×'.join(map(str, grid))} patches of its image row by row, with others "
+        "before or after them: say where they are, comrope.attach(model, name, positions=…, example=…)."
     )
 
 
@@ -294,7 +294,8 @@ def read(layer: Layer, call: Call, readings: Sequence[Reading], *, any_start: bo
                 if trial.fails(laid_out, start=False) is None:
                     return replace(laid_out, frequencies=None)
     raise ConfigurationError(
-        f"{layer.name}: an encoding cannot be proved in this {type(layer.attention).__name__}: {reasons[0]}. Nothing has changed."
+        f"{layer.name}: an encoding cannot be proved in this {type(layer.attention).__name__}: {reasons[0]}. Nothing has "
+        "changed."
     )
 
 
@@ -361,8 +362,8 @@ class _Trial:
         left = _distance(self.says(reading, self.turning, self.move), turned)
         if left > SAME * effect:
             return (
-                f"moving all tokens by the same way changes what it says, by {left:.1e} where turning does by {effect:.1e}; its "
-                "features may be laid out in another way, or stand between other queries and keys than those of the same head"
+                f"moving all tokens by the same way changes what it says, by {left:.1e} where turning does by {effect:.1e}; "
+                "its features may be laid out in another way, or meet features of another kind than keys of the same head"
             )
         return None
 

@@ -44,7 +44,7 @@ class Swap:
 
 @dataclass
 class Trunk:
-    """A transformer inside a model: the attention layers whose tokens are in the same places. Libraries have their own kinds."""
+    """A transformer inside a model: attention layers whose tokens are in the same places. Each library has its own kinds."""
 
     module: nn.Module
     layers: Sequence[Layer]

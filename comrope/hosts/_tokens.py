@@ -50,7 +50,7 @@ class Canvas:
         like: Tensor,
         training: bool = False,
     ) -> Tensor:
-        """(prefix + patches + suffix tokens, N), the last axis fastest, on the device of `like`; float64 if it is, else float32."""
+        """(prefix + patches + suffix tokens, N), the last axis fastest, on the device of `like`; float64 as it is, or float32."""
         indices = [torch.arange(n, dtype=torch.float64, device=like.device) for n in shape]
         axes = [self._along(axis, each, shape) for axis, each in enumerate(indices)]
         patches = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
@@ -238,6 +238,8 @@ class Pinner:
         self.tokens = tokens
 
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         places = self.tokens.known()
         values = (
             output.values()

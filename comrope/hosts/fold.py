@@ -14,6 +14,7 @@ from comrope.errors import ConfigurationError, NoSpectrumError
 from comrope.hosts._attention import Part, Seat, rows
 from comrope.hosts._proof import check_same, outputs
 from comrope.hosts._surgery import Attachment, Graft, Swap
+from comrope.hosts.files import record
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def fold(model: nn.Module) -> nn.Module:
     keep_ape = attachment.settings["keep_ape"]
     attachment.grafts = [graft for graft in attachment.grafts if not (keep_ape and _taken_back(graft, layers))]
     attachment.folded = True
+    record(model)
     if not attachment.grafts:
         del model._comrope
     return model
@@ -113,7 +115,7 @@ def _work_out(seat: Seat) -> _Folded:
 
 
 def _heads(seat: Seat, part: Part) -> list[Tensor]:
-    """Views of the weights (key heads, query heads of each, D, C) and biases (…, D, 1) that make queries, and that make keys."""
+    """Views of weights (key heads, query heads of each, D, C) and biases (…, D, 1): those that make queries, and keys."""
     num_heads, num_query_heads = seat.num_heads["k"], seat.num_heads["q"]
     views = []
     for tensor in rows(seat.attention.get_submodule(part.name)):

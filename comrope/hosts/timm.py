@@ -56,7 +56,7 @@ class TimmTrunk(Trunk):
                 raise ConfigurationError(f"{type(trunk).__name__} cannot do without its APE: leave out keep_ape=False.")
             sets["pos_embed"] = None
         swaps = [Swap(trunk, sets)]
-        drop = getattr(trunk, "patch_drop", None)
+        drop: Any = getattr(trunk, "patch_drop", None)
         if type(drop) in PATCH_DROPOUTS:
             swaps.append(Swap(drop, {"tokens": self.tokens}, PATCH_DROPOUTS[type(drop)]))
         return swaps

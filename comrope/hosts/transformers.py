@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Reading, find_layers, half_layout
 from comrope.hosts._proof import at_rest, tokens_around, tokens_follow
-from comrope.hosts._tables import measured
 from comrope.hosts._surgery import Hook, Swap, Trunk
+from comrope.hosts._tables import measured
 from comrope.hosts._tokens import Canvas, PatchTeller, Places, Tokens
 
 TABLE = "position_embeddings"
@@ -354,7 +354,7 @@ class _GridTeller:
 
 
 class FollowingTokens(Tokens):
-    """Positions of tokens that the model puts into another order, as it does with the table of its RoPE: they follow its rows."""
+    """Positions of tokens that the model puts into another order, with the table of its RoPE: they follow its rows."""
 
     def tell_with(self, positions: Tensor, table: Tensor) -> None:
         """Tokens are at `positions`, (L, N), and rows of `table`, (L, D), belong to them."""

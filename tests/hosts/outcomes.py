@@ -80,11 +80,15 @@ def recorded() -> dict[str, dict[str, dict[str, str]]]:
     return found
 
 
+def in_order(versions) -> list[str]:
+    return sorted(versions, key=lambda version: [int(part) for part in version.split(".")[:3]])
+
+
 def table() -> str:
     """As the page has it: for each library its models, and what became of them in each version."""
     lines = []
     for library, versions in recorded().items():
-        numbers = sorted(versions, key=lambda v: [int(part) for part in v.split(".")[:3]])
+        numbers = in_order(versions)
         lines += [f"| {library} | " + " | ".join(numbers) + " | |", "|---|" + "---|" * (len(numbers) + 1)]
         for name in names(library):
             found = [versions[number].get(name) for number in numbers]

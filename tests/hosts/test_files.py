@@ -90,6 +90,8 @@ def test_folders_of_before_constant_angles_were_float64_load(host, name, change,
     stir_angles(comrope.attach(model, name))
     comrope.save(getattr(comrope, change)(model), tmp_path)
     expected = says(model)
+    for folded in tmp_path.glob("model.comrope-folded.safetensors"):  # folded weights had no name of their own either
+        folded.rename(tmp_path / "model.safetensors")
     tensors = load_file(tmp_path / "model.safetensors")
     old = {key: tensor.float() for key, tensor in tensors.items() if ".encoding." in key}
     if name == "rope-mixed" and change == "freeze":

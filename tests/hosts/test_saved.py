@@ -31,6 +31,10 @@ TIMM_MODELS = {
     "vit_small_patch16_dinov3": {},
 }
 
+keeps_arguments = pytest.mark.skipif(
+    not hasattr(timm.models, "get_model_args"), reason="this timm does not keep the arguments of create_model"
+)
+
 
 def _moved(model):
     """With all angles away from where they start."""
@@ -42,9 +46,7 @@ def _moved(model):
 
 
 def _attached(model, name, **settings):
-    model = _moved(comrope.attach(model, name, **settings))
-    record(model)  # as attach does
-    return model
+    return _moved(comrope.attach(model, name, **settings))
 
 
 def _from_zoo(entry, name):
@@ -91,13 +93,12 @@ def test_models_of_transformers_come_back_bit_for_bit_and_load_without_the_encod
     assert torch.equal(entry.run(plain), entry.run(model))
 
 
+@keeps_arguments
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("host", TIMM_MODELS)
 @torch.no_grad()
 def test_models_of_timm_come_back_bit_for_bit(host, name, tmp_path):
     settings = TIMM | TIMM_MODELS[host]
-    if not hasattr(timm.models, "get_model_args"):
-        pytest.skip("this timm keeps no arguments")
     model = _attached(stirred(timm.create_model(host, **settings)), name)
     (x,) = images(settings["img_size"])
     expected = model(x)
@@ -286,6 +287,7 @@ def test_folded_weights_of_transformers_are_read_by_comrope_alone(tmp_path):
     type(model).from_pretrained(tmp_path)
 
 
+@keeps_arguments
 @pytest.mark.parametrize("more", [{}, {"num_classes": 7}])
 @torch.no_grad()
 def test_folded_weights_of_timm_are_read_by_comrope_alone(more, tmp_path):
@@ -358,6 +360,7 @@ def test_what_could_not_be_loaded_is_not_saved(case, tmp_path):
     record(model)  # has nothing to note it on, and does no harm
 
 
+@keeps_arguments
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "host", ["vit_tiny_patch16_224", "vit_small_patch16_rope_224", "vit_small_patch16_rope_mixed_224"]

@@ -1,0 +1,66 @@
+"""The tests of hosts against other versions of timm and transformers than the pinned ones, each in an environment of its own.
+
+    python -m tests.versions [oldest] [earlier] [newest]
+
+An environment is a folder under .versions with what differs, put in front of the one that is running; torch stays as it is. The
+oldest are those that pyproject.toml asks for at least; the newest are whatever the package index has, and are skipped where they
+are the pinned ones.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS: dict[str, list[str]] = {
+    "oldest": [
+        "timm==1.0.20",
+        "transformers==4.56.0",
+        "huggingface_hub==0.36.2",
+        "tokenizers==0.22.2",
+        "requests",
+        "urllib3",
+        "charset_normalizer",
+    ],
+    "earlier": ["transformers==5.17.0"],
+    "newest": ["timm", "transformers"],
+}
+"""What is installed, without dependencies: those of the pinned ones do, but for what is named."""
+TESTS = ["tests/hosts/test_zoo.py", "tests/hosts/test_saved.py"]
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - ENVIRONMENTS.keys()
+    if unknown:
+        print(
+            f"versions: got {', '.join(sorted(unknown))}, expected some of {', '.join(ENVIRONMENTS)}.", file=sys.stderr
+        )
+        return 2
+    failed = [name for name in names or ENVIRONMENTS if not _holds(name)]
+    print(f"versions that fail: {', '.join(failed)}" if failed else "all versions hold")
+    return 1 if failed else 0
+
+
+def _holds(name: str) -> bool:
+    folder = ROOT / ".versions" / name
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+    subprocess.run([*pip, *ENVIRONMENTS[name]], check=True)
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    show = "import timm, transformers; print(timm.__version__, transformers.__version__)"
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", show], env=environment, capture_output=True, text=True, check=True
+    )
+    found = shown.stdout.split()
+    print(f"{name}: timm {found[0]}, transformers {found[1]}", flush=True)
+    if found == [version("timm"), version("transformers")]:
+        print("these are the pinned ones, which the tests run with")
+        return True
+    # Warnings that other versions give are theirs.
+    pytest = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-W", "default", *TESTS]
+    return subprocess.run(pytest, cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
