@@ -2,9 +2,9 @@
 
     python -m tests.versions [oldest] [earlier] [newest]
 
-An environment is a folder under .versions with what differs, put in front of the one that is running; torch stays as it is. The
-oldest are those that pyproject.toml asks for at least; the newest are whatever the package index has, and are skipped where they
-are the pinned ones.
+An environment is a folder under .versions with what differs, put in front of the one that is running; torch stays as it is.
+The oldest are those that pyproject.toml asks for at least; the newest are whatever the package index has, and are skipped
+where they are the pinned ones.
 """
 
 import os

@@ -12,7 +12,7 @@ In 2 and 3 a basis and frequencies are drawn at random for each key head, so tha
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Layer, Reading, Seat, find_layers
 from comrope.hosts._scores import Catching
 from comrope.hosts._surgery import Call, Hook, Trunk
-from comrope.hosts._tokens import Canvas, Tokens
+from comrope.hosts._tokens import Canvas, Tokens, tensors_in
 
 LOUD = 3.0
 """Standard deviation of the scores in a trial."""
@@ -53,22 +53,8 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 def outputs(trunk: Trunk) -> list[Tensor]:
     """The floating-point tensors that the trunk gives in its example."""
-    found: list[Tensor] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, Tensor):
-            if value.is_floating_point():
-                found.append(value.detach().clone())
-        elif isinstance(value, Mapping):
-            for each in value.values():
-                collect(each)
-        elif isinstance(value, (tuple, list)):
-            for each in value:
-                collect(each)
-
     with at_rest(trunk.module):
-        collect(trunk.run())
-    return found
+        return [t.detach().clone() for t in tensors_in(trunk.run()) if t.is_floating_point()]
 
 
 def check_same(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]], when: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Canvas:
         like: Tensor,
         training: bool = False,
     ) -> Tensor:
-        """(prefix + patches + suffix tokens, N), the last axis fastest, on the device of `like`; float64 as it is, or float32."""
+        """(prefix + patches + suffix tokens, N), the last axis fastest, on the device of `like`; float64 or float32."""
         indices = [torch.arange(n, dtype=torch.float64, device=like.device) for n in shape]
         axes = [self._along(axis, each, shape) for axis, each in enumerate(indices)]
         patches = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
@@ -241,16 +241,18 @@ class Pinner:
         if torch.compiler.is_compiling():
             return
         places = self.tokens.known()
-        values = (
-            output.values()
-            if isinstance(output, Mapping)
-            else output
-            if isinstance(output, (tuple, list))
-            else [output]
-        )
-        for value in values if places is not None else ():
-            if isinstance(value, Tensor):
-                places.pin(value)  # pyright: ignore[reportOptionalMemberAccess]
+        if places is not None:
+            for value in tensors_in(output):
+                places.pin(value)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in what a module gives: one, or a mapping or sequence of such."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, tuple, list)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(each)
 
 
 class PatchTeller:

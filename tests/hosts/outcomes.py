@@ -38,12 +38,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "torch own": OWN | {"layers": "layers.*"},
 }
 """What has to be said beside the name of the encoding."""
+SHAPED = ("timm hiera", "timm volo", "timm mvitv2")
+"""Whose sizes, as small as they are here, their configurations do not tell."""
 
 
 def attached(entry: Entry, name: str = "rope-mixed", model: nn.Module | None = None, **settings) -> nn.Module:
     """The model of an entry with an encoding."""
     more = dict(ARGUMENTS.get(entry.name, {}))
-    if "positions" in more:
+    if "positions" in more or entry.name in SHAPED:
         more["example"] = entry.keywords()
     return comrope.attach(entry.build() if model is None else model, name, **(more | settings))
 
@@ -59,6 +61,11 @@ def outcome(entry: Entry) -> str | None:
     except ComropeError as error:
         return re.sub(r"\s+", " ", str(error))
     return ""
+
+
+def roughly(reason: str) -> str:
+    """A reason without its numbers, which rounding changes."""
+    return re.sub(r"\d[\d.e×+-]*", "#", reason)
 
 
 def version(library: str) -> str:
@@ -109,7 +116,15 @@ def _remark(name: str, found: list[str | None]) -> str:
     remarks = [f"with `{key}=…`" for key in said] if said else []
     reason = next((each for each in reversed(found) if each), "")
     if reason:
-        remarks.append(reason.partition(": ")[2].split(": say where")[0].split(". ")[0].rstrip("."))
+        said_why = reason.partition(": ")[2] or reason
+        if "is no model of" in reason:
+            said_why = "no attention layers and positions that comrope can find"
+        for beginning in ("an encoding cannot be proved in this ", "an encoding cannot be put into this "):
+            said_why = said_why.removeprefix(beginning)
+        said_why = said_why.replace(
+            "give one, comrope.attach(model, name, example={…})", "no input that could be made up"
+        )
+        remarks.append(re.split(r": say where|; give one|; its features|\. ", said_why)[0].rstrip("."))
     return "; ".join(remarks)
 
 

@@ -12,12 +12,25 @@ from comrope import reference
 from comrope.errors import ConfigurationError, InputError, NoSpectrumError
 from comrope.hosts import angle_parameters, attach, detach, fold, param_groups
 from tests.hosts.helpers import assert_as_before, by_heads, snapshot, tokens_of
-from tests.hosts.tiny_transformers import NUM_PREFIX_TOKENS, VISION, build, clip_model, images, see, stir_angles
+from tests.hosts.tiny_transformers import (
+    NUM_PREFIX_TOKENS,
+    VISION,
+    build,
+    checkpoint_blocks,
+    clip_model,
+    images,
+    see,
+    stir_angles,
+)
 
 LEARNED = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
 HOSTS = tuple(VISION)
 WITHOUT_ROPE = tuple(host for host in HOSTS if host != "dinov3")
-PROJECTIONS = {host: ("query", "key") if host.startswith("dinov2") else ("q_proj", "k_proj") for host in WITHOUT_ROPE}
+
+
+def _projections(layer) -> tuple[nn.Module, nn.Module]:
+    """Of queries and keys; DINOv2's are called otherwise in older versions."""
+    return (layer.query, layer.key) if hasattr(layer, "query") else (layer.q_proj, layer.k_proj)
 
 
 def attached(host: str, name: str = "comrope-ld", *, config: dict | None = None, **settings):
@@ -57,7 +70,7 @@ def test_attention_is_that_of_queries_and_keys_turned_at_their_places(host, name
     )
     see(model, images(3, 5))
     # Called by their forwards, projections make what they made before there was an encoding.
-    q, k = (by_heads(getattr(layer, n).forward(seen["x"]), 16) for n in PROJECTIONS[host])
+    q, k = (by_heads(part.forward(seen["x"]), 16) for part in _projections(layer))
     positions = comrope.positions.grid((3, 5), num_prefix_tokens=NUM_PREFIX_TOKENS[host])
     q, k = reference.rotate(q, k, layer.encoding.angle_matrices(), positions)
     torch.testing.assert_close(seen["weights"], (q @ k.mT / 4).softmax(-1), rtol=1e-4, atol=1e-5)
@@ -163,7 +176,7 @@ def test_gradient_checkpointing_recomputes_the_same(host, reentrant):
     for checkpointed in (False, True):
         model = stir_angles(attached(host)).train()
         if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint_blocks(model, reentrant=reentrant)
         loss = see(model, images(3, 5)).square().mean()
         see(model.eval(), images(5, 3))  # as many tokens elsewhere, of no further interest
         model.train()
@@ -176,7 +189,7 @@ def test_gradient_checkpointing_recomputes_the_same(host, reentrant):
 
 def test_gradient_checkpointing_never_guesses_between_grids():
     model = attached("vit").train()
-    model.gradient_checkpointing_enable()
+    checkpoint_blocks(model)
     losses = [see(model, images(*grid)).square().mean() for grid in ((3, 5), (5, 3))]
     with pytest.raises(InputError, match="different grids"):
         sum(losses).backward()

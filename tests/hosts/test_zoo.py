@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import comrope
 from comrope import hosts as attaching
 from tests.hosts import outcomes
+from tests.hosts.tiny_transformers import checkpoint_blocks
 from tests.hosts.zoo import ZOO, Entry
 
 NUMBERS = {library: outcomes.version(library) for library in ("timm", "transformers", "torch")}
@@ -61,7 +62,7 @@ def test_refused_as_the_page_says(name):
     model = entry.build()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     kinds = [type(module) for module in model.modules()]
-    assert outcomes.outcome(entry) == RECORDED[entry.library][name]
+    assert outcomes.roughly(outcomes.outcome(entry) or "") == outcomes.roughly(RECORDED[entry.library][name])
     with pytest.raises(comrope.errors.ComropeError):
         outcomes.attached(entry, model=model)
     assert [type(module) for module in model.modules()] == kinds
@@ -145,7 +146,7 @@ def _checkpointing(model: nn.Module, *, reentrant: bool) -> bool:
         model.set_grad_checkpointing(True)
         return True
     if getattr(model, "supports_gradient_checkpointing", False):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint_blocks(model, reentrant=reentrant)
         return True
     return False
 

@@ -96,3 +96,9 @@ def see(model: nn.Module, x: Tensor, **keywords) -> Tensor:
 
 def words(length: int = 12, batch: int = 2, seed: int = 1) -> Tensor:
     return torch.randint(3, 50, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def checkpoint_blocks(model: nn.Module, *, reentrant: bool = False) -> None:
+    """Gradient checkpointing on, by the name that this version of transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})

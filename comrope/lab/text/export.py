@@ -86,12 +86,14 @@ def export(model: LlamaForCausalLM) -> HeadwiseLlamaForCausalLM:
     found: Any = HeadwiseLlamaForCausalLM(model.config)
     found.to(model.device, model.dtype)
     state = {name: tensor for name, tensor in folded.state_dict().items() if ".encoding." not in name}
+    own = folded.model.rotary_emb.attention_scaling  # of queries and of keys, by YaRN for example
     for index, layer in enumerate(folded.model.layers):
         attention, prefix = layer.self_attn, f"model.layers.{index}.self_attn"
         for name in ("q_proj", "k_proj"):  # from planes side by side to transformers' halves
             rows = state[f"{prefix}.{name}.weight"].unflatten(0, (-1, attention.head_dim // 2, 2))
             state[f"{prefix}.{name}.weight"] = rows.transpose(1, 2).flatten(0, 2)
-        state[f"{prefix}.q_proj.weight"] = state[f"{prefix}.q_proj.weight"] * attention.temperature
+        temperature = own**2 * attention.scaling * attention.head_dim**0.5
+        state[f"{prefix}.q_proj.weight"] = state[f"{prefix}.q_proj.weight"] * temperature
         state[f"{prefix}.inv_freq"] = attention.encoding.spectrum().frequencies[0].flatten(1)
     found.load_state_dict(state)
     return found.train(model.training)

@@ -82,5 +82,5 @@ def scaled(model: LlamaForCausalLM, method: str, factor: float) -> LlamaForCausa
                 "yarn": lambda w: yarn(w, factor, length=config.max_position_embeddings),
             }
             encoding.frequencies.copy_(ways[method](encoding.frequencies))
-            attention.temperature = attention.temperature * temperature(method, factor)  # pyright: ignore
+            attention.scaling = attention.scaling * temperature(method, factor)  # pyright: ignore
     return found
