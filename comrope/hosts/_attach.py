@@ -18,7 +18,7 @@ from comrope.hosts._surgery import Attachment, Call, Graft, Hook, Swap, Trunk, o
 from comrope.hosts._tokens import Pinner
 from comrope.hosts.files import record
 
-LIBRARIES = ("timm", "transformers")
+LIBRARIES = ("timm", "transformers", "diffusers")
 """Each has a module of its name here, whose `trunks` finds its models; it is imported once the library is."""
 
 Positions = Tensor | Callable[..., Tensor]

@@ -38,7 +38,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "torch own": OWN | {"layers": "layers.*"},
 }
 """What has to be said beside the name of the encoding."""
-SHAPED = ("timm hiera", "timm volo", "timm mvitv2")
+SHAPED = ("timm hiera", "timm volo", "timm mvitv2", "sd3", "sd3.5", "flux")
 """Whose sizes, as small as they are here, their configurations do not tell."""
 
 
