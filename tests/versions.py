@@ -1,6 +1,6 @@
 """The tests of hosts against other versions of timm and transformers than the pinned ones, each in an environment of its own.
 
-    python -m tests.versions [oldest] [earlier] [newest]
+    python -m tests.versions [oldest] [earlier] [newest] [-- arguments of pytest]
 
 An environment is a folder under .versions with what differs, put in front of the one that is running; torch stays as it is.
 The oldest are those that pyproject.toml asks for at least; the newest are whatever the package index has, and are skipped
@@ -31,19 +31,21 @@ ENVIRONMENTS: dict[str, list[str]] = {
 TESTS = ["tests/hosts/test_zoo.py", "tests/hosts/test_saved.py"]
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    names, more = arguments[:cut], arguments[cut + 1 :]
     unknown = set(names) - ENVIRONMENTS.keys()
     if unknown:
         print(
             f"versions: got {', '.join(sorted(unknown))}, expected some of {', '.join(ENVIRONMENTS)}.", file=sys.stderr
         )
         return 2
-    failed = [name for name in names or ENVIRONMENTS if not _holds(name)]
+    failed = [name for name in names or ENVIRONMENTS if not _holds(name, more)]
     print(f"versions that fail: {', '.join(failed)}" if failed else "all versions hold")
     return 1 if failed else 0
 
 
-def _holds(name: str) -> bool:
+def _holds(name: str, more: list[str]) -> bool:
     folder = ROOT / ".versions" / name
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
     subprocess.run([*pip, *ENVIRONMENTS[name]], check=True)
@@ -58,7 +60,7 @@ def _holds(name: str) -> bool:
         print("these are the pinned ones, which the tests run with")
         return True
     # Warnings that other versions give are theirs.
-    pytest = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-W", "default", *TESTS]
+    pytest = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-W", "default", *TESTS, *more]
     return subprocess.run(pytest, cwd=ROOT, env=environment, check=False).returncode == 0
 
 

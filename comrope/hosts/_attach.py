@@ -114,6 +114,11 @@ def _check_attachable(model: nn.Module, name: str) -> None:
         raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")
     if isinstance(name, str) and issubclass(ENCODINGS.get(name, Encoding), AbsoluteEncoding):
         raise ConfigurationError("'ape' adds to tokens and turns no queries and keys: attach a rotary encoding.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigurationError(
+            f"{type(model).__name__} has parameters on the meta device, and what has no values cannot be proved: load or draw "
+            "its weights first, then attach."
+        )
     if any(isinstance(module, Encoding) for module in model.modules()):
         raise ConfigurationError(
             f"{type(model).__name__} has an encoding attached already: comrope.detach it first, or attach to a fresh model."

@@ -339,7 +339,7 @@ class _Trial:
         if start and left > SAME * (effect if reading.frequencies is not None and effect > 0 else size):
             return (
                 f"at the start its output differs by {left:.1e} from what it was, of {size:.1e}; it may have positions of its "
-                "own that comrope cannot set aside"
+                "own that comrope cannot set aside; where it is to start anew, say init='normal' or init='identity'"
             )
         turned = self.says(reading, self.turning)
         effect = _distance(turned, plain)

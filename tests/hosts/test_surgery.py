@@ -82,6 +82,13 @@ def test_what_is_refused_leaves_the_model_untouched(case):
         assert_as_before(model, before)
 
 
+def test_a_model_without_values_is_refused():
+    model = tiny("vit").to("meta")
+    with pytest.raises(ConfigurationError, match=r"meta device.*load or draw its weights first"):
+        hosts.attach(model, "comrope-ld")
+    assert not hosts.angle_parameters(model)
+
+
 def test_a_failure_in_the_middle_of_the_changes_undoes_them(monkeypatch):
     """The model, the first layer and half of the second have changed when it comes."""
     model = tiny("vit")
