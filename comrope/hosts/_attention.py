@@ -300,7 +300,7 @@ class Seat:
             self._places = self.tokens.ask(x.shape[-2])
         places = self._places
         if self._rotation is None:
-            self._rotation = attention.encoding.rotation(places.positions, dtype=compute_dtype(x))
+            self._rotation = places.rotation(attention, compute_dtype(x))
         if attention.order is not None:
             x = Reorder.apply(x, attention.order)  # pyright: ignore
         x = self._rotation.queries(x) if which == "q" else self._rotation.keys(x)

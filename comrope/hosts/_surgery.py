@@ -163,6 +163,7 @@ class Graft:
             if swap.into is not None:
                 swap.module.__class__ = swap.into
         self.handles += [hook.put() for hook in self.hooks]
+        self.trunk.tokens.layers = [seat.attention for seat in self.seats]
         for seat in self.seats:
             seat.sit()
 
@@ -174,6 +175,7 @@ class Graft:
 
     def undo(self) -> None:
         """Everything as it was, the last change first."""
+        self.trunk.tokens.layers = []
         for seat in self.seats:
             seat.rise()
         while self.handles:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from comrope.encodings import SpectralEncoding, rotations
 from comrope.errors import ConfigurationError, InputError
 
 
@@ -108,12 +110,34 @@ def _extreme(shape: Sequence[Any], which: str) -> Any:
     return min(shape) if which == "min" else max(shape)
 
 
+TOGETHER = 2**24
+"""Numbers in the tables of all layers, up to which they are worked out together."""
+
+
 class Places:
     """The positions of the tokens of one forward pass, (L, N) or (B, L, N), prefix tokens included."""
 
     def __init__(self, positions: Tensor, pins: "weakref.WeakSet[_Pin] | None" = None):
         self.positions = positions
+        self.rotations: dict[nn.Module, Any] = {}
+        """Of each attention layer, where they were worked out together."""
+        self.asked_without_graph = False
+        """As in the forward pass of a checkpoint with use_reentrant=True."""
         self._pins = pins
+
+    def rotation(self, attention: Any, dtype: torch.dtype) -> Any:
+        """The rotation of one attention layer at these places, for tokens that are turned in `dtype`."""
+        shared = self.rotations.get(attention)
+        if shared is None or shared.tables[0].dtype != dtype:
+            return attention.encoding.rotation(self.positions, dtype=dtype)
+        learned = shared.phases[0].requires_grad
+        if learned and not torch.is_grad_enabled():
+            self.asked_without_graph = True
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in attention.encoding.parameters())
+        # A graph that all layers share can be gone through once; and one that was not made then cannot be.
+        if wanted and (not learned or (self.asked_without_graph and _backward_pass() != -1)):
+            return attention.encoding.rotation(self.positions, dtype=dtype)
+        return shared
 
     def pin(self, tensor: Tensor) -> Tensor:
         """Makes them known as long as the graph lives that `tensor` came from; returns `tensor`."""
@@ -148,19 +172,33 @@ class Tokens:
 
     def __init__(self, keyword: str | None = None):
         self.keyword = keyword
+        self.layers: list[Any] = []
+        """The attention layers that ask."""
         self._pins: weakref.WeakSet[_Pin] = weakref.WeakSet()
         self._latest: Places | None = None
         self._told_in = -1
 
     def __reduce__(self):
-        return type(self), (self.keyword,)
+        return type(self), (self.keyword,), {"layers": self.layers}
 
     def tell(self, positions: Tensor) -> Places:
         """From now on tokens are at `positions`, (L, N) or (B, L, N), prefix tokens included."""
         self._latest = Places(positions, self._pins)
+        self._latest.rotations = self._rotations(positions)
         if not torch.compiler.is_compiling():
             self._told_in = _backward_pass()
         return self._latest
+
+    def _rotations(self, positions: Tensor) -> dict[nn.Module, Any]:
+        """Those of all layers, so that their small operators run once; none where that would keep large tables for long."""
+        encodings = [layer.encoding for layer in self.layers]
+        if len(encodings) < 2 or not all(isinstance(pe, SpectralEncoding) for pe in encodings):
+            return {}
+        size = positions[..., 0].numel() * sum(pe.num_heads * pe.head_dim for pe in encodings)
+        if size > TOGETHER or any(isinstance(p, DTensor) for pe in encodings for p in pe.parameters()):
+            return {}
+        found = rotations(encodings, positions, dtype=torch.promote_types(torch.float32, encodings[0].dtype))
+        return dict(zip(self.layers, found, strict=True))
 
     def latest(self) -> Tensor:
         """The positions last told."""
