@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Reading, find_layers, half_layout
-from comrope.hosts._proof import at_rest, tokens_around, tokens_follow
+from comrope.hosts._patches import tokens_around, tokens_follow
+from comrope.hosts._proof import at_rest
 from comrope.hosts._surgery import Hook, Swap, Trunk
 from comrope.hosts._tables import measured
 from comrope.hosts._tokens import Canvas, PatchTeller, Places, Tokens
