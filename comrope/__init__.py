@@ -19,7 +19,7 @@ from comrope.hosts import export_timm as export_timm
 from comrope.hosts import fold as fold
 from comrope.hosts import param_groups as param_groups
 from comrope.hosts.files import load as load
-from comrope.hosts.files import load_official as load_official
 from comrope.hosts.files import save as save
+from comrope.hosts.official import load_official as load_official
 
 __version__ = "0.1.0"

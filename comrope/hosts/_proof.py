@@ -12,7 +12,7 @@ In 2 and 3 a basis and frequencies are drawn at random for each key head, so tha
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from comrope.encodings.fixed import FixedSpectrum
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import Layer, Reading, Seat, find_layers
-from comrope.hosts._scores import Catching
-from comrope.hosts._surgery import Call, Hook, Trunk
-from comrope.hosts._tokens import Canvas, Tokens, tensors_in
+from comrope.hosts._attention import Layer, Reading, Seat
+from comrope.hosts._calls import heads_of
+from comrope.hosts._surgery import Call, Trunk
+from comrope.hosts._tokens import Tokens, tensors_in
 
 LOUD = 3.0
 """Standard deviation of the scores in a trial."""
@@ -69,199 +69,6 @@ def check_same(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tens
                 )
 
 
-def calls(
-    run: Callable[[], Any], layers: Sequence[Layer], tokens: Tokens, hooks: Sequence[Hook]
-) -> dict[Layer, Call | str]:
-    """How each layer is called when the model runs; a word on why it cannot have an encoding, in place of that."""
-    found: dict[Layer, Call | str] = dict.fromkeys(layers, "it was not called")
-    running: list[Layer] = []
-    heard: dict[Layer, dict[str, Tensor]] = {layer: {} for layer in layers}
-    handles = [hook.put() for hook in hooks]
-
-    def listen(layer: Layer, name: str) -> None:
-        def hear(module, args, output):
-            if isinstance(output, Tensor):
-                heard[layer][name] = output
-
-        handles.append(layer.attention.get_submodule(name).register_forward_hook(hear))
-
-    def before(layer: Layer) -> Callable:
-        def start(module, args, kwargs):
-            heard[layer].clear()
-            running.append(layer)
-
-        return start
-
-    def after(layer: Layer) -> Callable:
-        def end(module, args, kwargs, output):
-            running.pop()
-            found[layer] = _call(layer, args, kwargs, dict(heard[layer]), tokens)
-
-        return end
-
-    def watch(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        if running:
-            heard[running[-1]] |= {"scores q": q, "scores k": k}
-        return q, k
-
-    try:
-        for layer in layers:
-            handles.append(layer.attention.register_forward_pre_hook(before(layer), with_kwargs=True))
-            for name in {part.name for part in layer.parts} if layer.way == "parts" else ():
-                listen(layer, name)
-            handles.append(layer.attention.register_forward_hook(after(layer), with_kwargs=True))
-        with Catching(watch):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _call(layer: Layer, args: tuple, kwargs: dict, outputs: dict[str, Tensor], tokens: Tokens) -> Call | str:
-    if layer.way == "multihead":
-        given: tuple[Any, ...] = (*args, *(kwargs.get(name) for name in ("query", "key")[len(args) :]))
-        query, key = given[:2]
-        if key is not query:
-            return "its queries and keys are of different tokens"
-        batch, length = (1, len(query)) if query.ndim == 2 else (len(query), query.shape[1])
-        if query.ndim == 3 and not layer.attention.batch_first:
-            batch, length = length, batch
-        lengths = {length}
-    else:
-        silent = [part.name for part in layer.parts if part.name not in outputs] or ["attention"] * (not layer.parts)
-        if silent and "scores q" in outputs:
-            q, k = outputs["scores q"], outputs["scores k"]
-            heads = (layer.num_query_heads, layer.num_heads, layer.head_dim)
-            found = (q.shape[1], k.shape[1], q.shape[-1]) if q.ndim == 4 else ()
-            if not found or (heads != found and any(heads)):
-                return f"its {silent[0]} is not called, and its scores are of {tuple(q.shape)} queries"
-            sizes = dict(zip(("num_query_heads", "num_heads", "head_dim"), found, strict=True))
-            layer, outputs = replace(layer, way="scores", **sizes), {"q": q, "k": k}
-            batch, lengths = len(q), {q.shape[2], k.shape[2]}
-        elif silent:
-            return f"its {silent[0]} is not called, but passed by"
-        else:
-            batch = 1 if outputs[layer.parts[0].name].ndim == 2 else len(outputs[layer.parts[0].name])
-            sizes = {outputs[p.name].numel() / (layer.head_dim * _heads(layer, p.holds) + p.skip) for p in layer.parts}
-            lengths = {size / batch for size in sizes}
-    if len(lengths) > 1:
-        return "its queries and keys are of different tokens"
-    places = tokens.among(kwargs) or tokens.known()
-    if places is None:
-        return "no positions are known when it is called"
-    (length,) = lengths
-    if length != places.positions.shape[-2]:
-        return f"it has {length:g} tokens, and positions are known of {places.positions.shape[-2]}"
-    return Call(layer, args, kwargs, outputs, places.positions)
-
-
-def _heads(layer: Layer, holds: str) -> int:
-    return {"q": layer.num_query_heads, "k": layer.num_heads}.get(holds, layer.num_query_heads + 2 * layer.num_heads)
-
-
-def tokens_around(run: Callable[[], Any], model: nn.Module) -> tuple[nn.Module, int, int]:
-    """The convolution that makes the tokens of an image or video, and how many others come before them, and after.
-
-    Which token comes of which patch is seen in derivatives: of what the first attention layer is given, in what the
-    convolution puts out.
-
-    Raises:
-        ConfigurationError: tokens are no patches row by row.
-    """
-    seen: dict[str, Any] = {}
-
-    def patch(module, args, output):
-        if "given" not in seen:
-            seen["conv"], seen["patches"] = module, output.detach().requires_grad_()
-            return seen["patches"]
-        return None
-
-    def given(module, args, kwargs):
-        tensors = (
-            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()
-        )
-        seen.setdefault("given", next(tensors, None))
-
-    convs = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
-    handles = [conv.register_forward_hook(patch) for conv in convs]
-    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in find_layers(model)]
-    try:
-        with torch.enable_grad():
-            run()
-            if "conv" not in seen or seen.get("given") is None:
-                raise ConfigurationError(f"{type(model).__name__}: no convolution runs before its attention layers.")
-            return seen["conv"], *_around(type(model).__name__, seen["patches"], seen["given"])
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def tokens_follow(
-    run: Callable[[], Any],
-    model: nn.Module,
-    tokens: Tokens,
-    hooks: Sequence[Hook],
-    canvas: Canvas,
-) -> None:
-    """ConfigurationError unless each token that comes of one patch is where that patch is, as `hooks` tell positions."""
-    seen: dict[str, Any] = {}
-
-    def patch(module, args, output):
-        seen["patches"] = output.detach().requires_grad_()
-        return seen["patches"]
-
-    def given(module, args, kwargs):
-        tensors = (
-            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()
-        )
-        seen.setdefault("given", next(tensors, None))
-        seen.setdefault("positions", tokens.latest())
-
-    handles = [hooks[0].module.register_forward_hook(patch)] + [hook.put() for hook in hooks]
-    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in find_layers(model)]
-    try:
-        with torch.enable_grad():
-            run()
-            everywhere = canvas.positions(seen["patches"].shape[2:], 0, like=seen["patches"])
-            positions = seen["positions"] if seen["positions"].ndim == 2 else seen["positions"][0]
-            for token in range(min(len(positions), 16)):
-                source = _comes_from(token, seen["given"], seen["patches"])
-                if len(source) == 1 and not torch.allclose(positions[token], everywhere[source[0]]):
-                    raise ConfigurationError(
-                        f"{type(model).__name__}: token {token} comes of patch {source[0]} and would be placed elsewhere: say "
-                        "where its tokens are, comrope.attach(model, name, positions=…, example=…)."
-                    )
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _comes_from(token: int, tokens: Tensor, patches: Tensor) -> list[int]:
-    """The patches that a token of the first sample depends on, by number."""
-    weights = torch.linspace(0.5, 1.5, tokens.shape[-1], device=tokens.device, dtype=tokens.dtype)
-    value = ((tokens if tokens.ndim == 2 else tokens[0])[token] * weights).sum()
-    if not value.requires_grad:
-        return []
-    (slope,) = torch.autograd.grad(value, patches, retain_graph=True, allow_unused=True)
-    return [] if slope is None else slope[0].abs().sum(0).flatten().nonzero().flatten().tolist()
-
-
-def _around(name: str, patches: Tensor, tokens: Tensor) -> tuple[int, int]:
-    grid = patches.shape[2:]
-    count = grid.numel()
-    length = tokens.shape[-2]
-    for before in range(max(length - count, 0) + 1):
-        if length >= count and _comes_from(before, tokens, patches) == [0]:
-            some = {0, 1, count // 2, count - 1, grid[-1]} & set(range(count))
-            if all(_comes_from(before + patch, tokens, patches) == [patch] for patch in some):
-                return before, length - count - before
-    raise ConfigurationError(
-        f"{name}: its {length} tokens are not the {'×'.join(map(str, grid))} patches of its image row by row, with others "
-        "before or after them: say where they are, comrope.attach(model, name, positions=…, example=…)."
-    )
-
-
 def read(layer: Layer, call: Call, readings: Sequence[Reading], *, any_start: bool = False) -> Reading:
     """The first reading under which the layer passes its trial; ConfigurationError with what the likeliest failed in.
 
@@ -294,8 +101,8 @@ def _layouts(layer: Layer, call: Call, reading: Reading) -> list[Reading]:
     shapes = {part.holds: call.outputs[part.name].shape for part in layer.parts}
     if any(len(shape) != 4 for shape in shapes.values()):
         return [reading]
-    first = all(shape[1] == _heads(layer, holds) for holds, shape in shapes.items())
-    last = all(shape[2] == _heads(layer, holds) for holds, shape in shapes.items())
+    first = all(shape[1] == heads_of(layer, holds) for holds, shape in shapes.items())
+    last = all(shape[2] == heads_of(layer, holds) for holds, shape in shapes.items())
     return [replace(reading, heads_first=where) for where, fits in ((True, first), (False, last)) if fits]
 
 

@@ -4,6 +4,7 @@ An attention layer takes an encoding as one more submodule, and hooks that turn 
 names stay what they are, so that PEFT, FSDP, `isinstance` and the model's own code go on working, and undoing is exact.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,7 @@ class Swap:
 
 
 @dataclass
-class Trunk:
+class Trunk(ABC):
     """A transformer inside a model: attention layers whose tokens are in the same places. Each library has its own kinds."""
 
     module: nn.Module
@@ -59,17 +60,17 @@ class Trunk:
             return module(**example)
         return module(*example) if isinstance(example, (tuple, list)) else module(example)
 
+    @abstractmethod
     def hooks(self, prefix: str) -> list[Hook]:
         """What tells `tokens` where they are; class and register tokens at `prefix`, in a trunk without a RoPE of its own."""
-        raise NotImplementedError
 
     def swaps(self, *, keep_ape: bool, whole: bool) -> list[Swap]:
         """What else changes while there is an encoding: an APE that is left out, a RoPE that no layer needs any more."""
         return []
 
+    @abstractmethod
     def example(self) -> Any:
         """Arguments of a small forward pass of `module`: a tensor, several, or a mapping by name."""
-        raise NotImplementedError
 
     def readings(self, layer: Layer, call: "Call") -> Sequence[Reading]:
         """What a layer, called so in the example, may be like: the likeliest first."""
@@ -82,7 +83,7 @@ class Trunk:
         """
         return False
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027
         """Brings what was set aside up to date, once the trunk is what it was before `attach`."""
 
 

@@ -1,4 +1,4 @@
-"""Attached models on disk: safetensors and JSON, nothing pickled; and parameters in the official release's naming.
+"""Attached models on disk: safetensors and JSON, nothing pickled.
 
 A model of transformers is written and read by transformers itself, in the names of its hub, which are not those that the
 class has: its own reader finds the weights, in this version and in others. Encodings are in the same file, under the names
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comrope.encodings import ComRoPEAP, ComRoPELD, Encoding, LieRE
+from comrope.encodings import Encoding
 from comrope.encodings.fixed import FixedFrequencies, freeze
 from comrope.errors import ConfigurationError, DataError
 from comrope.hosts._own import OwnTrunk
@@ -125,73 +125,6 @@ def forget(model: nn.Module) -> None:
         del model.config.comrope  # pyright: ignore
 
 
-def load_official(
-    model: nn.Module, source: Path | str | Mapping[str, Tensor], *, scale_factor: float = 1.0
-) -> nn.Module:
-    """Takes angles from a state dict with the names of the paper's released code, layer by layer, in order.
-
-    Args:
-        model: has as many ComRoPE-AP, ComRoPE-LD or LieRE layers as the state dict.
-        source: a state dict, or a file of one (read with weights_only=True). In each layer `freqs`, (H, 1, m, b, b), or
-            (H, N, m, b, b) of LieRE, and with LD `multiplier`, (1, N, m, 1, 1), which all heads share.
-        scale_factor: of LieRE, from the release's configuration.
-    Returns:
-        The model. Only the angles have changed.
-    Raises:
-        DataError: a key that is missing or of another shape, by name; a file that cannot be read. Nothing has changed then.
-    """
-    state = source if isinstance(source, Mapping) else _official_file(Path(source))
-    layers = [m for m in model.modules() if isinstance(m, (ComRoPEAP, ComRoPELD, LieRE))]
-    keys = sorted((key for key in state if re.search(r"(^|\.)freqs$", key)), key=_by_number)
-    if not layers or len(keys) != len(layers):
-        raise DataError(
-            f"{len(keys)} keys end in 'freqs', and the model has {len(layers)} layers of comrope-ap, comrope-ld or liere: "
-            "attach one to as many layers as the state dict has."
-        )
-    changes: list[tuple[Tensor, Tensor]] = []
-    for key, layer in zip(keys, layers, strict=True):
-        base = layer.base_matrices
-        if isinstance(layer, LieRE):
-            changes.append((base, _official(state, key, base.transpose(0, 1)).transpose(0, 1) / scale_factor))
-            continue
-        changes.append((base, _official(state, key, base.unsqueeze(1)).squeeze(1)))
-        if isinstance(layer, ComRoPELD):
-            scale = layer.axis_scale  # (N, H, m)
-            shared = _official(state, key[: -len("freqs")] + "multiplier", scale[None, :, 0, :, None, None])
-            changes.append((scale, shared.view(len(scale), 1, -1).expand_as(scale)))
-    with torch.no_grad():
-        for parameter, value in changes:
-            parameter.copy_(value)
-    return model
-
-
-def _official(state: Mapping[str, Tensor], key: str, like: Tensor) -> Tensor:
-    if key not in state:
-        raise DataError(f"the state dict has no {key!r}, which this encoding needs. Is it of another encoding?")
-    value = state[key]
-    if not isinstance(value, Tensor) or value.shape != like.shape:
-        came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise DataError(f"{key!r}: got {came}, expected {tuple(like.shape)}.")
-    return value
-
-
-def _official_file(path: Path) -> Mapping[str, Tensor]:
-    try:
-        state = _tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except DataError:
-        raise
-    except Exception as error:  # whatever zip, pickle and torch make of a wrong file
-        raise DataError(f"{path} cannot be read as a state dict: {error}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, Mapping):
-        raise DataError(f"{path} holds a {type(state).__name__}, expected a state dict.")
-    return state
-
-
-def _by_number(key: str) -> list[int | str]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
-
-
 def _library(model: nn.Module) -> str | None:
     """Which library reads and writes the model: "transformers", "timm" or none."""
     transformers = sys.modules.get("transformers")
@@ -282,7 +215,7 @@ def _load_timm(folder: Path, settings: dict[str, Any], again: dict[str, Any]) ->
 
     from comrope.hosts import attach, fold
 
-    config, tensors = _json(folder / "config.json"), _tensors(folder / WEIGHTS)
+    config, tensors = _json(folder / "config.json"), read_tensors(folder / WEIGHTS)
     head = {"num_classes": config["num_classes"], "global_pool": config.get("global_pool", "")}
     architecture = settings.get("architecture", config["architecture"])
     model = timm.create_model(architecture, **config.get("model_args", {}) | head)
@@ -450,7 +383,7 @@ def _names_in_file(model: nn.Module, keys: list[str], found: Mapping[str, Tensor
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained: Any = model.save_pretrained
         save_pretrained(folder, state_dict={key: torch.tensor([i]) for i, key in enumerate(keys)})
-        names = {keys[int(label)]: name for name, label in _tensors(Path(folder) / WEIGHTS).items()}
+        names = {keys[int(label)]: name for name, label in read_tensors(Path(folder) / WEIGHTS).items()}
     in_layer: dict[str, list[str]] = {}
     for name in found:
         in_layer.setdefault(_layer_and_leaf(name), []).append(name)
@@ -511,7 +444,7 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

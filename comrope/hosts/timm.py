@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Reading, find_layers, half_layout
-from comrope.hosts._proof import at_rest, tokens_around
+from comrope.hosts._patches import tokens_around
+from comrope.hosts._proof import at_rest
 from comrope.hosts._surgery import Call, Hook, Swap, Trunk
 from comrope.hosts._tables import measured
 from comrope.hosts._tokens import Canvas, PatchTeller, Tokens

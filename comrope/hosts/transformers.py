@@ -12,18 +12,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Reading, find_layers, half_layout
-from comrope.hosts._proof import at_rest, tokens_around, tokens_follow
+from comrope.hosts._patches import tokens_around, tokens_follow
+from comrope.hosts._proof import at_rest
 from comrope.hosts._surgery import Hook, Swap, Trunk
 from comrope.hosts._tables import measured
-from comrope.hosts._tokens import Canvas, PatchTeller, Places, Tokens
-
-TABLE = "position_embeddings"
-"""The argument in which attention layers of transformers get the table of a RoPE."""
+from comrope.hosts._tellers import (
+    TABLE,
+    DropTeller,
+    FollowingTokens,
+    GridTeller,
+    IdsTeller,
+    LookupTeller,
+    PackedTeller,
+    SamePlaces,
+    takes,
+)
+from comrope.hosts._tokens import Canvas, PatchTeller, Tokens
 
 POSITIONS = r"position|wpe|pos_emb"
 """What embeddings of positions are called."""
@@ -54,11 +63,11 @@ def trunks(model: nn.Module) -> list[Trunk]:
 def _kind(module: nn.Module, prefix: str, inner: tuple[str, ...]) -> "type[HFTrunk] | None":
     """What tells positions in a model, but for what is in the trunks inside of it."""
     own = {n: m for n, m in module.named_modules() if not f"{prefix}{n}.".startswith(inner)}
-    if any(_frequency_names(m) and _takes(m, "position_ids") for m in own.values()):
+    if any(_frequency_names(m) and takes(m, "position_ids") for m in own.values()):
         return TextTrunk if hasattr(module.config, "vocab_size") else GridRopeTrunk
-    if any(_takes(m, "spatial_shapes") for m in own.values() if m is not module):
+    if any(takes(m, "spatial_shapes") for m in own.values() if m is not module):
         return PackedTrunk
-    if any(_frequency_names(m) and _takes(m, "pixel_values") for m in own.values()):
+    if any(_frequency_names(m) and takes(m, "pixel_values") for m in own.values()):
         return PatchRopeTrunk
     if any(hasattr(m, INNER_ROPE) for m in own.values()):
         return InnerRopeTrunk
@@ -67,10 +76,6 @@ def _kind(module: nn.Module, prefix: str, inner: tuple[str, ...]) -> "type[HFTru
     if any(isinstance(m, nn.Embedding) and re.search(POSITIONS, n.rpartition(".")[2]) for n, m in own.items()):
         return EmbeddedTrunk
     return None
-
-
-def _takes(module: nn.Module, argument: str) -> bool:
-    return argument in inspect.signature(module.forward).parameters
 
 
 def _frequency_names(module: nn.Module) -> list[str]:
@@ -158,7 +163,7 @@ class PatchTrunk(HFTrunk):
             with at_rest(self.module):
                 conv, before, after = tokens_around(self.run, self.module)
         hooks = [Hook(conv, PatchTeller(self.tokens, canvas, self.module, before, after))]
-        hooks += [Hook(dropper, _DropTeller(self.tokens, before), with_kwargs=True) for dropper in droppers]
+        hooks += [Hook(dropper, DropTeller(self.tokens, before), with_kwargs=True) for dropper in droppers]
         if droppers:
             with at_rest(self.module):
                 tokens_follow(self.run, self.module, self.tokens, hooks, canvas)
@@ -187,7 +192,7 @@ class InnerRopeTrunk(PatchTrunk):
         super().__init__(module, [layer for layer in layers if ".predictor." not in f".{layer.name}"])
 
     def example(self):
-        more = {"skip_predictor": True} if _takes(self.module, "skip_predictor") else {}
+        more = {"skip_predictor": True} if takes(self.module, "skip_predictor") else {}
         return super().example() | more
 
     def readings(self, layer, call):
@@ -206,7 +211,7 @@ class PatchRopeTrunk(HFTrunk):
         }
         canvas = Canvas("centred", "origin", **augmentation)
         teller = PatchTeller(self.tokens, canvas, self.module, before, after)
-        return [Hook(conv, teller), *(Hook(rope, _SamePlaces(teller)) for rope, _ in self._ropes())]
+        return [Hook(conv, teller), *(Hook(rope, SamePlaces(teller)) for rope, _ in self._ropes())]
 
     def readings(self, layer, call):
         rope, name = next(self._ropes())
@@ -227,7 +232,7 @@ class TextTrunk(HFTrunk):
     def hooks(self, prefix):
         for rope, _ in self._ropes():
             _check_rope_type(rope)
-        return [Hook(rope, _IdsTeller(self.tokens, rope), before=True) for rope in {r: None for r, _ in self._ropes()}]
+        return [Hook(rope, IdsTeller(self.tokens, rope), before=True) for rope in {r: None for r, _ in self._ropes()}]
 
     def readings(self, layer, call):
         table = call.kwargs.get(TABLE)
@@ -276,7 +281,7 @@ class GridRopeTrunk(HFTrunk):
 
     def hooks(self, prefix):
         (rope,) = {module: None for module, _ in self._ropes()}
-        return [Hook(rope, _GridTeller(self.tokens, rope, self.module.config), with_kwargs=True)]
+        return [Hook(rope, GridTeller(self.tokens, rope, self.module.config), with_kwargs=True)]
 
     def readings(self, layer, call):
         table = call.kwargs.get(TABLE)
@@ -301,16 +306,16 @@ class PackedTrunk(HFTrunk):
         }
 
     def hooks(self, prefix):
-        takers = [m for m in self.module.modules() if m is not self.module and _takes(m, "spatial_shapes")]
+        takers = [m for m in self.module.modules() if m is not self.module and takes(m, "spatial_shapes")]
         embeddings = next(m for m in takers if not any(inner in takers for inner in list(m.modules())[1:]))
-        return [Hook(embeddings, _PackedTeller(self.tokens, Canvas(prefix=prefix)), with_kwargs=True)]
+        return [Hook(embeddings, PackedTeller(self.tokens, Canvas(prefix=prefix)), with_kwargs=True)]
 
 
 class EmbeddedTrunk(HFTrunk):
     """Tokens are where an embedding of positions is looked up."""
 
     def hooks(self, prefix):
-        return [Hook(m, _LookupTeller(self.tokens), before=True) for m in self._position_embeddings()[:1]]
+        return [Hook(m, LookupTeller(self.tokens), before=True) for m in self._position_embeddings()[:1]]
 
 
 def _check_rope_type(rope: Any) -> None:
@@ -322,124 +327,3 @@ def _check_rope_type(rope: Any) -> None:
                 "encoding are the same for all lengths: set another rope_type in the configuration (default, linear, llama3, "
                 "yarn)."
             )
-
-
-class _IdsTeller:
-    """The hook on a RoPE that is called with position ids, (B, L)."""
-
-    def __init__(self, tokens: Tokens, rope: nn.Module):
-        self.tokens = tokens
-        self.place = list(inspect.signature(rope.forward).parameters).index("position_ids")
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids = kwargs["position_ids"] if "position_ids" in kwargs else args[self.place]
-        places = self.tokens.among({"position_ids": ids})
-        assert places is not None
-        self.tokens.tell(places.positions)
-
-
-class _GridTeller:
-    """The hook on a RoPE that is called with (row, column) of each token, (L, 2)."""
-
-    def __init__(self, tokens: "FollowingTokens", rope: nn.Module, config: Any):
-        self.tokens, self.config = tokens, config
-        self.place = list(inspect.signature(rope.forward).parameters).index("position_ids")
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
-        ids = kwargs["position_ids"] if "position_ids" in kwargs else args[self.place]
-        if ids.ndim == 1:  # numbered row by row on a grid as wide as the largest image
-            width = self.config.image_size // self.config.patch_size
-            ids = torch.stack((ids // width, ids % width), dim=-1)
-        self.tokens.tell_with(ids, output[0])
-
-
-class FollowingTokens(Tokens):
-    """Positions of tokens that the model puts into another order, with the table of its RoPE: they follow its rows."""
-
-    def tell_with(self, positions: Tensor, table: Tensor) -> None:
-        """Tokens are at `positions`, (L, N), and rows of `table`, (L, D), belong to them."""
-        self.tell(positions)
-        self._table = table
-
-    def among(self, arguments):
-        table = arguments.get(TABLE)
-        if table is None or self.known() is None:
-            return None
-        positions = self.latest()
-        if table[0].shape != self._table.shape:
-            return None
-        probe = torch.linspace(0.5, 1.5, self._table.shape[-1], device=self._table.device, dtype=torch.float64)
-        told, asked = ((rows.double() @ probe).argsort() for rows in (self._table, table[0]))
-        return Places(positions[told[asked.argsort()]])
-
-    _table: Tensor
-
-
-class _PackedTeller:
-    """The hook on embeddings of packed patches."""
-
-    def __init__(self, tokens: Tokens, canvas: Canvas):
-        self.tokens, self.canvas = tokens, canvas
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
-        shapes = torch.as_tensor(
-            kwargs["spatial_shapes"] if "spatial_shapes" in kwargs else args[1], device=output.device
-        )
-        numbers = torch.arange(output.shape[1], device=output.device).expand(len(shapes), -1)
-        rows, columns = shapes[:, :1], shapes[:, 1:]
-        indices = torch.stack((numbers // columns, numbers % columns), dim=-1)
-        padding = (numbers >= rows * columns).unsqueeze(-1)
-        positions = self.canvas.positions_of(indices.masked_fill(padding, 0), shapes, 0, like=output)
-        self.tokens.tell(positions).pin(output)
-
-
-class _DropTeller:
-    """The hook on embeddings that leave out patches: ids to restore them, or a mask, say which have stayed."""
-
-    def __init__(self, tokens: Tokens, before: int):
-        self.tokens, self.before = tokens, before
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        if isinstance(output, tuple):
-            embedded, _, restore = output
-            kept = restore.argsort(dim=1)[:, : embedded.shape[1] - self.before]
-        else:
-            embedded, masked = output, kwargs.get("bool_masked_pos", args[1] if len(args) > 1 else None)
-            if masked is None:
-                return
-            kept = masked.int().argsort(dim=1, stable=True)[:, : embedded.shape[1] - self.before]
-        self.tokens.keep(kept, self.before)
-        self.tokens.latest_places().pin(embedded)
-
-
-class _LookupTeller:
-    """The hook on an embedding of positions, which is called with their numbers."""
-
-    def __init__(self, tokens: Tokens):
-        self.tokens = tokens
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("position_ids")
-        if ids is None:
-            ids = args[0] if args else kwargs["input"]
-            if ids.dtype not in (torch.int64, torch.int32) or _takes(module, "attention_mask"):
-                ids = torch.arange(ids.shape[-1], device=ids.device)
-        ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
-        self.tokens.tell(ids[0].unsqueeze(-1) if len(ids) == 1 else ids.unsqueeze(-1))
-
-
-class _SamePlaces:
-    """The hook on a RoPE that measures patches itself, for layers that keep it: its table at the positions that were told.
-
-    In training both would shift, stretch and rescale the canvas at random, each in its own way.
-    """
-
-    def __init__(self, teller: PatchTeller):
-        self.teller = teller
-
-    def __call__(self, module: Any, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        positions = self.teller.tokens.latest()
-        patches = positions[self.teller.num_prefix_tokens : len(positions) - self.teller.num_suffix_tokens]
-        phases = 2 * math.pi * patches.unsqueeze(-1) * module.inv_freq  # (L, 2, D/4)
-        phases = phases.flatten(1).repeat(1, 2)
-        return phases.cos().to(output[0].dtype), phases.sin().to(output[1].dtype)

@@ -124,7 +124,13 @@ def test_eager_and_sdpa_agree(name):
         except ValueError:
             pytest.skip(f"{name} has no {implementation}")
         torch.manual_seed(0)
-        model = _stirred(outcomes.attached(entry, model=model, **_family(entry)))
+        try:
+            model = _stirred(outcomes.attached(entry, model=model, **_family(entry)))
+        except (
+            comrope.errors.ConfigurationError
+        ) as refused:  # no module makes its queries, and no torch function its scores
+            assert "passed by" in str(refused)
+            pytest.skip(str(refused))
         with torch.no_grad():
             outputs.append(_run(entry, model))
     if "gemma2" not in name:  # whose capped scores SDPA leaves out
