@@ -47,7 +47,9 @@ class DiffusionTrunk(Trunk):
 
     def swaps(self, *, keep_ape, whole):
         if not keep_ape:
-            raise ConfigurationError(f"{type(self.module).__name__} cannot do without its APE: leave out keep_ape=False.")
+            raise ConfigurationError(
+                f"{type(self.module).__name__} cannot do without its APE: leave out keep_ape=False."
+            )
         return []
 
     def example(self):

@@ -1,5 +1,10 @@
 """What the laboratory's tests share: a small experiment, and the names of all encodings."""
 
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
 from comrope.lab.experiment import Experiment, Recipe
 
 QUICK = Experiment(
@@ -15,3 +20,13 @@ QUICK = Experiment(
 ENCODINGS = ["none", "ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt"]
 LABELS = ["No encoding", "APE", "RoPE", "RoPE-Mixed", "STRING", "LieRE", "ComRoPE-AP", "ComRoPE-LD", "ComRoPE-MT"]
 """As figures and tables have them, in the same order."""
+
+
+def heard(module: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+    """What a module is given, and what it puts out, while `run` runs."""
+    found: list[Tensor] = []
+    handle = module.register_forward_hook(lambda module, args, output: found.extend((args[0], output)))
+    run()
+    handle.remove()
+    given, output = found
+    return given, output

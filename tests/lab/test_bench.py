@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import comrope
 from comrope.lab import bench, terminal
 from comrope.lab.bench import clock, measure, opponents, targets
 from comrope.lab.bench.figure import figure
@@ -86,13 +87,13 @@ def test_rows_of_a_shape(uncompiled, monkeypatch):
     assert {row["mode"]: row["least_bytes"] for row in rows} == {"forward": 4 * one, "forward + backward": 10 * one}
 
 
-def test_folding_the_model_of_the_bench_keeps_its_logits(monkeypatch):
+def test_the_model_of_the_bench_folds(monkeypatch):
     monkeypatch.setattr(measure, "IMAGE", (32, 32))
     pixels = torch.randn(2, 3, 32, 32)
     learned = measure.vit("LD, block 8", 1).eval()
     with torch.no_grad():
         expected = learned(pixels)
-        torch.testing.assert_close(measure.folded(learned)(pixels), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(comrope.fold(learned)(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_peak_memory_is_that_of_the_step():

@@ -15,6 +15,7 @@ from comrope.encodings import NoEncoding
 from comrope.errors import ConfigurationError
 from comrope.lab.vit import ViT
 from tests.helpers import EVERY, LEARNED, ROTARY, assert_close, draw
+from tests.lab.helpers import heard
 
 SIZE = (12, 16)  # 3 rows of 4 patches
 SMALL = {
@@ -151,16 +152,16 @@ def test_positions_of_each_sample(name):
 def test_attention_is_timms_with_queries_and_keys_turned(name, vit):
     model = _model(name, **vit)
     positions = model.positions(SIZE)
-    x = draw(2, len(positions), 32)
     for attention in (block.attn for block in model.blocks):
-        assert isinstance(attention, Attention)
-        q, k, v = attention.qkv(x).view(2, -1, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        assert type(attention) is Attention
+        x, output = heard(attention, lambda: model(_images()))
+        q, k, v = attention.qkv.forward(x).view(3, -1, 3, 2, 16).permute(2, 0, 3, 1, 4)
         rotation = attention.encoding.rotation_matrices(positions)  # by matrix_exp
-        q = reference.apply(rotation, attention.q_norm(q))
-        k = reference.apply(rotation, attention.k_norm(k))
+        q = reference.apply(rotation, attention.q_norm.forward(q))
+        k = reference.apply(rotation, attention.k_norm.forward(k))
         mixed = (q @ k.mT / math.sqrt(16)).softmax(-1) @ v
-        expected = attention.proj(mixed.transpose(1, 2).reshape(2, -1, 32))
-        assert_close(attention(x, positions), expected, 1e-6 if name == "rope" else 1e-9, "attention")
+        expected = attention.proj(mixed.transpose(1, 2).reshape(3, -1, 32))
+        assert_close(output, expected, 1e-6 if name == "rope" else 1e-9, "attention")
 
 
 def test_qk_norm_comes_before_the_rotation():

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import comrope
 from comrope._linalg import in_planes, skew
-from comrope.encodings import FixedFrequencies, SpectralEncoding
 from comrope.lab.bench.clock import Progress, Step, compared, in_turn, peak_memory, summary
 from comrope.lab.bench.opponents import BASELINE, Rotate, Shape, opponents
-from comrope.lab.vit import RotaryAttention, ViT
+from comrope.lab.vit import ViT
 
 IMAGE = (224, 224)
 ROPE = "RoPE, ours"
@@ -88,7 +88,7 @@ def inference(rounds: int, batch: int, depth: int, progress: Progress) -> list[d
     models = {
         ROPE: vit(ROPE, depth).eval(),
         "LD, not folded": learned,
-        "LD, folded": folded(vit("LD, block 8", depth)).eval(),
+        "LD, folded": comrope.fold(vit("LD, block 8", depth)).eval(),
     }
 
     def forward(model: ViT) -> Step:
@@ -107,23 +107,6 @@ def vit(label: str, depth: int) -> ViT:
     torch.manual_seed(0)
     name, settings = MODELS[label]
     return ViT(name, IMAGE, settings, patch_size=16, embed_dim=768, depth=depth, num_heads=12, qkv_bias=True)
-
-
-@torch.no_grad()
-def folded(model: ViT) -> ViT:
-    """The model, with every basis multiplied into the weights for good: plain RoPE with frequencies of each head is left."""
-    for attention in model.modules():
-        if not isinstance(attention, RotaryAttention):
-            continue
-        learned = attention.encoding
-        assert isinstance(learned, SpectralEncoding)
-        rotation, rows = learned.rotation(torch.zeros(1, learned.num_axes)), 2 * attention.attn_dim
-        for projection in (attention.qkv.weight, attention.qkv.bias):
-            projection[:rows] = rotation.into_basis(projection[:rows])
-        plain = FixedFrequencies(learned.num_heads, learned.head_dim, learned.num_axes)
-        plain.frequencies.copy_(learned.spectrum().frequencies.view_as(plain.frequencies))
-        attention.encoding = plain
-    return model
 
 
 def decompositions(rounds: int, depth: int) -> dict:

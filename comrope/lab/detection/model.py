@@ -12,7 +12,7 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab.detection.coco import CocoSet
 from comrope.lab.detection.detector import Backbone, Detector
 from comrope.lab.detection.experiment import DetectionExperiment
-from comrope.lab.detection.vit import LAYERS, Trunk
+from comrope.lab.detection.vit import Trunk
 
 HEADS = ("boxes", "masks")
 _FULL: dict[str, Any] = {"channels": 256, "heads": {}}
@@ -63,7 +63,7 @@ def build(experiment: DetectionExperiment, images: CocoSet, runs: Path | None = 
 
 def _vit(experiment: DetectionExperiment, model: dict[str, Any], runs: Path | None) -> Any:
     name, shape = model.get("name", "vit_tiny_patch16_224"), model.get("vit", {})
-    settings = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": experiment.drop_path, **LAYERS, **shape}
+    settings = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": experiment.drop_path, **shape}
     try:
         vit = timm.create_model(name, pretrained=experiment.start == "pretrained", **settings)
     except (RuntimeError, TypeError) as error:

@@ -46,13 +46,16 @@ class VideoViT(ViT):
         """
         return super().positions(image_size, device)
 
+    def places(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        if x.ndim != 5:
+            raise InputError(f"clips: got {tuple(x.shape)}, expected (B, channels, frames, height, width).")
+        return super().places(x, positions)
+
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits (B, classes) of clips (B, C, frames, height, width).
 
         `positions`, (L, 3) or (B, L, 3), replaces `self.positions(...)` where tokens are perturbed or offset.
         """
-        if x.ndim != 5:
-            raise InputError(f"clips: got {tuple(x.shape)}, expected (B, channels, frames, height, width).")
         return super().forward(x, positions)
 
     def _patches(self, x: Tensor) -> Tensor:

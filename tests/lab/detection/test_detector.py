@@ -11,7 +11,7 @@ from comrope.lab import runs
 from comrope.lab.detection import problem
 from comrope.lab.detection.model import MODELS
 from comrope.lab.detection.pyramid import Pyramid
-from comrope.lab.detection.vit import LAYERS, Trunk
+from comrope.lab.detection.vit import Trunk
 from comrope.lab.experiment import Experiment, Recipe
 from tests.helpers import EVERY, LEARNED, assert_close, draw
 from tests.lab.detection.helpers import coco_folder, detector, experiment
@@ -34,7 +34,7 @@ def _tokens(vit, images):
 @pytest.mark.parametrize("name", ["none", "ape", *LEARNED])
 def test_zero_angles_are_timms_model_at_any_size(name):
     plain = _vit()
-    ours = _vit(**LAYERS)
+    ours = _vit()
     ours.load_state_dict(plain.state_dict())  # strict: the same names
     trunk = Trunk(ours, name, {"init": "identity"}).double().eval()
     for size in ((64, 64), (40, 72)):
@@ -48,7 +48,7 @@ def test_zero_angles_are_timms_model_at_any_size(name):
 
 
 def test_vanilla_rope_is_no_start_at_zero():
-    ours = _vit(**LAYERS)
+    ours = _vit()
     ours.load_state_dict(_vit().state_dict())
     images = draw(1, 3, 64, 64)
     found = Trunk(ours, "rope", {}).double()(images, [(64, 64)])
