@@ -38,8 +38,10 @@ def inverse_table(table: Tensor) -> Tensor:
 
 
 def group_heads(x: Tensor, table: Tensor) -> Tensor:
-    """(B, H·g, L, D) as (B, H, g, L, D), in the dtype of the table."""
+    """(B, H·g, L, D) as (B, H, g, L, D), which it may be already, in the dtype of the table."""
     num_heads = table.shape[1]
+    if x.ndim == 5:
+        return x.to(table.dtype)
     return x.unflatten(1, (num_heads, x.shape[1] // num_heads)).to(table.dtype)
 
 
@@ -48,8 +50,14 @@ def scratch_for(x: Tensor) -> Tensor:
     return x.new_empty(2, x.numel())
 
 
+def room_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty tensor that lies in memory as x does, but that the two coordinates of a plane are neighbours."""
+    room = torch.empty_like(x, dtype=dtype)
+    return room if room.stride(-1) == 1 else torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
 def rotate(x: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
-    """Each plane of x rotated by its angle; written into the flat buffer `out`, if given.
+    """Each plane of x rotated by its angle; written into `out`, if given: a tensor like x or a flat buffer.
 
     A plane is a complex number, and eager PyTorch multiplies those in one pass; Inductor and ONNX know none, and fuse the
     same in real arithmetic.
@@ -57,9 +65,14 @@ def rotate(x: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling():
         (x1, x2), (cos, sin) = coordinates(x), table.unbind(-1)
         return torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).flatten(-2)
-    result = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out[: x.numel()].view(x.shape)
-    torch.mul(as_complex(x), torch.view_as_complex(table), out=as_complex(result))
-    return result
+    if out is None:
+        out = room_like(x, x.dtype)
+    elif out.ndim == 1:
+        out = out[: x.numel()].view(x.shape)
+    elif not _are_neighbours(out):
+        return out.copy_(rotate(x, table))
+    torch.mul(as_complex(x), torch.view_as_complex(table), out=as_complex(out))
+    return out
 
 
 def coordinates(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,10 +82,14 @@ def coordinates(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def as_complex(x: Tensor) -> Tensor:
     """Planes as complex numbers, (..., D/2): a view where the memory of x allows one, and a copy elsewhere."""
-    pairs_aligned = all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
-    if not pairs_aligned or x.stride(-1) != 1:
+    if not _are_neighbours(x):
         x = x.clone(memory_format=torch.contiguous_format)
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _are_neighbours(x: Tensor) -> bool:
+    """Whether both coordinates of a plane lie side by side, where a complex number may."""
+    return x.stride(-1) == 1 and x.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in x.stride()[:-1])
 
 
 def phase_gradient(g: Tensor, z: Tensor, shared: bool, scratch: Tensor) -> Tensor:

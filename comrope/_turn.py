@@ -8,7 +8,7 @@ The second sum in ∂L/∂Q is that of the outer Q, which Q Rot(φ)Qᵀx has and
 rotation, seen from a frame that does not move, and so are right whatever else takes part in the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from comrope._planes import (
     group_heads,
     inverse_table,
     phase_gradient,
+    room_like,
     rotate,
     scratch_for,
 )
@@ -32,6 +33,23 @@ from comrope.errors import InputError
 
 TOKENS, PHASES, BASIS, TABLE = 1, -2, 0, 1
 """Which dimension counts the heads: of tokens, of phases and positions, of a basis or generator, and of a table."""
+
+
+def turn_within(
+    y: Tensor,
+    phases: Tensor,
+    basis: Tensor | None,
+    generator: Tensor | None,
+    positions: Tensor | None,
+    table: Tensor,
+    in_basis: bool,
+    heads: Callable[[Tensor], list[Tensor]],
+) -> Tensor:
+    """`turn` of some of the features of y, in place: of those that `heads` gives views of, each (B, H, g, L, D).
+
+    It saves what splitting a projection's output and putting it together again costs. There is no forward mode and no vmap.
+    """
+    return TurnWithin.apply(y, phases, basis, generator, positions, table, in_basis, heads)  # pyright: ignore
 
 
 def turn(
@@ -75,15 +93,7 @@ class Turn(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        try:
-            z, basis, generator, positions, table = ctx.saved_tensors
-        except RuntimeError as error:
-            if "inplace" not in str(error):
-                raise
-            raise InputError(
-                "rotated queries or keys were changed in place, and the backward of learned angles needs them as they were: "
-                "write q = q * scale in place of q *= scale."
-            ) from error
+        z, basis, generator, positions, table = _saved(ctx)
         back = _turn_back if torch.compiler.is_compiling() else TurnBack.apply
         inputs = (grad, z, basis, generator, positions, table)
         return (*back(*inputs, ctx.needs_input_grad[:4], ctx.shared, ctx.in_basis), None, None, None)  # pyright: ignore
@@ -107,6 +117,38 @@ class TurnBothWays(Turn):
     @staticmethod
     def jvp(ctx, dx, dphases, dbasis, dgenerator, *unused):
         return TurnTangent.apply(*ctx.saved_tensors, dx, dphases, dbasis, dgenerator, ctx.in_basis)
+
+
+class TurnWithin(Function):
+    """`turn_within`, with its backward."""
+
+    @staticmethod
+    def forward(y, phases, basis, generator, positions, table, in_basis, heads):  # pyright: ignore
+        with full_precision(y.device):
+            for x in heads(y):
+                turned = _turn(x, table, None if in_basis else basis, x if x.dtype == table.dtype else None)
+                if turned is not x:
+                    x.copy_(turned)
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_dirty(inputs[0])
+        Turn.setup_context(ctx, inputs[:-1], output)
+        ctx.heads = inputs[-1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        z, basis, generator, positions, table = _saved(ctx)
+        grad_y, sums = grad.clone(), [None, None, None]
+        parts = zip(ctx.heads(grad_y), ctx.heads(grad), ctx.heads(grad) if z is None else ctx.heads(z), strict=True)
+        for own, g, turned in parts:
+            inputs = (g, turned, basis, generator, positions, table)
+            back, *others = TurnBack.apply(*inputs, ctx.needs_input_grad[:4], ctx.shared, ctx.in_basis)  # pyright: ignore
+            if back is not None:
+                own.copy_(back)
+            sums = [other if total is None else total + other for total, other in zip(sums, others, strict=True)]
+        return (grad_y, *sums, None, None, None, None)
 
 
 class TurnBack(FirstOrderOnly):
@@ -142,17 +184,34 @@ class TurnTangent(FirstOrderOnly):
         return _out_of_heads(TurnTangent.apply(*folded, in_basis), info.batch_size, TOKENS), 0  # pyright: ignore
 
 
-def _turn(x: Tensor, table: Tensor, basis: Tensor | None) -> Tensor:
+def _saved(ctx) -> Sequence[Tensor]:
+    """What `Turn` has kept for its backward."""
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise InputError(
+            "rotated queries or keys were changed in place, and the backward of learned angles needs them as they were: "
+            "write q = q * scale in place of q *= scale."
+        ) from error
+
+
+def _turn(x: Tensor, table: Tensor, basis: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """x (B, H·g, L, D) or (B, H, g, L, D) turned; written into `out`, which may be x itself, if given."""
     grouped = group_heads(x, table)
     if torch.compiler.is_compiling():
         grouped = grouped if basis is None else grouped @ dense(basis, table.dtype)
         return rotate(grouped, table).view(x.shape).to(x.dtype)
-    # Written into a tensor of x's own shape: a view of another could not be changed in place by whoever gets it.
-    out = torch.empty(x.shape, dtype=table.dtype, device=x.device)
+    # Written into a tensor of x's own shape: a view of another could not be changed in place by whoever gets it. It lies in
+    # memory as x does, so that a projection's output, (B, L, H, D) there, need not be copied on the way.
+    fresh = room_like(x, table.dtype) if out is None else out
+    result = group_heads(fresh, table)
     if basis is not None:
-        grouped = torch.matmul(grouped, dense(basis, table.dtype), out=out.view(grouped.shape))
-    rotate(grouped, table, out.view(-1))
-    return out.to(x.dtype)
+        room = result if out is None and result.is_contiguous() else None
+        grouped = torch.matmul(grouped, dense(basis, table.dtype), out=room)
+    rotate(grouped, table, result)
+    return fresh.to(x.dtype)
 
 
 def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs, shared, in_basis):

@@ -4,14 +4,14 @@ R(x) = Q · Rot(ωᵀx) · Qᵀ. Attention sees only ⟨R(x)q, R(y)k⟩, where t
 Rot(ωᵀx)·Qᵀq: plain RoPE after a change of basis. No matrix exponential, and nothing per token but one small product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from comrope._planes import full_precision, phase_table
-from comrope._turn import turn
+from comrope._turn import turn, turn_within
 
 
 class Spectrum(NamedTuple):
@@ -103,12 +103,28 @@ class Rotation(NamedTuple):
         """`turn` of the keys alone."""
         return self._turned(k, 1, in_basis)
 
+    def within(self, y: Tensor, heads: Callable[[Tensor], list[Tensor]], *, in_basis: bool = False) -> Tensor:
+        """`queries` of some of the features of y, in place, where queries and keys have the same positions.
+
+        Args:
+            y: what a projection has put out, which nobody else holds.
+            heads: gives views of what is to be turned of a tensor like y, each (B, H, g, L, D).
+            in_basis: as for `turn`.
+        """
+        return turn_within(y, *self._ingredients(compute_dtype(y), 0), in_basis, heads)
+
     def _turned(self, x: Tensor, which: int, in_basis: bool) -> Tensor:
-        table, dtype = self.tables[which], compute_dtype(x)
+        return turn(x, *self._ingredients(compute_dtype(x), which), in_basis)
+
+    def _ingredients(
+        self, dtype: torch.dtype, which: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
+        """Phases, basis, generator and its positions, and the table."""
+        table = self.tables[which]
         if dtype != table.dtype:
             table = phase_table(self.phases[which], dtype)
         matrix, positions = (None, (None, None)) if self.generator is None else self.generator
-        return turn(x, self.phases[which], self.basis, matrix, positions[which], table, in_basis)
+        return self.phases[which], self.basis, matrix, positions[which], table
 
     def into_basis(self, weight: Tensor) -> Tensor:
         """Qᵀ multiplied into a projection that makes queries or keys: one small product a step instead of one a token.

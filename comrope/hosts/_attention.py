@@ -1,21 +1,27 @@
 """One attention layer of a model: which of its parts make queries and keys, and what turns them on the way to the scores.
 
-No forward is written anew. Queries and keys are turned in what the last module that makes them puts out, a norm or a
-projection, by hooks: before scores, masks, biases and caches, whatever computes those.
+No forward of attention is written anew. Queries and keys are turned in what the last module that makes them puts out: before
+scores, masks, biases and caches, whatever computes those. Where that is a norm, or anything but a plain `nn.Linear`, a hook
+turns its output. A plain `nn.Linear` gets a forward of ours, which takes the basis into its weights, once a step and not once a
+token, and turns what comes out in place.
 """
 
 import fnmatch
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from comrope._planes import full_precision
 from comrope.errors import ConfigurationError, InputError
 from comrope.hosts._scores import Caught, Multihead, is_multihead
-from comrope.hosts._tokens import Places, Tokens
-from comrope.rotation import compute_dtype
+from comrope.hosts._tokens import Places, Tokens, is_sharded
+from comrope.rotation import Rotation, compute_dtype
 
 NORMS = (("q_norm", "k_norm"), ("norm_q", "norm_k"), ("q_layernorm", "k_layernorm"), ("query_norm", "key_norm"))
 SEPARATE = (
@@ -231,16 +237,28 @@ class Seat:
         vars(self.attention).pop(self.reading.still, None)
         if self.way != "parts":
             vars(self.attention).pop("forward", None)
+        for part in self.parts if self._heard else ():
+            self._hush(part)
         for handle in self._handles.values():
             handle.remove()
-        self._handles, self._heard = {}, {}
+        self._handles = {}
 
     def _listen(self, part: Part) -> None:
-        if part.name in self._handles:
-            self._handles[part.name].remove()
+        if part.name in self._heard:
+            self._hush(part)
         module = self.attention.get_submodule(part.name)
-        self._handles[part.name] = module.register_forward_hook(_Listener(self, part))
+        if self.parts == self.projections and type(module) is nn.Linear and "forward" not in vars(module):
+            vars(module)["forward"] = _Projection(self, part)
+        else:
+            self._handles[part.name] = module.register_forward_hook(_Listener(self, part))
         self._heard[part.name] = module
+
+    def _hush(self, part: Part) -> None:
+        module = self._heard.pop(part.name)
+        if part.name in self._handles:
+            self._handles.pop(part.name).remove()
+        elif isinstance(vars(module).get("forward"), _Projection):
+            del vars(module)["forward"]
 
     def before(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Before the layer runs: are its parts still those; where are its tokens; and no RoPE beside the encoding."""
@@ -266,45 +284,116 @@ class Seat:
         """After the layer has run nothing of that pass is kept."""
         self._places = self._rotation = None
 
-    def turn(self, y: Tensor, part: Part) -> Tensor:
-        """What a part put out with its queries and keys turned, laid out as it came."""
+    def project(self, x: Tensor, part: Part) -> Tensor:
+        """What a plain projection makes of tokens x, (B, L, C) or (L, C), with its queries and keys turned."""
+        linear: Any = self._heard[part.name]
+        weight, bias = linear.weight, linear.bias
+        rotation = self._at(x.shape[-2], compute_dtype(x))
+        in_planes = isinstance(rotation, Rotation) and _is_worth_it(x, weight)
+        if in_planes:
+            weight = self._into_planes(weight, part, rotation)
+            bias = None if bias is None else self._into_planes(bias.unsqueeze(1), part, rotation).squeeze(1)
+        ready = in_planes or self._order is None
+        if not (isinstance(rotation, Rotation) and ready and _may_be_written_to(x)):
+            return self.turn(F.linear(x, weight, bias), part, in_planes)
+        y = F.linear(x.flatten(0, -2), weight, bias)  # in two dimensions: of more autograd makes a view of that
+        heads = functools.partial(self._to_be_turned, part=part, num_tokens=x.shape[-2])
+        y = rotation.within(y, heads, in_basis=in_planes)
+        assert self._places is not None
+        return self._places.pin(y).view(*x.shape[:-1], -1)
+
+    def turn(self, y: Tensor, part: Part, in_planes: bool = False) -> Tensor:
+        """What a part put out with its queries and keys turned, laid out as it came.
+
+        With `in_planes` they are in the order of planes and in the basis already.
+        """
         if part.holds == "qkv":
-            return self._fused(y, part.skip)
+            return self._fused(y, part.skip, in_planes)
         if y.ndim == 4 and self.reading.heads_first:
-            return self._turned(y, part.holds)
+            return self._turned(y, part.holds, in_planes)
         flat = y if y.ndim == 4 else _batched(y).unflatten(-1, (self.num_heads[part.holds], self.head_dim))
-        return self._turned(flat.transpose(1, 2), part.holds).transpose(1, 2).reshape(y.shape)
+        return self._turned(flat.transpose(1, 2), part.holds, in_planes).transpose(1, 2).reshape(y.shape)
 
     def turn_scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys that are about to meet, (B, heads, L, D), turned."""
         return self._turned(q, "q"), self._turned(k, "k")
 
-    def _fused(self, y: Tensor, skip: int) -> Tensor:
+    def pieces(self, rows: Tensor, part: Part) -> list[Tensor]:
+        """Views of the rows of a projection, (features, C) behind those of others: each (groups, heads of a group, D, C).
+
+        Returns:
+            The one of queries or keys that it makes; or queries, keys and values.
+        """
+        if part.holds != "qkv":
+            return [rows.unflatten(0, (1, -1, self.head_dim))]
+        heads = rows[part.skip :].unflatten(0, (self.reading.groups, -1, self.head_dim))
+        q, k = (num // self.reading.groups for num in self.num_heads.values())
+        return list(heads.split((q, k, heads.shape[1] - q - k), dim=1))
+
+    def _into_planes(self, rows: Tensor, part: Part, rotation: Rotation) -> Tensor:
+        """The rows of a projection, (features, C), of which those of queries and keys make coordinates of planes."""
+        basis, order = rotation.basis, self._order
+        if basis is None and order is None:
+            return rows
+        basis = None if basis is None else basis.detach()  # its gradient comes from turning what it makes
+        with full_precision(rows.device):
+            pieces = self.pieces(rows, part)
+            pieces[:2] = [into_planes(piece, self.num_heads["k"], basis, order) for piece in pieces[:2]]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        return torch.cat((rows[: part.skip], whole.flatten(0, 2))) if part.skip else whole.flatten(0, 2)
+
+    def _to_be_turned(self, y: Tensor, part: Part, num_tokens: int) -> list[Tensor]:
+        """Views of the queries and keys in what a projection put out, (B·L, features): each (B, key heads, …, L, D)."""
+        y, (num, num_keys), groups = y.unflatten(0, (-1, num_tokens)), self.num_heads.values(), self.reading.groups
+        if part.holds != "qkv":
+            views = [y.unflatten(-1, (num_keys, -1, self.head_dim))]
+        elif groups == num_keys:  # the heads of a group beside their key head
+            heads = y[..., part.skip :].unflatten(-1, (groups, -1, self.head_dim))
+            views = [heads[..., : num // groups + 1, :]]
+        elif num == num_keys:
+            heads = y[..., part.skip :].unflatten(-1, (3, num, self.head_dim))
+            views = [heads[..., :2, :, :].transpose(-3, -2)]
+        else:
+            q, k, _ = y[..., part.skip :].unflatten(-1, (-1, self.head_dim)).tensor_split((num, num + num_keys), dim=-2)
+            views = [each.unflatten(-2, (num_keys, -1)) for each in (q, k)]
+        return [view.permute(0, 2, 3, 1, 4) for view in views]
+
+    def _fused(self, y: Tensor, skip: int, in_planes: bool) -> Tensor:
         if skip:
             others, y = y[..., :skip], y[..., skip:]
-            return torch.cat((others, self._fused(y, 0)), dim=-1)
+            return torch.cat((others, self._fused(y, 0, in_planes)), dim=-1)
         groups = self.reading.groups
         a_group = {which: num // groups for which, num in self.num_heads.items()}
         heads = _batched(y).unflatten(-1, (groups, -1, self.head_dim))  # (B, L, groups, heads of a group, D)
         q, k, v = heads.split([a_group["q"], a_group["k"], a_group["k"]], dim=-2)
         q, k = (
-            self._turned(x.flatten(2, 3).transpose(1, 2), which).transpose(1, 2).reshape(x.shape)
+            self._turned(x.flatten(2, 3).transpose(1, 2), which, in_planes).transpose(1, 2).reshape(x.shape)
             for x, which in ((q, "q"), (k, "k"))
         )
         return torch.cat((q, k, v), dim=-2).view(y.shape)
 
-    def _turned(self, x: Tensor, which: str) -> Tensor:
+    def _turned(self, x: Tensor, which: str, in_planes: bool = False) -> Tensor:
         """Queries or keys, (B, heads, L, D), turned."""
-        attention: Any = self.attention
+        rotation = self._at(x.shape[-2], compute_dtype(x))
+        if self._order is not None and not in_planes:
+            x = Reorder.apply(x, self._order)  # pyright: ignore
+        turn = rotation.queries if which == "q" else rotation.keys
+        x = turn(x, in_basis=True) if in_planes else turn(x)
+        assert self._places is not None
+        return self._places.pin(x)
+
+    @property
+    def _order(self) -> Tensor | None:
+        """Which features to take so that the coordinates of planes are neighbours, where they are not."""
+        return self.attention.order  # pyright: ignore[reportReturnType]
+
+    def _at(self, num_tokens: int, dtype: torch.dtype) -> Any:
+        """The rotation of the tokens that the layer has, worked out once a pass."""
         if self._places is None:
-            self._places = self.tokens.ask(x.shape[-2])
-        places = self._places
+            self._places = self.tokens.ask(num_tokens)
         if self._rotation is None:
-            self._rotation = places.rotation(attention, compute_dtype(x))
-        if attention.order is not None:
-            x = Reorder.apply(x, attention.order)  # pyright: ignore
-        x = self._rotation.queries(x) if which == "q" else self._rotation.keys(x)
-        return places.pin(x)
+            self._rotation = self._places.rotation(self.attention, dtype)
+        return self._rotation
 
 
 def _batched(y: Tensor) -> Tensor:
@@ -324,6 +413,40 @@ class _Listener:
 
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         return self.seat.turn(output, self.part)
+
+
+class _Projection:
+    """In place of the forward of a plain projection."""
+
+    def __init__(self, seat: Seat, part: Part):
+        self.seat, self.part = seat, part
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return self.seat.project(input, self.part)
+
+
+def into_planes(rows: Tensor, num_heads: int, basis: Tensor | None, order: Tensor | None) -> Tensor:
+    """Rows (…, D, C) of a projection's heads, those that share a key head together, taken in `order` and by Qᵀ."""
+    heads = rows.reshape(num_heads, -1, *rows.shape[-2:])
+    heads = heads if order is None else heads.index_select(-2, order)
+    if basis is not None:
+        heads = (basis.mT.unsqueeze(1).to(rows.dtype) @ heads.unflatten(-2, basis.shape[1:3])).flatten(-3, -2)
+    return heads.reshape(rows.shape)
+
+
+def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
+    """Whether there are tokens enough to take the basis into the weights. Half precision would round those once more."""
+    if weight.dtype not in (torch.float32, torch.float64) or is_sharded(weight):
+        return False
+    if torch.compiler.is_compiling():  # a graph is for any number of tokens: many in training, perhaps one without
+        return torch.is_grad_enabled()
+    return bool(4 * x[..., 0].numel() >= weight.shape[1])
+
+
+def _may_be_written_to(x: Tensor) -> bool:
+    """Whether what a projection makes of x can be changed in place: not where torch transforms or compiles."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return type(x) is Tensor and not transformed and not torch.compiler.is_compiling()
 
 
 class Reorder(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Where the tokens of the image at hand are: laid out by a `Canvas`, carried from the embedding to attention by `Tokens`."""
 
 import math
+import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from comrope.encodings import SpectralEncoding, rotations
 from comrope.errors import ConfigurationError, InputError
@@ -195,7 +195,7 @@ class Tokens:
         if len(encodings) < 2 or not all(isinstance(pe, SpectralEncoding) for pe in encodings):
             return {}
         size = positions[..., 0].numel() * sum(pe.num_heads * pe.head_dim for pe in encodings)
-        if size > TOGETHER or any(isinstance(p, DTensor) for pe in encodings for p in pe.parameters()):
+        if size > TOGETHER or any(is_sharded(p) for pe in encodings for p in pe.parameters()):
             return {}
         found = rotations(encodings, positions, dtype=torch.promote_types(torch.float32, encodings[0].dtype))
         return dict(zip(self.layers, found, strict=True))
@@ -316,6 +316,12 @@ class PatchTeller:
         counts = (self.num_prefix_tokens, self.num_suffix_tokens)
         positions = self.canvas.positions(grid, *counts, like=like, training=self.model.training)
         self.tokens.tell(positions).pin(like)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which this process has a part. That module takes a second to import, so nobody else need."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def _backward_pass() -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from comrope.encodings.fixed import FixedFrequencies
 from comrope.errors import ConfigurationError, NoSpectrumError
-from comrope.hosts._attention import Part, Seat, rows
+from comrope.hosts._attention import Part, Seat, into_planes, rows
 from comrope.hosts._proof import check_same, outputs
 from comrope.hosts._surgery import Attachment, Graft, Swap
 from comrope.hosts.files import record
@@ -109,25 +109,19 @@ def _work_out(seat: Seat) -> _Folded:
                 "from: comrope.freeze makes constants of the angles."
             )
         views = [view for part in seat.projections for view in _heads(seat, part)] + _biases(seat)
-        return _Folded(frequencies.flatten(2), [(v, _turned(v, basis, attention.order)) for v in views], None)
+        return _Folded(
+            frequencies.flatten(2),
+            [(v, into_planes(v.double(), len(basis), basis, attention.order)) for v in views],
+            None,
+        )
     except (ConfigurationError, NoSpectrumError) as error:
         raise type(error)(f"{seat.name}: {error}") from error
 
 
 def _heads(seat: Seat, part: Part) -> list[Tensor]:
-    """Views of weights (key heads, query heads of each, D, C) and biases (…, D, 1): those that make queries, and keys."""
-    num_heads, num_query_heads = seat.num_heads["k"], seat.num_heads["q"]
-    views = []
-    for tensor in rows(seat.attention.get_submodule(part.name)):
-        columns = (tensor if tensor.ndim == 2 else tensor.unsqueeze(1))[part.skip :]
-        if part.holds != "qkv":
-            views.append(columns.unflatten(0, (num_heads, -1, seat.head_dim)))
-            continue
-        groups = seat.reading.groups
-        q, k = num_query_heads // groups, num_heads // groups
-        heads = columns.unflatten(0, (groups, -1, seat.head_dim))
-        views += [heads[:, :q].unflatten(1, (k, -1)), heads[:, q : q + k].unsqueeze(2)]
-    return views
+    """Views of weights (…, heads that share a key head, D, C) and biases (…, D, 1): those that make queries, and keys."""
+    tensors = [t if t.ndim == 2 else t.unsqueeze(1) for t in rows(seat.attention.get_submodule(part.name))]
+    return [view for tensor in tensors for view in seat.pieces(tensor, part)[:2]]
 
 
 def _biases(seat: Seat) -> list[Tensor]:
@@ -142,14 +136,6 @@ def _commutes(norm: nn.Module) -> bool:
         return True
     is_rms = isinstance(norm, nn.RMSNorm) or type(norm).__name__ in ("RmsNorm", "RmsNormFp32")
     return is_rms and norm.weight is None
-
-
-def _turned(view: Tensor, basis: Tensor, order: Tensor | None) -> Tensor:
-    """Qᵀ times the features of each head, taken in `order` before: of (…, heads that share it, D, C), the rest key heads."""
-    num_heads, num_blocks, b, _ = basis.shape
-    heads = view.double() if order is None else view.double()[..., order, :]
-    blocks = heads.reshape(num_heads, -1, num_blocks, b, heads.shape[-1])
-    return (basis.mT.unsqueeze(1) @ blocks).reshape(view.shape)
 
 
 def _plain(swap: Swap, layer: _Folded) -> Swap:
