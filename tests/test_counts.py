@@ -51,7 +51,18 @@ class _Operators(TorchDispatchMode):
             "unflatten",
             "mT",
         )
-        views = (*views, "view_as_complex", "view_as_real", "unsqueeze", "select", "empty", "new_empty", "empty_like", "imag", "conj")
+        views = (
+            *views,
+            "view_as_complex",
+            "view_as_real",
+            "unsqueeze",
+            "select",
+            "empty",
+            "new_empty",
+            "empty_like",
+            "imag",
+            "conj",
+        )
         return [name.strip("_") for name, size in self.ran if size >= num_elements and name.strip("_") not in views]
 
 

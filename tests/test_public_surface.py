@@ -19,7 +19,18 @@ PUBLIC = {
 SUBPACKAGES = {"checks", "cli", "encodings", "hosts", "lab", "rotation"}
 """Modules that become attributes when imported, and are reached by their own path."""
 
-OPTIONAL = ("timm", "transformers", "torchvision", "sklearn", "matplotlib", "accelerate", "tyro", "jinja2", "rich")
+OPTIONAL = (
+    "timm",
+    "transformers",
+    "diffusers",
+    "torchvision",
+    "sklearn",
+    "matplotlib",
+    "accelerate",
+    "tyro",
+    "jinja2",
+    "rich",
+)
 
 _MEASURE = """
 import json, sys, time

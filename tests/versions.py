@@ -1,4 +1,4 @@
-"""The tests of hosts against other versions of timm and transformers than the pinned ones, each in an environment of its own.
+"""The tests of hosts against other versions of the libraries than the pinned ones, each in an environment of its own.
 
     python -m tests.versions [oldest] [earlier] [newest] [-- arguments of pytest]
 
@@ -18,16 +18,15 @@ ENVIRONMENTS: dict[str, list[str]] = {
     "oldest": [
         "timm==1.0.20",
         "transformers==4.56.0",
+        "diffusers==0.35.0",
         "huggingface_hub==0.36.2",
         "tokenizers==0.22.2",
-        "requests",
-        "urllib3",
-        "charset_normalizer",
     ],
     "earlier": ["transformers==5.17.0"],
-    "newest": ["timm", "transformers"],
+    "newest": ["timm", "transformers", "diffusers"],
 }
 """What is installed, without dependencies: those of the pinned ones do, but for what is named."""
+LIBRARIES = ("timm", "transformers", "diffusers")
 TESTS = ["tests/hosts/test_zoo.py", "tests/hosts/test_saved.py"]
 
 
@@ -50,13 +49,11 @@ def _holds(name: str, more: list[str]) -> bool:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
     subprocess.run([*pip, *ENVIRONMENTS[name]], check=True)
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    show = "import timm, transformers; print(timm.__version__, transformers.__version__)"
-    shown = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", show], env=environment, capture_output=True, text=True, check=True
-    )
+    show = f"from importlib.metadata import version; print(*map(version, {LIBRARIES}))"
+    shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
     found = shown.stdout.split()
-    print(f"{name}: timm {found[0]}, transformers {found[1]}", flush=True)
-    if found == [version("timm"), version("transformers")]:
+    print(f"{name}: {', '.join(map(' '.join, zip(LIBRARIES, found, strict=True)))}", flush=True)
+    if found == [version(library) for library in LIBRARIES]:
         print("these are the pinned ones, which the tests run with")
         return True
     # Warnings that other versions give are theirs.

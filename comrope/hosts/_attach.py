@@ -169,9 +169,9 @@ def _nothing_found(model: nn.Module, positions: Positions | None) -> str:
             "call a comrope.encoding yourself."
         )
     return (
-        f"{what} is no model of timm or transformers whose attention layers and positions comrope can find, nor contains one. "
-        "Say where its tokens are: comrope.attach(model, name, positions=…, example=…); or call a comrope.encoding in its "
-        "attention."
+        f"{what} is no model of timm, transformers or diffusers whose attention layers and positions comrope can find, nor "
+        "contains one. Say where its tokens are: comrope.attach(model, name, positions=…, example=…); or call a "
+        "comrope.encoding in its attention."
     )
 
 

@@ -15,8 +15,8 @@ from comrope.hosts._tokens import Canvas, Tokens
 def tokens_around(run: Callable[[], Any], model: nn.Module) -> tuple[nn.Module, int, int]:
     """The convolution that makes the tokens of an image or video, and how many others come before them, and after.
 
-    Which token comes of which patch is seen in derivatives: of what the first attention layer is given, in what the
-    convolution puts out.
+    Where there is none it is a norm of channels, whose pixels are the tokens. Which token comes of which patch is seen in
+    derivatives: of what the first attention layer is given, in what the convolution puts out.
 
     Raises:
         ConfigurationError: tokens are no patches row by row.
@@ -32,7 +32,9 @@ def tokens_around(run: Callable[[], Any], model: nn.Module) -> tuple[nn.Module, 
     def given(module, args, kwargs):
         seen.setdefault("given", _first(args, kwargs))
 
-    convs = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    modules = list(model.modules())
+    convs = [m for m in modules if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    convs = convs or [m for m in modules if isinstance(m, nn.GroupNorm)]
     handles = [conv.register_forward_hook(patch) for conv in convs]
     handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in find_layers(model)]
     try:

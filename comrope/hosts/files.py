@@ -2,13 +2,13 @@
 
 A model of transformers is written and read by transformers itself, in the names of its hub, which are not those that the
 class has: its own reader finds the weights, in this version and in others. Encodings are in the same file, under the names
-that `save_pretrained` makes of theirs; what these are is asked of `save_pretrained`.
+that `save_pretrained` makes of theirs; what these are is asked of `save_pretrained`. timm and diffusers write the names that
+the class has.
 """
 
 import importlib
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +24,7 @@ from comrope.hosts._own import OwnTrunk
 from comrope.hosts._surgery import Attachment
 
 SETTINGS, WEIGHTS = "comrope.json", "model.safetensors"
+DIFFUSION_WEIGHTS = "diffusion_pytorch_model.safetensors"
 FOLDED = "comrope-folded"
 """The variant, in the words of transformers, as which folded weights are written: `model.comrope-folded.safetensors`."""
 FORMAT = 1
@@ -33,27 +34,31 @@ def save(model: nn.Module, folder: Path | str) -> None:
     """Writes an attached model, folded or frozen or not: config.json, one file of weights and comrope.json.
 
     `load` gives back all of it. The other two files are the library's own: `from_pretrained(folder)` of the model's class gives
-    the model of transformers without the encoding, to which `attach` can be applied again, and says which weights it leaves.
+    the model of transformers or diffusers without the encoding, to which `attach` can be applied again, and says which weights
+    it leaves.
 
     Folded weights mean nothing without their frequencies, which no class of another library has. They are written so that
-    `load` alone can read them: for transformers as `model.comrope-folded.safetensors`, so that `from_pretrained(folder)` raises
-    OSError as it finds no weights; for timm under an architecture that `timm.create_model` does not know.
+    `load` alone can read them: for transformers as `model.comrope-folded.safetensors`, for diffusers likewise, so that
+    `from_pretrained(folder)` raises OSError as it finds no weights; for timm under an architecture that `timm.create_model`
+    does not know.
 
     Raises:
-        ConfigurationError: nothing is attached; a model of neither transformers nor timm; a timm model that was not made by
+        ConfigurationError: nothing is attached; a model of none of these libraries; a timm model that was not made by
             `timm.create_model`, or was with an argument that JSON cannot hold. Nothing is written then.
     """
     attachment, folder = Attachment.of(model), Path(folder)
     frozen = not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules())
-    settings = _described(model, attachment) | {"frozen": frozen}
+    settings: dict[str, Any] = _described(model, attachment) | {"frozen": frozen}
     for argument in _not_json(attachment.settings):
         raise ConfigurationError(
             f"attach was given {argument}, which cannot be written to JSON: give a number or a string."
         )
     if settings["library"] == "timm":
         settings["architecture"] = _timm_architecture(model)
-    else:
+    elif settings["library"] == "transformers":
         settings |= _dtypes(model)
+    else:
+        settings["buffers"] = _buffer_dtypes(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).unlink(missing_ok=True)  # written last: without it the folder is not whole
     if settings["library"] == "timm":
@@ -65,7 +70,7 @@ def save(model: nn.Module, folder: Path | str) -> None:
     else:
         save_pretrained: Any = model.save_pretrained
         save_pretrained(folder, max_shard_size="1000GB", variant=FOLDED if attachment.folded else None)
-        stale = folder / (WEIGHTS if attachment.folded else _variant(FOLDED))
+        stale = _weights(folder, settings["library"], None if attachment.folded else FOLDED)
         for path in (stale, stale.with_name(f"{stale.name}.index.json")):
             path.unlink(missing_ok=True)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -80,12 +85,12 @@ def load(
 ) -> nn.Module:
     """The model that `save` wrote, with its encodings, in evaluation mode.
 
-    It reads what `save_pretrained` of an attached model wrote as well, a checkpoint of transformers' `Trainer` for example, in
-    one file or in many: `attach` notes in the configuration what was attached.
+    It reads what `save_pretrained` of an attached model of transformers or diffusers wrote as well, a checkpoint of `Trainer`
+    for example, in one file or in many: `attach` notes in the configuration what was attached.
 
     Args:
         folder: with config.json, weights in safetensors and, where `save` wrote it, comrope.json.
-        kind: the class of the model, where it is one of transformers' kind but not in transformers.
+        kind: the class of the model, where it is of transformers' or diffusers' kind but not in that library.
         positions: as for `attach`: what the model was attached with, where it was, as no file holds a function.
         example: as for `attach`, where it was needed there.
     Raises:
@@ -100,13 +105,15 @@ def load(
             "positions=…, example=…)."
         )
     again = settings["attach"] | {"positions": positions, "example": example}
-    if settings["library"] == "timm":
-        return _load_timm(folder, settings, again).eval()
-    return _load_transformers(folder, settings, again, kind).eval()
+    if settings["library"] == "transformers":
+        return _load_transformers(folder, settings, again, kind).eval()
+    timm = settings["library"] == "timm"
+    model = _made_by_timm(folder, settings) if timm else _made_by_diffusers(folder, settings, kind)
+    return _load_by_name(model, _weights_of(folder, settings), settings, again).eval()
 
 
 def record(model: nn.Module) -> None:
-    """Notes in the configuration of a model of transformers what is attached to it, as `config.comrope`.
+    """Notes in the configuration of a model of transformers or diffusers what is attached to it, as `config.comrope`.
 
     `save_pretrained` writes that into config.json, from where `load` knows how to attach. Only the configuration of the model
     itself is changed, never one of its parts. Does nothing to a model without such a configuration, and where JSON cannot hold
@@ -114,23 +121,34 @@ def record(model: nn.Module) -> None:
     """
     forget(model)
     attachment = Attachment.of(model)
-    if _library(model) == "transformers" and not _not_json(attachment.settings):
-        config: Any = model.config
-        config.comrope = json.loads(json.dumps(_described(model, attachment)))
+    library = _library(model)
+    if library not in ("transformers", "diffusers") or _not_json(attachment.settings):
+        return
+    described = json.loads(json.dumps(_described(model, attachment)))
+    owner: Any = model
+    if library == "transformers":
+        owner.config.comrope = described
+    else:
+        owner.register_to_config(comrope=described)
 
 
 def forget(model: nn.Module) -> None:
     """Takes out of a model's configuration what `record` noted there."""
-    if _library(model) == "transformers" and "comrope" in vars(model.config):
-        del model.config.comrope  # pyright: ignore
+    owner: Any = model
+    library = _library(model)
+    if library == "transformers" and "comrope" in vars(owner.config):
+        del owner.config.comrope
+    elif library == "diffusers" and "comrope" in owner.config:
+        owner._internal_dict = type(owner.config)({k: v for k, v in owner.config.items() if k != "comrope"})
 
 
 def _library(model: nn.Module) -> str | None:
-    """Which library reads and writes the model: "transformers", "timm" or none."""
-    transformers = sys.modules.get("transformers")
-    if transformers and isinstance(model, transformers.PreTrainedModel):
-        return "transformers"
-    of_timm = any(kind.__module__.startswith("timm.") for kind in type(model).__mro__)
+    """Which library reads and writes the model: "transformers", "diffusers", "timm" or none."""
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(model).__mro__}
+    for library, kind in (("transformers", "PreTrainedModel"), ("diffusers", "ModelMixin")):
+        if (library, kind) in kinds:
+            return library
+    of_timm = any(library == "timm" for library, _ in kinds)
     return "timm" if of_timm or "architecture" in (getattr(model, "pretrained_cfg", None) or {}) else None
 
 
@@ -139,8 +157,8 @@ def _described(model: nn.Module, attachment: Attachment) -> dict[str, Any]:
     library = _library(model)
     if library is None:
         raise ConfigurationError(
-            f"{type(model).__name__} is a model of neither transformers nor timm, and no file would say how to make it again: "
-            "save its state_dict() with safetensors; later make the model, attach as you did, and load_state_dict() of it."
+            f"{type(model).__name__} is no model of timm, transformers or diffusers, and no file would say how to make it "
+            "again: save its state_dict() with safetensors; later make the model, attach as you did, and load_state_dict()."
         )
     return {
         "format": FORMAT,
@@ -173,14 +191,35 @@ def _settings(folder: Path) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise DataError(
                 f"{folder / SETTINGS} does not exist, and {path} does not say what was attached: comrope.save writes the one, "
-                "and save_pretrained of an attached model of transformers the other. Where you know what it was, make the "
-                "model, attach, and load the weights into it."
+                "and save_pretrained of an attached model the other. Where you know what it was, make the model, attach, and "
+                "load the weights into it."
             )
     else:
         settings = _json(path)
     if settings.get("format") != FORMAT:
         raise DataError(f"{path}: format {settings.get('format')!r}, expected {FORMAT}.")
+    if settings.get("library") not in ("timm", "transformers", "diffusers"):
+        raise DataError(f"{path}: library {settings.get('library')!r}, expected timm, transformers or diffusers.")
     return settings
+
+
+def _weights(folder: Path, library: str, variant: str | None = None) -> Path:
+    """The file that a library calls its weights."""
+    name = DIFFUSION_WEIGHTS if library == "diffusers" else WEIGHTS
+    return folder / (name if variant is None else name.replace(".", f".{variant}."))
+
+
+def _weights_of(folder: Path, settings: dict[str, Any]) -> Path:
+    folded = _weights(folder, settings["library"], FOLDED)
+    return folded if settings["folded"] and folded.exists() else _weights(folder, settings["library"])
+
+
+def _shards(path: Path) -> list[Path]:
+    """A file of weights, or those that its index names in place of it."""
+    index = path.with_name(f"{path.name}.index.json")
+    if path.exists() or not index.exists():
+        return [path]
+    return [path.with_name(name) for name in sorted(set(_json(index).get("weight_map", {}).values()))]
 
 
 # timm
@@ -210,33 +249,58 @@ def _timm_architecture(model: nn.Module) -> str:
     return architecture
 
 
-def _load_timm(folder: Path, settings: dict[str, Any], again: dict[str, Any]) -> nn.Module:
+def _made_by_timm(folder: Path, settings: dict[str, Any]) -> nn.Module:
     import timm
 
-    from comrope.hosts import attach, fold
-
-    config, tensors = _json(folder / "config.json"), read_tensors(folder / WEIGHTS)
+    config = _json(folder / "config.json")
     head = {"num_classes": config["num_classes"], "global_pool": config.get("global_pool", "")}
     architecture = settings.get("architecture", config["architecture"])
-    model = timm.create_model(architecture, **config.get("model_args", {}) | head)
+    return timm.create_model(architecture, **config.get("model_args", {}) | head)
+
+
+# diffusers
+
+
+def _made_by_diffusers(folder: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
+    kind = _class(folder, settings) if kind is None else kind
+    return kind.from_config({key: value for key, value in _json(folder / "config.json").items() if key != "comrope"})
+
+
+# timm and diffusers
+
+
+def _load_by_name(model: nn.Module, path: Path, settings: dict[str, Any], again: dict[str, Any]) -> nn.Module:
+    """Weights and encodings into a model that has the names that the file has."""
+    from comrope.hosts import attach, fold
+
+    tensors = {name: tensor for shard in _shards(path) for name, tensor in read_tensors(shard).items()}
     with torch.no_grad():  # the proof is one of these weights
         for name, tensor in model.state_dict().items():
             if name in tensors and tensors[name].shape == tensor.shape:
                 tensor.copy_(tensors[name])
     attach(model, **again)
-    if settings["frozen"]:
+    if _is_frozen(settings, {key: tensor for key, tensor in tensors.items() if ".encoding." in key}, model):
         freeze(model)
     if settings["folded"]:
         fold(model)
-    _fill(model, tensors, folder / WEIGHTS)
+    _fill(model, tensors, path)
+    made = dict(model.named_buffers())
+    for name, dtype in settings.get("buffers", {}).items():
+        if name in made:
+            _cast(model, name, getattr(torch, dtype))
     return model
 
 
+def _buffer_dtypes(model: nn.Module) -> dict[str, str]:
+    """Of what the model works out anew when it is made, and was cast with it."""
+    kept = model.state_dict().keys()
+    buffers = {
+        name: buffer for name, buffer in model.named_buffers() if name not in kept and buffer.is_floating_point()
+    }
+    return {name: str(buffer.dtype).removeprefix("torch.") for name, buffer in buffers.items()}
+
+
 # transformers
-
-
-def _variant(variant: str | None) -> str:
-    return WEIGHTS if variant is None else WEIGHTS.replace(".", f".{variant}.")
 
 
 def _load_transformers(
@@ -244,13 +308,12 @@ def _load_transformers(
 ) -> nn.Module:
     from comrope.hosts import attach, fold
 
-    variant = FOLDED if settings["folded"] and (folder / _variant(FOLDED)).exists() else None
-    path = folder / _variant(variant)
+    path = _weights_of(folder, settings)
     angles = _angles(path)
-    model = _plain(folder, settings, variant, _class(folder, settings) if kind is None else kind)
+    model = _plain(path, settings, _class(folder, settings) if kind is None else kind)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()} if settings["folded"] else {}
     attach(model, **again)
-    if settings["frozen"] if "frozen" in settings else _are_constants(angles, model):
+    if _is_frozen(settings, angles, model):
         freeze(model)
     if settings["folded"]:
         fold(model)
@@ -264,19 +327,19 @@ def _load_transformers(
 
 
 def _class(folder: Path, settings: dict[str, Any]) -> type[nn.Module]:
-    import transformers
-
+    library: str = settings["library"]
+    of_library = importlib.import_module(library)
     name: str = settings["class"]
-    module: str = settings.get("module", "transformers")
-    kind = getattr(transformers, name, None)
-    if kind is None and module.startswith("transformers."):  # no other module is imported because a file says so
+    module: str = settings.get("module", library)
+    kind = getattr(of_library, name, None)
+    if kind is None and module.startswith(f"{library}."):  # no other module is imported because a file says so
         try:
             kind = getattr(importlib.import_module(module), name, None)
         except ImportError:
             kind = None
     if kind is None:
         raise DataError(
-            f"{folder}: transformers {transformers.__version__} has no {name!r}, of {module}: give the class, "
+            f"{folder}: {library} {of_library.__version__} has no {name!r}, of {module}: give the class, "
             "comrope.load(folder, kind=…)."
         )
     return kind
@@ -294,7 +357,7 @@ def _dtypes(model: nn.Module) -> dict[str, Any]:
     return {"dtype": main, "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != main}}
 
 
-def _plain(folder: Path, settings: dict[str, Any], variant: str | None, kind: Any) -> nn.Module:
+def _plain(path: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
     """The model without its encoding, as its own class reads it; weights of several dtypes in one that holds them all."""
     from transformers import logging
 
@@ -305,8 +368,8 @@ def _plain(folder: Path, settings: dict[str, Any], variant: str | None, kind: An
     logging.set_verbosity_error()  # angles are no weights that it knows
     try:
         model, found = kind.from_pretrained(
-            folder,
-            variant=variant,
+            path.parent,
+            variant=None if path.name == WEIGHTS else FOLDED,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -317,7 +380,7 @@ def _plain(folder: Path, settings: dict[str, Any], variant: str | None, kind: An
         logging.set_verbosity(verbosity)
     wrong = [each if isinstance(each, str) else each[0] for each in found["mismatched_keys"]]
     unknown = [key for key in found["unexpected_keys"] if ".encoding." not in key]
-    _check_keys(folder / _variant(variant), sorted(found["missing_keys"]), sorted(unknown), sorted(wrong))
+    _check_keys(path, sorted(found["missing_keys"]), sorted(unknown), sorted(wrong))
     return model
 
 
@@ -325,12 +388,8 @@ def _angles(path: Path) -> dict[str, Tensor]:
     """The tensors of encodings, by their names in the file or the files."""
     from safetensors import SafetensorError, safe_open
 
-    index = path.with_name(f"{path.name}.index.json")
-    shards = [path]
-    if not path.exists() and index.exists():
-        shards = [path.with_name(name) for name in sorted(set(_json(index).get("weight_map", {}).values()))]
     angles: dict[str, Tensor] = {}
-    for shard in shards:
+    for shard in _shards(path):
         try:
             with safe_open(shard, "pt") as file:
                 angles |= {key: file.get_tensor(key) for key in file.keys() if ".encoding." in key}  # noqa: SIM118
@@ -347,6 +406,10 @@ def _encodings(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{name}.{leaf}": tensor for name, module in encodings.items() for leaf, tensor in module.state_dict().items()
     }
+
+
+def _is_frozen(settings: dict[str, Any], angles: Mapping[str, Tensor], model: nn.Module) -> bool:
+    return settings["frozen"] if "frozen" in settings else _are_constants(angles, model)
 
 
 def _are_constants(angles: Mapping[str, Tensor], model: nn.Module) -> bool:

@@ -34,11 +34,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "vjepa2": {"init": "normal"},
     "t5 encoder": OWN,
     "bloom": OWN,
+    "latte": {"layers": "transformer_blocks.*.attn1"},
+    "sd3.5": {"layers": "transformer_blocks.*.attn2"},
     "torch encoder": OWN,
     "torch own": OWN | {"layers": "layers.*"},
 }
 """What has to be said beside the name of the encoding."""
-SHAPED = ("timm hiera", "timm volo", "timm mvitv2", "sd3", "sd3.5", "flux")
+SHAPED = ("timm hiera", "timm volo", "timm mvitv2", "latte", "cogvideox")
 """Whose sizes, as small as they are here, their configurations do not tell."""
 
 

@@ -73,9 +73,9 @@ def _same_state(model, other):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("host", names("transformers"))
+@pytest.mark.parametrize("host", names("transformers") + names("diffusers"))
 @torch.no_grad()
-def test_models_of_transformers_come_back_bit_for_bit_and_load_without_the_encoding(host, name, tmp_path):
+def test_models_of_transformers_and_diffusers_come_back_bit_for_bit_and_load_without_the_encoding(host, name, tmp_path):
     entry = ZOO[host]
     model, example = _from_zoo(entry, name)
     expected, kind = entry.run(model), type(model)
@@ -127,8 +127,20 @@ def test_weights_of_several_dtypes_keep_theirs(tmp_path):
     _same_state(comrope.load(tmp_path), model)
 
 
+@torch.no_grad()
+def test_models_of_diffusers_in_half_precision_come_back_bit_for_bit(tmp_path):
+    """With their tables of positions, which no file holds."""
+    entry = ZOO["dit"]
+    model, example = _from_zoo(entry, "comrope-ld")
+    example = example | {"hidden_states": example["hidden_states"].bfloat16()}
+    comrope.save(model.bfloat16(), tmp_path)
+    loaded = comrope.load(tmp_path)
+    _same_state(loaded, model)
+    assert torch.equal(loaded(**example).sample, model(**example).sample)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("host", ["vit classifier", "llama", "llava"])
+@pytest.mark.parametrize("host", ["vit classifier", "llama", "llava", "dit"])
 @torch.no_grad()
 def test_folders_that_save_pretrained_wrote_come_back_with_their_angles(host, name, tmp_path):
     entry = ZOO[host]
@@ -269,21 +281,22 @@ def test_damaged_folders_of_transformers_are_refused_by_name(damage, tmp_path):
         comrope.load(tmp_path)
 
 
+@pytest.mark.parametrize("host", ["llama", "dit"])
 @torch.no_grad()
-def test_folded_weights_of_transformers_are_read_by_comrope_alone(tmp_path):
-    entry = ZOO["llama"]
-    model = _attached(entry.build(), "comrope-ld")
+def test_folded_weights_are_read_by_comrope_alone(host, tmp_path):
+    entry = ZOO[host]
+    model, _ = _from_zoo(entry, "comrope-ld")
     comrope.save(model, tmp_path)
     comrope.save(comrope.fold(model), tmp_path)
-    with pytest.raises(OSError, match=r"no file named.*model\.safetensors"):
-        type(model).from_pretrained(tmp_path)
-    with pytest.raises(OSError, match=r"no file named.*model\.safetensors"):
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    for kind in (type(model), *([transformers.AutoModelForCausalLM] if host == "llama" else [])):
+        with pytest.raises(OSError, match=r"no file named .*model\.(safetensors|bin)"):
+            kind.from_pretrained(tmp_path)
     loaded = comrope.load(tmp_path)
     assert torch.equal(entry.run(loaded), entry.run(model))
     _same_state(loaded, model)
     comrope.save(_attached(entry.build(), "comrope-ld"), tmp_path)
-    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    (weights,) = tmp_path.glob("*.safetensors")
+    assert "folded" not in weights.name
     type(model).from_pretrained(tmp_path)
 
 
@@ -335,12 +348,12 @@ UNSAVED = {
     "torch": (
         ZOO["torch encoder"].build,
         {"positions": torch.arange(float(LENGTH)).unsqueeze(1), "example": ZOO["torch encoder"].keywords()},
-        "TransformerEncoder is a model of neither transformers nor timm",
+        "TransformerEncoder is no model of timm, transformers or diffusers",
     ),
     "own": (
         ZOO["torch own"].build,
         {"positions": torch.arange(float(LENGTH)).unsqueeze(1), "example": ZOO["torch own"].keywords()},
-        "OwnModel is a model of neither transformers nor timm",
+        "OwnModel is no model of timm, transformers or diffusers",
     ),
 }
 

@@ -689,7 +689,8 @@ def _diffusers(name: str, kind: str, keywords: Callable[[], dict[str, Any]], **s
 
     def build(**overrides) -> nn.Module:
         of_kind = getattr(importlib.import_module("diffusers"), kind)
-        return _drawn(lambda: of_kind(**(_DIFFUSION | settings | overrides)))
+        known = inspect.signature(of_kind.__init__).parameters
+        return _drawn(lambda: of_kind(**({k: v for k, v in _DIFFUSION.items() if k in known} | settings | overrides)))
 
     ZOO[name] = Entry(name, "diffusers", build, keywords, _first)
 
@@ -716,6 +717,53 @@ _diffusers(
     sample_size=8,
     num_embeds_ada_norm=1000,
     norm_num_groups=4,
+)
+_diffusers(
+    "pixart",
+    "PixArtTransformer2DModel",
+    lambda: _noisy(2, 4, 4, 6),
+    sample_size=8,
+    caption_channels=32,
+    cross_attention_dim=32,
+    norm_num_groups=4,
+)
+_diffusers(
+    "sana",
+    "SanaTransformer2DModel",
+    lambda: _noisy(2, 4, 2, 3),
+    in_channels=4,
+    out_channels=4,
+    sample_size=8,
+    caption_channels=32,
+    num_cross_attention_heads=2,
+    cross_attention_head_dim=16,
+    cross_attention_dim=32,
+)
+_diffusers(
+    "latte",
+    "LatteTransformer3DModel",
+    lambda: _noisy(2, 4, 2, 8, 8),
+    in_channels=4,
+    sample_size=8,
+    patch_size=2,
+    caption_channels=32,
+    cross_attention_dim=32,
+    video_length=2,
+    norm_type="ada_norm_single",
+    norm_elementwise_affine=False,
+)
+_diffusers(
+    "cogvideox",
+    "CogVideoXTransformer3DModel",
+    lambda: _noisy(2, 2, 4, 4, 6),
+    in_channels=4,
+    out_channels=4,
+    time_embed_dim=8,
+    text_embed_dim=32,
+    sample_width=6,
+    sample_height=4,
+    sample_frames=5,
+    max_text_seq_length=5,
 )
 for _name, _more in {"sd3": {}, "sd3.5": {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}}.items():
     _diffusers(
@@ -748,11 +796,51 @@ _diffusers(
     lambda: _noisy(2, 4, 2, 4, 6),
     in_channels=4,
     out_channels=4,
+    attention_head_dim=24,
     text_dim=32,
     freq_dim=32,
     ffn_dim=64,
     rope_max_seq_len=32,
 )
+_diffusers(
+    "ltx",
+    "LTXVideoTransformer3DModel",
+    lambda: _noisy(2, 12, 4, encoder_attention_mask=torch.ones(2, 5), num_frames=2, height=2, width=3),
+    in_channels=4,
+    out_channels=4,
+    cross_attention_dim=32,
+    caption_channels=32,
+)
+_diffusers(
+    "lumina2",
+    "Lumina2Transformer2DModel",
+    lambda: _noisy(2, 4, 4, 6, encoder_attention_mask=torch.ones(2, 5, dtype=torch.bool)),
+    in_channels=4,
+    hidden_size=24,
+    num_attention_heads=3,
+    num_kv_heads=1,
+    num_refiner_layers=1,
+    multiple_of=16,
+    axes_dim_rope=(4, 2, 2),
+    axes_lens=(64, 16, 16),
+    cap_feat_dim=32,
+)
+for _name, _linear in {"unet": False, "unet linear": True}.items():
+    _diffusers(
+        _name,
+        "UNet2DConditionModel",
+        lambda: {key: value for key, value in _noisy(1, sample=_normal(2, 4, 4, 6)).items() if key != "hidden_states"},
+        num_attention_heads=None,
+        attention_head_dim=2,  # how many heads, in spite of its name
+        use_linear_projection=_linear,
+        block_out_channels=(32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        mid_block_type=None,
+        cross_attention_dim=32,
+        norm_num_groups=4,
+    )
 
 # torch
 
