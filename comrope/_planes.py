@@ -25,7 +25,8 @@ def phase_table(phases: Tensor, dtype: torch.dtype) -> Tensor:
     """
     phases = phases.detach()
     if dtype != torch.float64:
-        phases = (phases - (2 * math.pi) * torch.round(phases / (2 * math.pi))).to(dtype)
+        turns = phases / (2 * math.pi)
+        phases = ((turns - turns.round()) * (2 * math.pi)).to(dtype)
     if phases.ndim == 3:
         phases = phases.unsqueeze(0)
     phases = phases.transpose(1, 2).unsqueeze(2)
@@ -34,6 +35,8 @@ def phase_table(phases: Tensor, dtype: torch.dtype) -> Tensor:
 
 def inverse_table(table: Tensor) -> Tensor:
     """The table of the opposite angles. A constant (1, −1) to multiply with would have to be copied to an accelerator."""
+    if not torch.compiler.is_compiling():
+        return torch.view_as_real(torch.view_as_complex(table).conj_physical())
     return torch.stack((table[..., 0], -table[..., 1]), dim=-1)
 
 

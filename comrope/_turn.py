@@ -220,6 +220,8 @@ def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs
     grad_x = grad_phases = grad_basis = grad_generator = None
     with torch.no_grad(), full_precision(table.device):
         g = group_heads(grad, table)
+        if needs_basis or needs_generator:  # many products follow, and they are quicker so
+            g, z = g.contiguous(), group_heads(z, table).contiguous()
         inverse = inverse_table(table)
         scratch = scratch_for(g)
         applied = None if in_basis else basis
@@ -227,9 +229,8 @@ def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs
         if needs_x:
             back = h if applied is None else h @ dense(applied, h.dtype).mT
             grad_x = back.view(grad.shape).to(grad.dtype)
-        if needs_phases or needs_basis or needs_generator:
-            z = group_heads(z, table)
         if needs_phases:
+            z = group_heads(z, table)
             grad_phases = phase_gradient(g, z, shared, scratch)
         if needs_basis:
             assert basis is not None

@@ -136,6 +136,8 @@ def _layer(name: str, attention: nn.Module) -> Layer | None:
             return None
         projections = (Part(fused, "qkv", skip * head_dim),)  # pyright: ignore[reportArgumentType]
     norms = next((pair for pair in NORMS if all(n in children for n in pair)), ())
+    if all(isinstance(children[n], nn.Identity) for n in norms):
+        norms = ()
     return Layer(
         name,
         attention,
@@ -350,9 +352,6 @@ class Seat:
         elif groups == num_keys:  # the heads of a group beside their key head
             heads = y[..., part.skip :].unflatten(-1, (groups, -1, self.head_dim))
             views = [heads[..., : num // groups + 1, :]]
-        elif num == num_keys:
-            heads = y[..., part.skip :].unflatten(-1, (3, num, self.head_dim))
-            views = [heads[..., :2, :, :].transpose(-3, -2)]
         else:
             q, k, _ = y[..., part.skip :].unflatten(-1, (-1, self.head_dim)).tensor_split((num, num + num_keys), dim=-2)
             views = [each.unflatten(-2, (num_keys, -1)) for each in (q, k)]
