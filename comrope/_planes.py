@@ -92,7 +92,7 @@ def as_complex(x: Tensor) -> Tensor:
 
 def _are_neighbours(x: Tensor) -> bool:
     """Whether both coordinates of a plane lie side by side, where a complex number may."""
-    return x.stride(-1) == 1 and x.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in x.stride()[:-1])
+    return bool(x.stride(-1) == 1 and x.storage_offset() % 2 == 0 and all(s % 2 == 0 for s in x.stride()[:-1]))
 
 
 def phase_gradient(g: Tensor, z: Tensor, shared: bool, scratch: Tensor) -> Tensor:

@@ -183,6 +183,16 @@ def bench_tables(found: dict) -> list[Table]:
         for row in rows:
             shown.add_row(row["opponent"], *timing(row))
         tables.append(shown)
+    attached = found.get("attached", [])  # runs before there were such rows have none
+    for host in dict.fromkeys(row["host"] for row in attached):
+        for mode in ("training step", "inference"):
+            shown = _table(f"attached encodings, {mode}: {host}; ratios to its own RoPE")
+            for column in ("ms", "ratio"):
+                shown.add_column(column, justify="right", no_wrap=True)
+            for row in attached:
+                if (row["host"], row["mode"]) == (host, mode):
+                    shown.add_row(row["opponent"], *timing(row))
+            tables.append(shown)
     memory = _table("peak memory of one forward and backward of the rotation, above what was held before")
     whole = _table(f"peak memory of a process in whole training steps, {model}")
     for shown in (memory, whole):

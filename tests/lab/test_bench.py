@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import comrope
 from comrope.lab import bench, terminal
-from comrope.lab.bench import clock, measure, opponents, targets
+from comrope.lab.bench import attached, clock, measure, opponents, targets
 from comrope.lab.bench.figure import figure
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,36 @@ def test_a_basis_in_the_weights_has_their_product_and_its_gradient_in_its_price(
     *_, weight = rotate(TINY.tokens(), TINY.tokens())
     assert weight.shape == (2 * 2 * 16, 2 * 16)
     assert weight.requires_grad
+
+
+def test_attached_rows_are_of_the_same_model_that_learns_in_each_step():
+    """Where the start is the model's own RoPE the logits are its own; the rows are those that targets ask for."""
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "vocab_size": 16,
+        "num_hidden_layers": 1,
+    }
+    words = {"input_ids": torch.arange(12).unsqueeze(0)}
+    host = attached.Host("tiny", 12, lambda depth: LlamaForCausalLM(LlamaConfig(**sizes)), lambda batch: words)
+    models = attached.models(host, 1)
+    with torch.no_grad():
+        logits = {name: model(**words).logits for name, model in models.items()}
+    for name, found in logits.items():
+        torch.testing.assert_close(found, logits[attached.OWN], rtol=1e-4, atol=1e-4)
+        angles = [p for n, p in models[name].named_parameters() if ".encoding." in n]
+        before = [p.detach().clone() for p in angles]
+        attached.training_step(models[name], words)()
+        assert bool(angles) == (name != attached.OWN)
+        assert all(not torch.equal(p, was) for p, was in zip(angles, before, strict=True))
+    quiet = {"rounds": 2, "batch": 1, "depth": 1, "progress": lambda _: None}
+    rows = attached.training(host, **quiet) + attached.inference(host, **quiet)
+    assert [row["opponent"] for row in rows] == [*attached.WAYS, attached.OWN, "LD, attached", attached.FOLDED]
+    assert [target.what for target in targets._of_host("tiny", rows)] == [
+        *(f"tiny, training step, {way}: time" for way in list(attached.WAYS)[1:]),
+        f"tiny, inference, {attached.FOLDED}: time",
+    ]
 
 
 def test_opponents_take_turns_and_warm_up():

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import torch
 
-from comrope.lab.bench import measure, targets
+from comrope.lab.bench import attached, measure, targets
 from comrope.lab.bench.clock import Progress
 from comrope.lab.bench.opponents import SHAPES
 
@@ -33,6 +33,11 @@ def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progr
     found["decompositions"] = measure.decompositions(rounds, depth)
     found["inference"] = measure.inference(3 * rounds, batch, depth, progress)
     found["training_steps"] = measure.training_steps(3 * rounds, batch, depth, progress)
+    found["attached"] = []
+    for host in attached.HOSTS:
+        if host.num_tokens <= tokens:
+            found["attached"] += attached.training(host, 3 * rounds, batch, depth, progress)
+            found["attached"] += attached.inference(host, 3 * rounds, batch, depth, progress)
     found["memory"] = measure.memory_of_rotations(shapes[0], progress, only=lambda name: "compiled" not in name)
     for shape in shapes[1:]:
         if shape.num_axes == 1:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from comrope.lab.bench.attached import FOLDED, HOOKS, PLAIN
 from comrope.lab.bench.measure import ROPE
 from comrope.lab.bench.opponents import BASELINE, PUBLISHED, SHAPES, SHARED
 
@@ -68,6 +69,9 @@ def targets(found: dict) -> list[Target]:
     lines.append(Target("inference, LD folded against RoPE: time", 1.00, False, inference["LD, folded"]))
     block = step["LD, block 64"] / step["LD, block 2"]
     lines.append(Target("block 64 against block 2, whole training step: time", 1.15, False, block))
+    attached = found.get("attached", [])  # runs before there were such rows have none
+    for name in dict.fromkeys(row["host"] for row in attached):
+        lines += _of_host(name, [row for row in attached if row["host"] == name])
     language = [shape for shape in SHAPES if shape.num_axes == 1]
     for what, rows in (("time", found["rotations"]), ("memory", found["memory"])):
         points = [
@@ -80,6 +84,20 @@ def targets(found: dict) -> list[Target]:
             lines.append(Target(f"more tokens, LD: log-log slope of {what}", 1.05, False, slope(points)))
     share = found["decompositions"]["seconds"][1] / _seconds(found["training_steps"], "LD, block 8")
     lines.append(Target("all decompositions, share of a training step", 0.01, False, share))
+    return lines
+
+
+def _of_host(name: str, rows: list[dict]) -> list[Target]:
+    """What attached encodings cost in one model, against its own RoPE."""
+    ratio = {(row["mode"], row["opponent"]): row["ratio"][1] for row in rows}
+    lines = [
+        Target(f"{name}, training step, {way}: time", goal, False, ratio["training step", way])
+        for way, goal in (("RoPE-Mixed, attached", 1.02), ("LD, attached", 1.05), ("MT, attached", 1.05))
+    ]
+    lines.append(Target(f"{name}, inference, {FOLDED}: time", 1.00, False, ratio["inference", FOLDED]))
+    if ("training step", HOOKS) in ratio:
+        share = ratio["training step", HOOKS] / ratio["training step", PLAIN]
+        lines.append(Target("hooks alone, training step, against the model without: time", 1.01, False, share))
     return lines
 
 
