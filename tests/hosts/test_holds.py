@@ -19,12 +19,11 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import comrope
 from comrope.hosts import Attachment, angle_parameters
 from tests.hosts import outcomes
-from tests.hosts.helpers import WORKING, close, loss, run, with_encoding
+from tests.hosts.helpers import FAMILY, WORKING, close, loss, run, turned_away, with_encoding
 from tests.hosts.shared import WAYS, reports
 from tests.hosts.zoo import ZOO
 from tests.processes import in_two_processes
@@ -175,30 +174,32 @@ class Bare(nn.Module):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", WORKING)
 def test_compiles_as_the_plain_model_does(name):
+    """As one graph; or broken nowhere but where the plain model is."""
     skip_if_another_stands_for(name, teller_and_way)
     model, expected = attached(name), run(name, attached(name))
-
-    def whole(model: nn.Module) -> Tensor:
-        return compiled(name, model, fullgraph=True)[0]
-
     try:
-        output = whole(model)
+        output = compiled(name, model, fullgraph=True)
     except Exception:
         with pytest.raises(Exception):  # noqa: B017
-            whole(ZOO[name].build())
-        _, graphs = compiled(name, ZOO[name].build())
-        output, found = compiled(name, model)
-        assert found <= graphs
+            compiled(name, ZOO[name].build(), fullgraph=True)
+        assert breaks(name, model) <= breaks(name, ZOO[name].build())
+        output = compiled(name, model)
     close(output, expected)
     assert_same_gradients(learned(output, model), learned(expected, model))
 
 
-def compiled(name: str, model: nn.Module, **options: Any) -> tuple[Tensor, int]:
-    """What a model says when it is compiled, and of how many graphs that is."""
+def compiled(name: str, model: nn.Module, **options: Any) -> Tensor:
+    """What a model says when it is compiled."""
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("eager")
-    output = torch.compile(Bare(name, model), backend=counter, **options)(**ZOO[name].keywords())
-    return output, counter.frame_count
+    return torch.compile(Bare(name, model), backend="eager", **options)(**ZOO[name].keywords())
+
+
+def breaks(name: str, model: nn.Module) -> set[tuple[str, int]]:
+    """The lines at which graphs end. How many graphs there are tells less: hooks between them have their own."""
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(Bare(name, model))(**ZOO[name].keywords())
+    lines = [reason.user_stack[-1] for reason in found.break_reasons]
+    return {(line.filename, line.lineno or 0) for line in lines}
 
 
 @pytest.mark.parametrize("name", WORKING)
@@ -355,3 +356,23 @@ def test_texts_in_one_row_are_those_texts(name, how):
         close(found, torch.cat([logits(model, text) for text in texts], dim=1), 1e-4)
 
     asked_of_writers(name, same)
+
+
+@pytest.mark.parametrize("name", READERS)
+@torch.no_grad()
+def test_positions_that_a_text_is_given_are_heard(name):
+    plain, model = ZOO[name].build(), outcomes.attached(ZOO[name], **FAMILY)
+    if "position_ids" not in inspect.signature(plain.forward).parameters:
+        pytest.skip("cannot be told")
+    keywords = ZOO[name].keywords()
+    keywords |= {"attention_mask": torch.ones_like(keywords["input_ids"])}
+    near = torch.arange(outcomes.LENGTH).expand(2, -1)
+    gaps = torch.randint(1, 4, (2, outcomes.LENGTH), generator=torch.Generator().manual_seed(1))
+
+    def told(model: nn.Module, places: Tensor) -> Tensor:
+        return ZOO[name].tensor(model(**keywords, position_ids=places))
+
+    expected = told(plain, gaps.cumsum(1))
+    close(told(model, gaps.cumsum(1)), expected)
+    turned_away(model)
+    assert (told(model, gaps.cumsum(1)) - told(model, near)).abs().max() > 1e-2 * expected.abs().max()
