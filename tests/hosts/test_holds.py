@@ -1,7 +1,7 @@
 """What a model of the zoo does without an encoding it does with one: half precision, compilers, processes, adapters, texts.
 
 What the plain model itself does not do the attached one is not asked: where an attempt fails, it is made on the plain model,
-and the test is skipped if that fails too. Compilers and exporters take minutes over the whole zoo. There one model stands
+and the test is skipped if that fails too. Compilers and exporters take 17 minutes over the whole zoo. There one model stands
 for each kind of trunk and attention layer, and all are asked by
 
     COMROPE_EVERY_MODEL=1 python -m pytest tests/hosts/test_holds.py -k "compiles or exports or onnx"
