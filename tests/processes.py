@@ -1,6 +1,7 @@
 """Two real processes."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def in_two_processes(work: Callable[..., Any], folder: Path, *arguments: Any) ->
 
 def _process(rank: int, work: Callable[..., Any], folder: str, arguments: tuple) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    limit = timedelta(minutes=3)  # in which one waits for the other
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=limit)
     try:
         result = work(rank, *arguments)
         if rank == 0:

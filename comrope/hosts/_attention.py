@@ -136,8 +136,6 @@ def _layer(name: str, attention: nn.Module) -> Layer | None:
             return None
         projections = (Part(fused, "qkv", skip * head_dim),)  # pyright: ignore[reportArgumentType]
     norms = next((pair for pair in NORMS if all(n in children for n in pair)), ())
-    if all(isinstance(children[n], nn.Identity) for n in norms):
-        norms = ()
     return Layer(
         name,
         attention,

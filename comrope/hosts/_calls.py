@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from comrope.hosts._attention import Layer
 from comrope.hosts._scores import Catching
@@ -50,7 +50,7 @@ def calls(
     try:
         for layer in layers:
             handles.append(layer.attention.register_forward_pre_hook(before(layer), with_kwargs=True))
-            for name in {part.name for part in layer.parts} if layer.way == "parts" else ():
+            for name in {part.name for part in (*layer.parts, *layer.projections)} if layer.way == "parts" else ():
                 listen(layer, name)
             handles.append(layer.attention.register_forward_hook(after(layer), with_kwargs=True))
         with Catching(watch):
@@ -98,6 +98,9 @@ def _call(layer: Layer, args: tuple, kwargs: dict, outputs: dict[str, Tensor], t
     (length,) = lengths
     if length != places.positions.shape[-2]:
         return f"it has {length:g} tokens, and positions are known of {places.positions.shape[-2]}"
+    idle = all(isinstance(layer.attention.get_submodule(norm.name), nn.Identity) for norm in layer.norms)
+    if layer.way == "parts" and idle and all(part.name in outputs for part in layer.projections):
+        layer = replace(layer, norms=())
     return Call(layer, args, kwargs, outputs, places.positions)
 
 

@@ -1,6 +1,7 @@
 """Tiny real models of timm, with weights that make attention look at positions, and what is done to them."""
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 from comrope import hosts
 from comrope.hosts._surgery import Attachment
 from comrope.hosts._tokens import Canvas, Tokens
+from tests.hosts import outcomes
+from tests.hosts.zoo import ZOO
 
 VIT = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 EVA = VIT | {"use_rot_pos_emb": True}
@@ -36,6 +39,62 @@ ROPED = {
 }
 EVERY = (*VITS, *ROPED, "eva")
 FAMILIES = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
+
+FAMILY: dict[str, Any] = {"name": "comrope-ld", "block_size": 2}
+"""What is attached to each model of the zoo: LD in the smallest blocks, which hold every start."""
+
+
+LIBRARIES = ("timm", "transformers", "diffusers", "torch")
+ABSENT: dict[str, str] = {}
+"""Libraries that cannot be imported beside the installed versions of the others, and why."""
+
+
+@functools.cache
+def recorded(library: str) -> dict[str, str]:
+    """What this version made of each model when docs/models was written; of one that is newer, the newest known."""
+    versions, number = outcomes.recorded()[library], None
+    try:
+        number = outcomes.version(library)
+    except ImportError as error:
+        ABSENT[library] = str(error)
+    return versions[number if number in versions else outcomes.in_order(versions)[-1]]
+
+
+WORKING = [name for library in LIBRARIES for name, reason in recorded(library).items() if not reason]
+"""The models of the zoo that take an encoding."""
+
+
+def with_encoding(name: str, **build) -> nn.Module:
+    """A model of the zoo with an encoding, its angles away from where they start; the same one each time."""
+    entry = ZOO[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return turned_away(outcomes.attached(entry, model=entry.build(**build), **FAMILY))
+
+
+@torch.no_grad()
+def turned_away(model: nn.Module, size: float = 0.3) -> nn.Module:
+    """The model with its angles away from where they start, the same way each time."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in hosts.angle_parameters(model).values():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
+    return model
+
+
+def run(name: str, model: nn.Module) -> Tensor:
+    """What a model of the zoo says to its example."""
+    torch.manual_seed(3)
+    return ZOO[name].run(model)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """As near as that in units of the largest number expected."""
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def loss(output: Tensor) -> Tensor:
+    """Of which each number has a gradient of its own."""
+    return output.float().sin().sum()
 
 
 def tiny(name: str, *, seed: int = 0, **settings) -> nn.Module:
@@ -165,7 +224,8 @@ def turned(model: nn.Module, x: Tensor, places: Tensor, **arguments) -> list[Ten
     for handle in handles:
         handle.remove()
     outputs = [heard[module] for module in parts.values()]
-    assert [part.holds for part in seat.parts] == ["q", "k"]
+    if [part.holds for part in seat.parts] == ["qkv"]:
+        outputs = outputs[0].chunk(3, dim=-1)[:2]
     return [y if y.ndim == 4 else by_heads(y, seat.head_dim) for y in outputs]
 
 

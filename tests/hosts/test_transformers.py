@@ -69,8 +69,8 @@ def test_attention_is_that_of_queries_and_keys_turned_at_their_places(host, name
         with_kwargs=True,
     )
     see(model, images(3, 5))
-    # Called by their forwards, projections make what they made before there was an encoding.
-    q, k = (by_heads(part.forward(seen["x"]), 16) for part in _projections(layer))
+    # Called by the forwards of their class, projections make what they made before there was an encoding.
+    q, k = (by_heads(nn.Linear.forward(part, seen["x"]), 16) for part in _projections(layer))
     positions = comrope.positions.grid((3, 5), num_prefix_tokens=NUM_PREFIX_TOKENS[host])
     q, k = reference.rotate(q, k, layer.encoding.angle_matrices(), positions)
     torch.testing.assert_close(seen["weights"], (q @ k.mT / 4).softmax(-1), rtol=1e-4, atol=1e-5)

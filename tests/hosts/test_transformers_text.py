@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers as hf
+from torch import nn
 
 import comrope
 from comrope import reference
@@ -94,8 +95,8 @@ def test_attention_is_that_of_queries_and_keys_turned_at_their_places(host, name
     places = torch.tensor([[0, 1, 2, 3, 0, 1], [3, 4, 5, 6, 7, 8]])
     # A mask of one's own: every token looks at every one.
     model(words(6), position_ids=places, attention_mask=torch.zeros(2, 1, 6, 6))
-    # Called by their forwards, projections and norms make what they made before there was an encoding.
-    q, k = (by_heads(p.forward(seen["hidden_states"]), 16) for p in (layer.q_proj, layer.k_proj))
+    # Called by the forwards of their classes, projections and norms make what they made before there was an encoding.
+    q, k = (by_heads(nn.Linear.forward(p, seen["hidden_states"]), 16) for p in (layer.q_proj, layer.k_proj))
     q, k = (layer.q_norm.forward(q), layer.k_norm.forward(k)) if host == "qwen3" else (q, k)
     q, k = (t.unflatten(-1, (2, 8)).mT.flatten(-2) for t in (q, k))  # the half layout's planes as neighbours
     q, k = reference.rotate(q, k, layer.encoding.angle_matrices(), places.unsqueeze(-1).float())
