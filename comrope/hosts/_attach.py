@@ -12,7 +12,7 @@ from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, encoding
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Layer, Reading, Seat, matches
-from comrope.hosts._calls import calls
+from comrope.hosts._calls import calls, without_idle_norms
 from comrope.hosts._own import OwnTrunk
 from comrope.hosts._proof import at_rest, check_same, outputs, read
 from comrope.hosts._surgery import Attachment, Call, Graft, Hook, Swap, Trunk, one_axis_a_block
@@ -208,19 +208,32 @@ def _graft(
                 f"{layer.name}: an encoding cannot be put into this {type(layer.attention).__name__}: {reason}. Name the "
                 "layers that are to have one by layers=[…], or give an example=… in which all run. Nothing has changed."
             )
-    trunk.layers = [call.layer for call in fitting]
+    any_start = settings.get("init") in ("identity", "normal")
+    proved = [_read(trunk, call, any_start) for call in fitting]
+    trunk.layers = [call.layer for call, _ in proved]
     seats, swaps = [], trunk.swaps(keep_ape=keep_ape, whole=whole)
-    for call in fitting:
+    for call, reading in proved:
         layer = call.layer
-        with at_rest(layer.attention):
-            reading = read(
-                layer, call, trunk.readings(layer, call), any_start=settings.get("init") in ("identity", "normal")
-            )
         built, order = _built(layer, name, dict(settings), reading, call.positions.shape[-1])
         seats.append(Seat(layer, reading, trunk.tokens))
         order = None if order is None else nn.Buffer(order.to(layer.weight.device), persistent=False)
         swaps.append(Swap(layer.attention, {"encoding": built, "order": order}))
     return Graft(trunk, hooks, seats, swaps)
+
+
+def _read(trunk: Trunk, call: Call, any_start: bool) -> tuple[Call, Reading]:
+    """How a layer is to be read. Projections, which cost less to turn, come before norms that do nothing.
+
+    Where something is added in between, such as a bias, those are the right place.
+    """
+    with at_rest(call.layer.attention):
+        direct = without_idle_norms(call)
+        if direct is not None:
+            try:
+                return direct, read(direct.layer, direct, trunk.readings(direct.layer, direct), any_start=any_start)
+            except ConfigurationError:
+                pass
+        return call, read(call.layer, call, trunk.readings(call.layer, call), any_start=any_start)
 
 
 def _built(

@@ -98,10 +98,16 @@ def _call(layer: Layer, args: tuple, kwargs: dict, outputs: dict[str, Tensor], t
     (length,) = lengths
     if length != places.positions.shape[-2]:
         return f"it has {length:g} tokens, and positions are known of {places.positions.shape[-2]}"
-    idle = all(isinstance(layer.attention.get_submodule(norm.name), nn.Identity) for norm in layer.norms)
-    if layer.way == "parts" and idle and all(part.name in outputs for part in layer.projections):
-        layer = replace(layer, norms=())
     return Call(layer, args, kwargs, outputs, places.positions)
+
+
+def without_idle_norms(call: Call) -> Call | None:
+    """The same call of a layer whose norms do nothing, with its projections as what makes queries and keys."""
+    norms = [call.layer.attention.get_submodule(norm.name) for norm in call.layer.norms]
+    heard = all(part.name in call.outputs for part in call.layer.projections)
+    if call.layer.way == "parts" and norms and heard and all(isinstance(norm, nn.Identity) for norm in norms):
+        return replace(call, layer=replace(call.layer, norms=()))
+    return None
 
 
 def heads_of(layer: Layer, holds: str) -> int:
