@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, encoding
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import Layer, Reading, Seat, matches
+from comrope.hosts._attention import Layer, Reading, matches
 from comrope.hosts._calls import calls, without_idle_norms
 from comrope.hosts._own import OwnTrunk
 from comrope.hosts._proof import at_rest, check_same, outputs, read
+from comrope.hosts._seat import Seat
 from comrope.hosts._surgery import Attachment, Call, Graft, Hook, Swap, Trunk, one_axis_a_block
 from comrope.hosts._tokens import Pinner
 from comrope.hosts.files import record

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from comrope.encodings.fixed import FixedSpectrum
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import Layer, Reading, Seat
+from comrope.hosts._attention import Layer, Reading
 from comrope.hosts._calls import heads_of
+from comrope.hosts._seat import Seat
 from comrope.hosts._surgery import Call, Trunk
 from comrope.hosts._tokens import Tokens, tensors_in
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import Layer, Reading, Seat
+from comrope.hosts._attention import Layer, Reading
+from comrope.hosts._seat import Seat
 from comrope.hosts._tokens import Tokens
 
 
