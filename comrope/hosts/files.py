@@ -6,6 +6,7 @@ that `save_pretrained` makes of theirs; what these are is asked of `save_pretrai
 the class has.
 """
 
+import functools
 import importlib
 import json
 import re
@@ -115,7 +116,8 @@ def load(
 def record(model: nn.Module) -> None:
     """Notes in the configuration of a model of transformers or diffusers what is attached to it, as `config.comrope`.
 
-    `save_pretrained` writes that into config.json, from where `load` knows how to attach. Only the configuration of the model
+    `save_pretrained` writes that into config.json, from where `load` knows how to attach; and once weights are folded, writes
+    those as `save` does, so that nobody else reads them. Only the configuration of the model
     itself is changed, never one of its parts. Does nothing to a model without such a configuration, and where JSON cannot hold
     what `attach` was given.
     """
@@ -126,6 +128,8 @@ def record(model: nn.Module) -> None:
         return
     described = json.loads(json.dumps(_described(model, attachment)))
     owner: Any = model
+    if attachment.folded:
+        owner.save_pretrained = functools.partial(type(owner).save_pretrained, owner, variant=FOLDED)
     if library == "transformers":
         owner.config.comrope = described
     else:
@@ -135,6 +139,7 @@ def record(model: nn.Module) -> None:
 def forget(model: nn.Module) -> None:
     """Takes out of a model's configuration what `record` noted there."""
     owner: Any = model
+    vars(model).pop("save_pretrained", None)
     library = _library(model)
     if library == "transformers" and "comrope" in vars(owner.config):
         del owner.config.comrope
@@ -445,7 +450,8 @@ def _names_in_file(model: nn.Module, keys: list[str], found: Mapping[str, Tensor
         return {key: key for key in keys}
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained: Any = model.save_pretrained
-        save_pretrained(folder, state_dict={key: torch.tensor([i]) for i, key in enumerate(keys)})
+        numbered = {key: torch.tensor([i]) for i, key in enumerate(keys)}
+        save_pretrained(folder, state_dict=numbered, variant=None)  # that of weights which are not folded
         names = {keys[int(label)]: name for name, label in read_tensors(Path(folder) / WEIGHTS).items()}
     in_layer: dict[str, list[str]] = {}
     for name in found:

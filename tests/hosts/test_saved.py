@@ -300,6 +300,18 @@ def test_folded_weights_are_read_by_comrope_alone(host, tmp_path):
     type(model).from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("host", ["llama", "vit classifier", "dit"])
+@torch.no_grad()
+def test_folded_weights_that_save_pretrained_wrote_are_read_by_comrope_alone(host, tmp_path):
+    entry = ZOO[host]
+    model = comrope.fold(_from_zoo(entry, "comrope-ld")[0])
+    for each, folder in ((model, tmp_path / "model"), (copy.deepcopy(model), tmp_path / "copy")):
+        each.save_pretrained(folder)
+        with pytest.raises(OSError, match=r"no file named .*model\.(safetensors|bin)"):
+            type(model).from_pretrained(folder)
+        assert torch.equal(entry.run(comrope.load(folder)), entry.run(model))
+
+
 @keeps_arguments
 @pytest.mark.parametrize("more", [{}, {"num_classes": 7}])
 @torch.no_grad()
