@@ -21,68 +21,62 @@ def tokens_around(run: Callable[[], Any], model: nn.Module) -> tuple[nn.Module, 
     Raises:
         ConfigurationError: tokens are no patches row by row.
     """
+    modules = list(model.modules())
+    convs = [m for m in modules if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    with torch.enable_grad():
+        seen = _traced(run, model, convs or [m for m in modules if isinstance(m, nn.GroupNorm)])
+        if "source" not in seen or seen.get("given") is None:
+            raise ConfigurationError(f"{type(model).__name__}: no convolution runs before its attention layers.")
+        return seen["source"], *_around(type(model).__name__, seen["patches"], seen["given"])
+
+
+def tokens_follow(
+    run: Callable[[], Any], model: nn.Module, tokens: Tokens, hooks: Sequence[Hook], canvas: Canvas
+) -> None:
+    """ConfigurationError unless each token that comes of one patch is where that patch is, as `hooks` tell positions."""
+    with torch.enable_grad():
+        seen = _traced(run, model, [hooks[0].module], hooks, tokens)
+        everywhere = canvas.positions(seen["patches"].shape[2:], 0, like=seen["patches"])
+        positions = seen["positions"] if seen["positions"].ndim == 2 else seen["positions"][0]
+        for token in range(min(len(positions), 16)):
+            source = _comes_from(token, seen["given"], seen["patches"])
+            if len(source) == 1 and not torch.allclose(positions[token], everywhere[source[0]]):
+                raise ConfigurationError(
+                    f"{type(model).__name__}: token {token} comes of patch {source[0]} and would be placed elsewhere: say "
+                    "where its tokens are, comrope.attach(model, name, positions=…, example=…)."
+                )
+
+
+def _traced(
+    run: Callable[[], Any],
+    model: nn.Module,
+    sources: Sequence[nn.Module],
+    hooks: Sequence[Hook] = (),
+    tokens: Tokens | None = None,
+) -> dict[str, Any]:
+    """What happens before the first attention layer: which of `sources` is the last to run and what it puts out ("patches"),
+    what the layer is given, and which "positions" `tokens` have by then."""
     seen: dict[str, Any] = {}
 
     def patch(module, args, output):
         if "given" not in seen:
-            seen["conv"], seen["patches"] = module, output.detach().requires_grad_()
+            seen["source"], seen["patches"] = module, output.detach().requires_grad_()
             return seen["patches"]
         return None
 
     def given(module, args, kwargs):
-        seen.setdefault("given", _first(args, kwargs))
+        if "given" not in seen:
+            seen["given"] = _first(args, kwargs)
+            seen["positions"] = None if tokens is None else tokens.latest()
 
-    modules = list(model.modules())
-    convs = [m for m in modules if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
-    convs = convs or [m for m in modules if isinstance(m, nn.GroupNorm)]
-    handles = [conv.register_forward_hook(patch) for conv in convs]
+    handles = [source.register_forward_hook(patch) for source in sources] + [hook.put() for hook in hooks]
     handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in find_layers(model)]
     try:
-        with torch.enable_grad():
-            run()
-            if "conv" not in seen or seen.get("given") is None:
-                raise ConfigurationError(f"{type(model).__name__}: no convolution runs before its attention layers.")
-            return seen["conv"], *_around(type(model).__name__, seen["patches"], seen["given"])
+        run()
     finally:
         for handle in handles:
             handle.remove()
-
-
-def tokens_follow(
-    run: Callable[[], Any],
-    model: nn.Module,
-    tokens: Tokens,
-    hooks: Sequence[Hook],
-    canvas: Canvas,
-) -> None:
-    """ConfigurationError unless each token that comes of one patch is where that patch is, as `hooks` tell positions."""
-    seen: dict[str, Any] = {}
-
-    def patch(module, args, output):
-        seen["patches"] = output.detach().requires_grad_()
-        return seen["patches"]
-
-    def given(module, args, kwargs):
-        seen.setdefault("given", _first(args, kwargs))
-        seen.setdefault("positions", tokens.latest())
-
-    handles = [hooks[0].module.register_forward_hook(patch)] + [hook.put() for hook in hooks]
-    handles += [layer.attention.register_forward_pre_hook(given, with_kwargs=True) for layer in find_layers(model)]
-    try:
-        with torch.enable_grad():
-            run()
-            everywhere = canvas.positions(seen["patches"].shape[2:], 0, like=seen["patches"])
-            positions = seen["positions"] if seen["positions"].ndim == 2 else seen["positions"][0]
-            for token in range(min(len(positions), 16)):
-                source = _comes_from(token, seen["given"], seen["patches"])
-                if len(source) == 1 and not torch.allclose(positions[token], everywhere[source[0]]):
-                    raise ConfigurationError(
-                        f"{type(model).__name__}: token {token} comes of patch {source[0]} and would be placed elsewhere: say "
-                        "where its tokens are, comrope.attach(model, name, positions=…, example=…)."
-                    )
-    finally:
-        for handle in handles:
-            handle.remove()
+    return seen
 
 
 def _first(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
