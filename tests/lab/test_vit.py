@@ -8,6 +8,7 @@ import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
+from torch import nn
 
 import comrope
 from comrope import reference
@@ -155,7 +156,7 @@ def test_attention_is_timms_with_queries_and_keys_turned(name, vit):
     for attention in (block.attn for block in model.blocks):
         assert type(attention) is Attention
         x, output = heard(attention, lambda: model(_images()))
-        q, k, v = attention.qkv.forward(x).view(3, -1, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        q, k, v = nn.Linear.forward(attention.qkv, x).view(3, -1, 3, 2, 16).permute(2, 0, 3, 1, 4)
         rotation = attention.encoding.rotation_matrices(positions)  # by matrix_exp
         q = reference.apply(rotation, attention.q_norm.forward(q))
         k = reference.apply(rotation, attention.k_norm.forward(k))

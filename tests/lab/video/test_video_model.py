@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from comrope import reference
 from comrope.errors import InputError
@@ -74,7 +75,7 @@ def test_all_patches_of_all_frames_attend_to_one_another(name):
     model = _model(name)
     positions, attention = model.positions((FRAMES, *SIZE)), model.blocks[0].attn
     x, output = heard(attention, lambda: model(_clips()))
-    q, k, v = attention.qkv.forward(x).view(2, -1, 3, 2, 24).permute(2, 0, 3, 1, 4)
+    q, k, v = nn.Linear.forward(attention.qkv, x).view(2, -1, 3, 2, 24).permute(2, 0, 3, 1, 4)
     rotation = attention.encoding.rotation_matrices(positions)  # by matrix_exp
     q, k = reference.apply(rotation, q), reference.apply(rotation, k)
     expected = attention.proj(((q @ k.mT / math.sqrt(24)).softmax(-1) @ v).transpose(1, 2).reshape(2, -1, 48))
