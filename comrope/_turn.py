@@ -8,7 +8,7 @@ The second sum in ∂L/∂Q is that of the outer Q, which Q Rot(φ)Qᵀx has and
 rotation, seen from a frame that does not move, and so are right whatever else takes part in the loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,23 +33,6 @@ from comrope.errors import InputError
 
 TOKENS, PHASES, BASIS, TABLE = 1, -2, 0, 1
 """Which dimension counts the heads: of tokens, of phases and positions, of a basis or generator, and of a table."""
-
-
-def turn_within(
-    y: Tensor,
-    phases: Tensor,
-    basis: Tensor | None,
-    generator: Tensor | None,
-    positions: Tensor | None,
-    table: Tensor,
-    in_basis: bool,
-    heads: Callable[[Tensor], list[Tensor]],
-) -> Tensor:
-    """`turn` of some of the features of y, in place: of those that `heads` gives views of, each (B, H, g, L, D).
-
-    It saves what splitting a projection's output and putting it together again costs. There is no forward mode and no vmap.
-    """
-    return TurnWithin.apply(y, phases, basis, generator, positions, table, in_basis, heads)  # pyright: ignore
 
 
 def turn(
@@ -120,7 +103,10 @@ class TurnBothWays(Turn):
 
 
 class TurnWithin(Function):
-    """`turn_within`, with its backward."""
+    """`turn` of some of the features of y, in place: of those that `heads` gives views of, each (B, H, g, L, D).
+
+    It saves what splitting a projection's output and putting it together again costs. There is no forward mode and no vmap.
+    """
 
     @staticmethod
     def forward(y, phases, basis, generator, positions, table, in_basis, heads):  # pyright: ignore

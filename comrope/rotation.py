@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from comrope._planes import full_precision, phase_table
-from comrope._turn import turn, turn_within
+from comrope._turn import TurnWithin, turn
 
 
 class Spectrum(NamedTuple):
@@ -111,7 +111,7 @@ class Rotation(NamedTuple):
             heads: gives views of what is to be turned of a tensor like y, each (B, H, g, L, D).
             in_basis: as for `turn`.
         """
-        return turn_within(y, *self._ingredients(compute_dtype(y), 0), in_basis, heads)
+        return TurnWithin.apply(y, *self._ingredients(compute_dtype(y), 0), in_basis, heads)  # pyright: ignore
 
     def _turned(self, x: Tensor, which: int, in_basis: bool) -> Tensor:
         return turn(x, *self._ingredients(compute_dtype(x), which), in_basis)

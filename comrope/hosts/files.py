@@ -117,9 +117,8 @@ def record(model: nn.Module) -> None:
     """Notes in the configuration of a model of transformers or diffusers what is attached to it, as `config.comrope`.
 
     `save_pretrained` writes that into config.json, from where `load` knows how to attach; and once weights are folded, writes
-    those as `save` does, so that nobody else reads them. Only the configuration of the model
-    itself is changed, never one of its parts. Does nothing to a model without such a configuration, and where JSON cannot hold
-    what `attach` was given.
+    those as `save` does, so that nobody else reads them. Only the configuration of the model itself is changed, never one of
+    its parts. Does nothing to a model without such a configuration, and where JSON cannot hold what `attach` was given.
     """
     forget(model)
     attachment = Attachment.of(model)
