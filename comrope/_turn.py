@@ -9,6 +9,7 @@ rotation, seen from a frame that does not move, and so are right whatever else t
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,16 +126,8 @@ class TurnWithin(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        z, basis, generator, positions, table = _saved(ctx)
-        grad_y, sums = grad.clone(), [None, None, None]
-        parts = zip(ctx.heads(grad_y), ctx.heads(grad), ctx.heads(grad) if z is None else ctx.heads(z), strict=True)
-        for own, g, turned in parts:
-            inputs = (g, turned, basis, generator, positions, table)
-            back, *others = TurnBack.apply(*inputs, ctx.needs_input_grad[:4], ctx.shared, ctx.in_basis)  # pyright: ignore
-            if back is not None:
-                own.copy_(back)
-            sums = [other if total is None else total + other for total, other in zip(sums, others, strict=True)]
-        return (grad_y, *sums, None, None, None, None)
+        inputs = (grad, *_saved(ctx), ctx.needs_input_grad[:4], ctx.shared, ctx.in_basis, ctx.heads)
+        return (*TurnBackWithin.apply(*inputs), None, None, None, None)  # pyright: ignore
 
 
 class TurnBack(FirstOrderOnly):
@@ -152,6 +145,22 @@ class TurnBack(FirstOrderOnly):
         found = zip(grads, (TOKENS, PHASES, BASIS, BASIS), strict=True)  # pyright: ignore
         grads = [None if grad is None else _out_of_heads(grad, info.batch_size, head) for grad, head in found]
         return tuple(grads), tuple(None if grad is None else 0 for grad in grads)
+
+
+class TurnBackWithin(FirstOrderOnly):
+    """The backward of `TurnWithin`, as a function of its own: differentiating it raises."""
+
+    @staticmethod
+    def forward(grad, z, basis, generator, positions, table, needs, shared, in_basis, heads):  # pyright: ignore
+        parts = heads(grad)
+        others = sum(part.numel() for part in parts) < grad.numel()
+        grad_y = grad.clone() if others else torch.empty_like(grad)
+        sums: list[Any] = [None, None, None]
+        for own, g, turned in zip(heads(grad_y), parts, parts if z is None else heads(z), strict=True):
+            inputs = (g, turned, basis, generator, positions, table)
+            found = _turn_back(*inputs, needs, shared, in_basis, own)[1:]
+            sums = [each if total is None else total + each for total, each in zip(sums, found, strict=True)]
+        return (grad_y if needs[0] else None, *sums)
 
 
 class TurnTangent(FirstOrderOnly):
@@ -200,8 +209,8 @@ def _turn(x: Tensor, table: Tensor, basis: Tensor | None, out: Tensor | None = N
     return fresh.to(x.dtype)
 
 
-def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs, shared, in_basis):
-    """The gradients in x, phases, basis and generator: each if it is needed, else None."""
+def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs, shared, in_basis, out=None):
+    """The gradients in x, phases, basis and generator: each if it is needed, else None. That in x is written into `out`."""
     needs_x, needs_phases, needs_basis, needs_generator = needs
     grad_x = grad_phases = grad_basis = grad_generator = None
     with torch.no_grad(), full_precision(table.device):
@@ -211,10 +220,14 @@ def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs
         inverse = inverse_table(table)
         scratch = scratch_for(g)
         applied = None if in_basis else basis
-        h = rotate(g, inverse, None if applied is None else scratch[1])  # the gradient of x itself without a basis
+        at_once = out is not None and out.dtype == g.dtype and not (needs_basis or needs_generator)
+        room = scratch[1] if applied is not None else out if at_once else None
+        h = rotate(g, inverse, room)  # the gradient of x itself without a basis
         if needs_x:
             back = h if applied is None else h @ dense(applied, h.dtype).mT
-            grad_x = back.view(grad.shape).to(grad.dtype)
+            grad_x = back if back is out else back.view(grad.shape).to(grad.dtype)
+            if out is not None and back is not out:
+                grad_x = out.copy_(grad_x)
         if needs_phases:
             z = group_heads(z, table)
             grad_phases = phase_gradient(g, z, shared, scratch)
@@ -224,7 +237,7 @@ def _turn_back(grad, z, basis: Tensor | None, generator, positions, table, needs
             total = gram(rotate(z, inverse, scratch[0]), h, num_blocks) - gram(z, g, num_blocks)
             grad_basis = basis @ total.to(basis.dtype)
         if needs_generator:
-            inputs = (g, z, h, plane_frequencies(generator), positions, table)
+            inputs = (g, z, h, plane_frequencies(generator), positions, inverse)
             compiling = torch.compiler.is_compiling()
             grad_generator = generator_gradient_op(*inputs) if compiling else generator_gradient(*inputs, scratch)
     return grad_x, grad_phases, grad_basis, grad_generator

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from comrope.hosts._calls import calls, without_idle_norms
 from comrope.hosts._own import OwnTrunk
 from comrope.hosts._proof import at_rest, check_same, outputs, read
 from comrope.hosts._seat import Seat
+from comrope.hosts._still import scales
 from comrope.hosts._surgery import Attachment, Call, Graft, Hook, Swap, Trunk, one_axis_a_block
 from comrope.hosts._tokens import Pinner
 from comrope.hosts.files import record
@@ -231,10 +233,20 @@ def _read(trunk: Trunk, call: Call, any_start: bool) -> tuple[Call, Reading]:
         direct = without_idle_norms(call)
         if direct is not None:
             try:
-                return direct, read(direct.layer, direct, trunk.readings(direct.layer, direct), any_start=any_start)
+                return direct, read(direct.layer, direct, _readings(trunk, direct), any_start=any_start)
             except ConfigurationError:
                 pass
-        return call, read(call.layer, call, trunk.readings(call.layer, call), any_start=any_start)
+        return call, read(call.layer, call, _readings(trunk, call), any_start=any_start)
+
+
+def _readings(trunk: Trunk, call: Call) -> list[Reading]:
+    """How a layer may have to be read, with what is to be left of its own RoPE's table."""
+    found = []
+    for reading in trunk.readings(call.layer, call):
+        table = call.args[reading.table] if isinstance(reading.table, int) else call.kwargs.get(reading.table or "")
+        exact = reading.still == "origin" and table is not None and not scales(table)
+        found.append(replace(reading, still="identity") if exact else reading)
+    return found
 
 
 def _built(

@@ -176,8 +176,8 @@ class Reading:
     table: str | int | None = None
     """The argument that brings the table of that RoPE, by name or by place."""
     still: str = "none"
-    """What stands in its place, so that it turns nothing: "none", or the table of the "origin"; where the layer works it out
-    itself, the method that does."""
+    """What stands in its place, so that it turns nothing: "none"; the table of the "origin", which may scale; or "identity",
+    where that does not. Where the layer works it out itself, the method that does."""
 
 
 def half_layout(head_dim: int, turned: int | None = None) -> Tensor:

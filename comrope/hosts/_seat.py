@@ -18,6 +18,7 @@ from comrope._planes import full_precision
 from comrope.errors import InputError
 from comrope.hosts._attention import Layer, Part, Reading
 from comrope.hosts._scores import Caught, Multihead
+from comrope.hosts._still import stilled
 from comrope.hosts._tokens import Places, Tokens, is_sharded
 from comrope.rotation import Rotation, compute_dtype
 
@@ -102,13 +103,10 @@ class Seat:
         self._places, self._rotation = self.tokens.among(kwargs), None
         table = self.reading.table
         if isinstance(table, int):
-            return (*args[:table], self._still(args[table]), *args[table + 1 :]), kwargs
+            return (*args[:table], stilled(args[table], self.reading.still), *args[table + 1 :]), kwargs
         if table is not None and kwargs.get(table) is not None:
-            kwargs = kwargs | {table: self._still(kwargs[table])}
+            kwargs = kwargs | {table: stilled(kwargs[table], self.reading.still)}
         return args, kwargs
-
-    def _still(self, table: Any) -> Any:
-        return None if self.reading.still == "none" else self.tokens.still(table)
 
     def after(self, attention: nn.Module, args: tuple, output: Any) -> None:
         """After the layer has run nothing of that pass is kept."""

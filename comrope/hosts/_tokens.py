@@ -234,11 +234,6 @@ class Tokens:
             return None
         return Places(ids.squeeze(0).unsqueeze(-1) if ids.shape[0] == 1 else ids.unsqueeze(-1))
 
-    def still(self, table: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The table (cos, sin) that a RoPE has at the origin, where it turns nothing and scales as it does elsewhere."""
-        cos, sin = table
-        return (cos.square() + sin.square()).sqrt(), torch.zeros_like(sin)
-
     def ask(self, num_tokens: int) -> Places:
         """Where the `num_tokens` tokens are that an attention layer has.
 
