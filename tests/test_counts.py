@@ -142,7 +142,9 @@ def test_sums_for_closed_gaps_are_made_only_where_there_are_some(init):
     over_tokens = [
         e for e in profile.events() if e.name == "aten::bmm" and any({16, 40} <= set(shape) for shape in e.input_shapes)
     ]
-    assert len(over_tokens) == {"normal": 4, "identity": 12}[init]  # A and K, then A₁, K₁, A₂, K₂ too; of queries and of keys
+    assert (
+        len(over_tokens) == {"normal": 4, "identity": 12}[init]
+    )  # A and K, then A₁, K₁, A₂, K₂ too; of queries and of keys
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
