@@ -65,7 +65,7 @@ class Report:
 class Bench:
     """Time every way of rotating queries and keys, side by side; whole ViT-B/16 training steps, inference, peak memory.
 
-    Takes about half an hour on two cores. Prints ratios to plain RoPE, and every target beside what was measured.
+    Takes an hour or more on two cores. Prints ratios to plain RoPE, and every target beside what was measured.
     """
 
     out: Path = Path("runs/bench")
