@@ -109,7 +109,7 @@ def generator_gradient(
         frequencies: μ (H, m, b/2).
         positions: τ (L, H, m) or (B, L, H, m), float64.
         inverse: the table of the phases −μτ.
-        scratch: room for a tensor of tokens, (1 or more, any), to be overwritten.
+        scratch: room for three such tensors of tokens, of which the first and the last are overwritten.
     """
     num_blocks, b = frequencies.shape[1], 2 * frequencies.shape[2]
     scratch = scratch_for(g) if scratch is None else scratch
@@ -120,13 +120,10 @@ def generator_gradient(
     gaps, between = _gaps(frequencies), _between(b, g.device)
     closed = (gaps.abs() < _closed_below(reach, far, g.dtype)[..., None, None, None]) & between
     # An accelerator would have to be waited for to know: there the sums for closed gaps are made for all blocks.
-    blocks = closed.flatten(2).any(-1).any(0).nonzero().flatten().tolist() if may_ask(g.device) else None
+    blocks = closed.flatten(2).any(-1).any(0).nonzero().flatten() if may_ask(g.device) else None
     sums = [a - k]
-    if blocks is None or blocks:
-        sums.append(k)
-        t = (positions - centre).unsqueeze(0) if positions.ndim == 3 else positions - centre
-        t = t.transpose(1, 2).unsqueeze(2).to(g.dtype)  # (B or 1, H, 1, L, m)
-        sums += [gram(x, y, num_blocks, weights, blocks) for weights in (t, t.square()) for x, y in ((h, u), (g, z))]
+    if blocks is None or len(blocks):
+        sums += [k, *_closed_sums(h, u, g, z, positions - centre, scratch[2], blocks)]
     difference, *rest = _to_eigenvectors(torch.stack(sums).double())
     gradient = 1j * difference / torch.where(closed | ~between, 1.0, gaps)
     if rest:
@@ -135,7 +132,7 @@ def generator_gradient(
 
 
 def _over_closed_gaps(
-    gaps: Tensor, centre: Tensor, k: Tensor, a1: Tensor, k1: Tensor, a2: Tensor, k2: Tensor
+    gaps: Tensor, centre: Tensor, k: Tensor, a1: Tensor, a2: Tensor, k1: Tensor, k2: Tensor
 ) -> Tensor:
     """Form (3)."""
     half = torch.polar(torch.ones_like(gaps), -gaps * centre / 2)
@@ -175,6 +172,28 @@ def _spread(g: Tensor, z: Tensor, positions: Tensor, num_blocks: int, scratch: T
     distance = (positions - centre).abs_()
     fifth = distance.square().square_().mul_(distance).mul_(weight)  # pow would take ten times as long
     return centre, (fifth.sum(tokens) / total).pow(1 / 5)
+
+
+def _closed_sums(
+    h: Tensor, u: Tensor, g: Tensor, z: Tensor, offsets: Tensor, scratch: Tensor, blocks: Tensor | None
+) -> list[Tensor]:
+    """A₁, A₂, K₁ and K₂ of form (3), (H, m, b, b) each, of some of the blocks or of all; zeros for the others.
+
+    `offsets` are t, (L, H, m) or (B, L, H, m).
+    """
+    num_blocks = offsets.shape[-1]
+    b = g.shape[-1] // num_blocks
+    if blocks is not None and len(blocks) < num_blocks:
+        tokens = (x.unflatten(-1, (-1, b)).index_select(-2, blocks).flatten(-2) for x in (h, u, g, z))
+        found = _closed_sums(*tokens, offsets[..., blocks], scratch, None)
+        return [each.new_zeros(len(each), num_blocks, b, b).index_copy_(1, blocks, each) for each in found]
+    t = on_features(offsets.to(g.dtype), b)
+    weighted = scratch[: g.numel()].view(g.shape)
+    sums = []
+    for x, y in ((h, u), (g, z)):
+        sums.append(gram(torch.mul(x, t, out=weighted), y, num_blocks))
+        sums.append(gram(weighted.mul_(t), y, num_blocks))
+    return sums
 
 
 def generator_tangent(

@@ -5,7 +5,6 @@ of every angle, (B or 1, H, 1, L, D/2, 2), laid out so that it multiplies tokens
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -54,8 +53,8 @@ def group_heads(x: Tensor, table: Tensor) -> Tensor:
 
 
 def scratch_for(x: Tensor) -> Tensor:
-    """Room for two tensors as large as x that are worked out on the way: fresh memory costs more time than the arithmetic."""
-    return x.new_empty(2, x.numel())
+    """Room for three tensors as large as x that are worked out on the way: fresh memory costs more time than the arithmetic."""
+    return x.new_empty(3, x.numel())
 
 
 def room_like(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -119,35 +118,17 @@ def dense(blocks: Tensor, dtype: torch.dtype) -> Tensor:
     return (blocks.to(dtype).unsqueeze(-2) * eye).reshape(num_heads, 1, num_blocks * b, num_blocks * b)
 
 
-def gram(
-    left: Tensor,
-    right: Tensor,
-    num_blocks: int,
-    weights: Tensor | None = None,
-    blocks: Sequence[int] | None = None,
-) -> Tensor:
+def gram(left: Tensor, right: Tensor, num_blocks: int) -> Tensor:
     """Σ left · rightᵀ within each block, over batch, group and tokens: (H, m, b, b).
 
     Neighbouring blocks are multiplied together, up to 16 × 16, and the diagonal is kept: smaller products waste time.
-
-    Args:
-        weights: of tokens and blocks, (B or 1, H, 1, L, m), in the sum; 1 if None.
-        blocks: those that are wanted; all if None. Others may be zero.
     """
     b = left.shape[-1] // num_blocks
     together = max(n for n in range(1, num_blocks + 1) if num_blocks % n == 0 and (n == 1 or n * b <= 16))
-    products = []
-    for first in range(0, num_blocks, together):
-        x, y = (each[..., first * b : (first + together) * b] for each in (left, right))
-        if blocks is not None and not any(first <= block < first + together for block in blocks):
-            products.append(x.new_zeros(x.shape[1], together * b, together * b))
-            continue
-        if weights is not None:
-            x = (x.unflatten(-1, (together, b)) * weights[..., first : first + together, None]).flatten(-2)
-        products.append((x.mT @ y).sum((0, 2)))
-    # (H, m/together, together·b, together·b)
-    whole = torch.stack(products, dim=1).unflatten(-1, (together, b)).unflatten(-3, (together, b))
-    return whole.diagonal(dim1=2, dim2=4).movedim(-1, 2).flatten(1, 2)
+    pairs = zip(left.split(together * b, dim=-1), right.split(together * b, dim=-1), strict=True)
+    products = torch.stack([(x.mT @ y).sum((0, 2)) for x, y in pairs], dim=1)  # (H, m/together, together·b, together·b)
+    blocks = products.unflatten(-1, (together, b)).unflatten(-3, (together, b)).diagonal(dim1=2, dim2=4)
+    return blocks.movedim(-1, 2).flatten(1, 2)
 
 
 def on_features(per_block: Tensor, b: int) -> Tensor:
