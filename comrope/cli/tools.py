@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -87,8 +87,10 @@ class Bench:
         from comrope.lab import bench, results, terminal
         from comrope.lab.bench.figure import figure
 
-        if self.tokens < bench.SHAPES[0].num_tokens or self.rounds < 2:
-            raise ConfigurationError(f"tokens={self.tokens}, rounds={self.rounds}: expected 197 and 2, or more.")
+        least = {"threads": 1, "rounds": 2, "batch": 1, "depth": 1, "tokens": bench.SHAPES[0].num_tokens}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ConfigurationError(f"{name}={getattr(self, name)}: expected {number} or more.")
         torch.set_num_threads(self.threads)
         sizes = {"rounds": self.rounds, "batch": self.batch, "depth": self.depth, "tokens": self.tokens}
         with results.whole_or_nothing(self.out) as folder:
@@ -110,12 +112,12 @@ class Check:
     """
 
     model: tyro.conf.Positional[Path]
-    """Folder that comrope.save wrote."""
+    """Folder that comrope.save wrote, or of a run."""
 
     def run(self) -> None:
         import comrope
 
-        report = comrope.check(comrope.load(self.model))
+        report = comrope.check(_model_in(self.model))
         print(report)
         if not report.holds:
             sys.exit(1)
@@ -139,3 +141,14 @@ class Fold:
         comrope.fold(model)
         comrope.save(model, self.out)
         print(f"wrote {self.out}: load it with comrope.load")
+
+
+def _model_in(folder: Path) -> Any:
+    """The model of a folder, whether `comrope.save` or a training wrote it."""
+    if (folder / "run.json").exists():
+        from comrope.lab import runs
+
+        return runs.load_run(folder)
+    import comrope
+
+    return comrope.load(folder)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from comrope.errors import ConfigurationError, InputError
 
+FARTHEST = 1e15
+"""Of positions: farther out float64 does not tell a whole radian from the next."""
+
 
 def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
     """`positions` if they are finite, precise and of `num_axes` axes (integers as float64); InputError otherwise.
@@ -20,17 +23,17 @@ def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
             f"{name}: got {came}, expected a tensor (L, N) or (B, L, N) with N=num_axes={num_axes}, as "
             "comrope.positions.grid or .sequence makes."
         )
-    if positions.dtype.is_complex or positions.dtype == torch.bool:
-        raise InputError(f"{name}: got {positions.dtype}, expected real numbers.")
+    if positions.dtype.is_complex or positions.dtype == torch.bool or positions.layout != torch.strided:
+        raise InputError(f"{name}: got {positions.dtype}, {positions.layout}; expected real numbers in a dense tensor.")
     if not positions.is_floating_point():
-        return positions.double()
+        positions = positions.double()
     if positions.dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"{name}: got {positions.dtype}, which merges neighbouring tokens. Keep positions in float32 or float64; they "
             "are no part of what a cast to lower precision saves."
         )
-    message = f"{name}: some are NaN or infinite, but every token needs a finite place."
-    finite = positions.isfinite().all()
+    message = f"{name}: some are NaN, infinite or beyond {FARTHEST:g}, but every token needs a finite place."
+    finite = (positions.abs() <= FARTHEST).all()
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "meta"):
         torch._assert_async(finite, message)  # no synchronisation with the device
     elif positions.device.type == "cpu" and not _true_or_unknown(finite):

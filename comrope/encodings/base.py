@@ -155,8 +155,15 @@ class Encoding(PreciseModule, ABC):
                 f"{name}: got {came}, expected (B, heads, L, D) with heads a multiple of num_heads={self.num_heads} and "
                 f"D=head_dim={self.head_dim}. A (B, L, heads, D) tensor wants .transpose(1, 2)."
             )
-        if not x.is_floating_point():
-            raise InputError(f"{name}: got {x.dtype}, expected a floating-point tensor.")
+        if not x.is_floating_point() or x.dtype.itemsize < 2 or x.layout != torch.strided:
+            raise InputError(
+                f"{name}: got {x.dtype}, {x.layout}; expected floating-point numbers of 16 bits or more in a dense tensor."
+            )
+        own = next((p.device for p in self.parameters()), x.device)
+        if not x.device == positions.device == own:
+            raise InputError(
+                f"{name} is on {x.device}, {positions_name} on {positions.device} and the angles on {own}: move all to one."
+            )
         if positions.shape[-2] != x.shape[2]:
             raise InputError(
                 f"{positions_name} are for {positions.shape[-2]} tokens, but {name} has {x.shape[2]}: give one row a "
@@ -319,6 +326,8 @@ class LearnedEncoding(Encoding):
         blocks = (self.num_heads, self.num_blocks)
         expected = {"basis": (*blocks, b, b), "frequencies": (self.num_axes, *blocks, b // 2)}
         for (name, own), came in zip(expected.items(), (basis, frequencies), strict=True):
+            if not isinstance(came, Tensor) and not (came is None and name == "basis"):
+                raise InputError(f"{name}: got {type(came).__name__}, expected a tensor {own}.")
             if came is not None and came.shape != own:
                 raise InputError(f"{name}: got {tuple(came.shape)}, expected {own}.")
             if came is not None and not came.isfinite().all():

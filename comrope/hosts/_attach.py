@@ -71,6 +71,9 @@ def attach(
             model, settings that do not fit (the layer is named). The model is untouched then.
     """
     _check_attachable(model, name)
+    known = [each for each in settings if each in ("num_heads", "head_dim", "num_axes", "device", "dtype")]
+    if known:
+        raise ConfigurationError(f"{', '.join(known)}: what the model has is taken; leave it out.")
     arguments = {"block_size": block_size, "init": init, **settings}
     arguments = {key: value for key, value in arguments.items() if value is not None}
     recorded = {

@@ -205,6 +205,8 @@ class Attachment:
     @staticmethod
     def of(model: nn.Module) -> "Attachment":
         """The attachment of a model; ConfigurationError where there is none."""
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")
         attachment = model.__dict__.get("_comrope")
         if isinstance(attachment, Attachment):
             return attachment

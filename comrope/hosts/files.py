@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from comrope.encodings import Encoding
 from comrope.encodings.fixed import FixedFrequencies, freeze
 from comrope.errors import ConfigurationError, DataError
+from comrope.hosts._bounds import made_as_said, no_larger_than, read_json, timm_arguments
 from comrope.hosts._own import OwnTrunk
+from comrope.hosts._replaced import replaced, settle
 from comrope.hosts._surgery import Attachment
 
 SETTINGS, WEIGHTS = "comrope.json", "model.safetensors"
@@ -46,6 +48,8 @@ def save(model: nn.Module, folder: Path | str) -> None:
     Raises:
         ConfigurationError: nothing is attached; a model of none of these libraries; a timm model that was not made by
             `timm.create_model`, or was with an argument that JSON cannot hold. Nothing is written then.
+        DataError: the folder cannot be written, or is a file. A model that was there before is as it was, and so it is where
+            this is killed.
     """
     attachment, folder = Attachment.of(model), Path(folder)
     frozen = not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules())
@@ -60,20 +64,25 @@ def save(model: nn.Module, folder: Path | str) -> None:
         settings |= _dtypes(model)
     else:
         settings["buffers"] = _buffer_dtypes(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).unlink(missing_ok=True)  # written last: without it the folder is not whole
-    if settings["library"] == "timm":
-        import timm.models
+    with replaced(folder, stale=_all_weights(settings["library"])) as new:
+        _write(model, settings, new)
 
-        refused = f"{settings['architecture']}, folded: comrope.load reads it, and timm cannot"
-        config = {"architecture": refused} if attachment.folded else {}
-        timm.models.save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
-    else:
-        save_pretrained: Any = model.save_pretrained
-        save_pretrained(folder, max_shard_size="1000GB", variant=FOLDED if attachment.folded else None)
-        stale = _weights(folder, settings["library"], None if attachment.folded else FOLDED)
-        for path in (stale, stale.with_name(f"{stale.name}.index.json")):
-            path.unlink(missing_ok=True)
+
+def _write(model: nn.Module, settings: dict[str, Any], folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        if settings["library"] == "timm":
+            import timm.models
+
+            refused = f"{settings['architecture']}, folded: comrope.load reads it, and timm cannot"
+            config = {"architecture": refused} if settings["folded"] else {}
+            timm.models.save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
+        else:
+            save_pretrained: Any = model.save_pretrained
+            save_pretrained(folder, max_shard_size="1000GB", variant=FOLDED if settings["folded"] else None)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from error
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -99,6 +108,9 @@ def load(
         ConfigurationError: the model was attached with positions=…, and is to be loaded without; what `attach` raises.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: comrope.save writes one, with {SETTINGS} in it.")
+    settle(folder)
     settings = _settings(folder)
     if settings.get("positions") and positions is None:
         raise ConfigurationError(
@@ -189,6 +201,11 @@ def _not_json(arguments: Mapping[str, Any]) -> list[str]:
 def _settings(folder: Path) -> dict[str, Any]:
     """What `save` wrote, or else what `record` noted."""
     path = folder / SETTINGS
+    if not path.exists() and (folder / "run.json").exists():
+        raise DataError(
+            f"{folder} is a run of the laboratory, and no folder that comrope.save wrote: its model is "
+            f"comrope.lab.runs.load_run(Path({str(folder)!r}))."
+        )
     if not path.exists() and (folder / "config.json").exists():
         path = folder / "config.json"
         settings = _json(path).get("comrope")
@@ -204,6 +221,21 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: format {settings.get('format')!r}, expected {FORMAT}.")
     if settings.get("library") not in ("timm", "transformers", "diffusers"):
         raise DataError(f"{path}: library {settings.get('library')!r}, expected timm, transformers or diffusers.")
+    expected = {
+        "attach": dict,
+        "folded": bool,
+        "class": str,
+        "module": str,
+        "frozen": bool,
+        "dtypes": dict,
+        "buffers": dict,
+    }
+    for name, kind in expected.items():
+        if not isinstance(settings.get(name, kind()), kind):
+            raise DataError(f"{path}: {name} is {settings[name]!r}, expected a {kind.__name__}.")
+    missing = [name for name in ("attach", "folded", "class") if name not in settings]
+    if missing:
+        raise DataError(f"{path} is damaged: it does not say {', '.join(missing)}.")
     return settings
 
 
@@ -211,6 +243,12 @@ def _weights(folder: Path, library: str, variant: str | None = None) -> Path:
     """The file that a library calls its weights."""
     name = DIFFUSION_WEIGHTS if library == "diffusers" else WEIGHTS
     return folder / (name if variant is None else name.replace(".", f".{variant}."))
+
+
+def _all_weights(library: str) -> list[str]:
+    """Names of files in which a model may have been written before."""
+    names = [_weights(Path(), library, variant).name for variant in (None, FOLDED)]
+    return names + [f"{name}.index.json" for name in names]
 
 
 def _weights_of(folder: Path, settings: dict[str, Any]) -> Path:
@@ -223,7 +261,10 @@ def _shards(path: Path) -> list[Path]:
     index = path.with_name(f"{path.name}.index.json")
     if path.exists() or not index.exists():
         return [path]
-    return [path.with_name(name) for name in sorted(set(_json(index).get("weight_map", {}).values()))]
+    try:
+        return [path.with_name(name) for name in sorted(set(_json(index)["weight_map"].values()))]
+    except (KeyError, AttributeError, TypeError, ValueError) as error:  # ValueError: a name with folders in it
+        raise DataError(f"{index} is damaged: it names no files beside it ({error}).") from error
 
 
 # timm
@@ -256,10 +297,11 @@ def _timm_architecture(model: nn.Module) -> str:
 def _made_by_timm(folder: Path, settings: dict[str, Any]) -> nn.Module:
     import timm
 
-    config = _json(folder / "config.json")
-    head = {"num_classes": config["num_classes"], "global_pool": config.get("global_pool", "")}
-    architecture = settings.get("architecture", config["architecture"])
-    return timm.create_model(architecture, **config.get("model_args", {}) | head)
+    path = folder / "config.json"
+    config = _json(path)
+    architecture, arguments = timm_arguments(path, config, settings.get("architecture", config.get("architecture")))
+    with made_as_said(path), no_larger_than(_shards(_weights_of(folder, settings))):
+        return timm.create_model(architecture, **arguments)
 
 
 # diffusers
@@ -267,7 +309,10 @@ def _made_by_timm(folder: Path, settings: dict[str, Any]) -> nn.Module:
 
 def _made_by_diffusers(folder: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
     kind = _class(folder, settings) if kind is None else kind
-    return kind.from_config({key: value for key, value in _json(folder / "config.json").items() if key != "comrope"})
+    path = folder / "config.json"
+    config = {key: value for key, value in _json(path).items() if key != "comrope"}
+    with made_as_said(path), no_larger_than(_shards(_weights_of(folder, settings))):
+        return kind.from_config(config)
 
 
 # timm and diffusers
@@ -275,14 +320,15 @@ def _made_by_diffusers(folder: Path, settings: dict[str, Any], kind: Any) -> nn.
 
 def _load_by_name(model: nn.Module, path: Path, settings: dict[str, Any], again: dict[str, Any]) -> nn.Module:
     """Weights and encodings into a model that has the names that the file has."""
-    from comrope.hosts import attach, fold
+    from comrope.hosts import fold
 
     tensors = {name: tensor for shard in _shards(path) for name, tensor in read_tensors(shard).items()}
+    _check_dtypes(path, model.state_dict(), tensors)
     with torch.no_grad():  # the proof is one of these weights
         for name, tensor in model.state_dict().items():
             if name in tensors and tensors[name].shape == tensor.shape:
                 tensor.copy_(tensors[name])
-    attach(model, **again)
+    _attach_again(model, again)
     if _is_frozen(settings, {key: tensor for key, tensor in tensors.items() if ".encoding." in key}, model):
         freeze(model)
     if settings["folded"]:
@@ -291,8 +337,27 @@ def _load_by_name(model: nn.Module, path: Path, settings: dict[str, Any], again:
     made = dict(model.named_buffers())
     for name, dtype in settings.get("buffers", {}).items():
         if name in made:
-            _cast(model, name, getattr(torch, dtype))
+            _cast(model, name, _dtype(dtype))
     return model
+
+
+def _attach_again(model: nn.Module, again: dict[str, Any]) -> None:
+    """`attach`; where the model's weights are such that nothing can be proved of it, with others for as long as that takes."""
+    from comrope.hosts import attach
+
+    try:
+        attach(model, **again)
+    except ConfigurationError:
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                draws = torch.randn(parameter.shape, generator=generator, dtype=torch.float32) / 5
+                parameter.copy_(draws)
+        try:
+            attach(model, **again)
+        finally:
+            model.load_state_dict(state, strict=False)
 
 
 def _buffer_dtypes(model: nn.Module) -> dict[str, str]:
@@ -310,13 +375,13 @@ def _buffer_dtypes(model: nn.Module) -> dict[str, str]:
 def _load_transformers(
     folder: Path, settings: dict[str, Any], again: dict[str, Any], kind: type[nn.Module] | None
 ) -> nn.Module:
-    from comrope.hosts import attach, fold
+    from comrope.hosts import fold
 
     path = _weights_of(folder, settings)
     angles = _angles(path)
     model = _plain(path, settings, _class(folder, settings) if kind is None else kind)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()} if settings["folded"] else {}
-    attach(model, **again)
+    _attach_again(model, again)
     if _is_frozen(settings, angles, model):
         freeze(model)
     if settings["folded"]:
@@ -326,8 +391,15 @@ def _load_transformers(
     if exceptions := settings.get("dtypes"):
         for name in model.state_dict().keys() - _encodings(model).keys():
             if model.state_dict()[name].is_floating_point():
-                _cast(model, name, getattr(torch, exceptions.get(name, settings["dtype"])))
+                _cast(model, name, _dtype(exceptions.get(name, settings["dtype"])))
     return model
+
+
+def _dtype(name: Any) -> torch.dtype:
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(found, torch.dtype):
+        raise DataError(f"{SETTINGS}: {name!r} is no dtype of torch.")
+    return found
 
 
 def _class(folder: Path, settings: dict[str, Any]) -> type[nn.Module]:
@@ -341,7 +413,7 @@ def _class(folder: Path, settings: dict[str, Any]) -> type[nn.Module]:
             kind = getattr(importlib.import_module(module), name, None)
         except ImportError:
             kind = None
-    if kind is None:
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise DataError(
             f"{folder}: {library} {of_library.__version__} has no {name!r}, of {module}: give the class, "
             "comrope.load(folder, kind=…)."
@@ -371,15 +443,16 @@ def _plain(path: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # angles are no weights that it knows
     try:
-        model, found = kind.from_pretrained(
-            path.parent,
-            variant=None if path.name == WEIGHTS else FOLDED,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with made_as_said(path.with_name("config.json")), no_larger_than(_shards(path)):
+            model, found = kind.from_pretrained(
+                path.parent,
+                variant=None if path.name == WEIGHTS else FOLDED,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     finally:
         logging.set_verbosity(verbosity)
     wrong = [each if isinstance(each, str) else each[0] for each in found["mismatched_keys"]]
@@ -433,6 +506,7 @@ def _fill_angles(model: nn.Module, angles: dict[str, Tensor], path: Path) -> Non
     unknown = sorted(angles.keys() - names.values())
     wrong = [key for key in own if key not in missing and angles[names[key]].shape != own[key].shape]
     _check_keys(path, missing, unknown, wrong)
+    _check_dtypes(path, own, {key: angles[names[key]] for key in own})
     for key in own:
         tensor = angles[names[key]]
         _cast(model, key, tensor.dtype)
@@ -478,6 +552,7 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     unknown = sorted(tensors.keys() - own.keys())
     wrong = [key for key in tensors.keys() & own.keys() if tensors[key].shape != own[key].shape]
     _check_keys(path, missing, unknown, wrong)
+    _check_dtypes(path, own, tensors)
     for name, tensor in tensors.items():
         _cast(model, name, tensor.dtype)  # as it was saved
     model.load_state_dict(tensors, strict=False)
@@ -491,6 +566,17 @@ def _check_keys(path: Path, missing: list[str], unknown: list[str], wrong: list[
             )
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check_dtypes(path: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Numbers of a model are floating-point ones of 16 bits or more, and others are as they are."""
+    for name in own.keys() & found.keys():
+        dtypes = {own[name].dtype, found[name].dtype}
+        if len(dtypes) > 1 and not dtypes <= set(FLOATS):
+            raise DataError(f"{path}: {name!r} has dtype {found[name].dtype}, which comrope.save does not write there.")
+
+
 def _cast(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     """One tensor of a model; an encoding keeps to the dtypes that it can have, constant angles to float64."""
     path, _, leaf = name.rpartition(".")
@@ -501,15 +587,7 @@ def _cast(model: nn.Module, name: str, dtype: torch.dtype) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: comrope.save writes a folder with {SETTINGS} in it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: {error}.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is damaged: it holds no settings.")
-    return found
+    return read_json(path, f"comrope.save writes a folder with {SETTINGS} in it")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,10 @@
-"""The state of a run on disk, so that it goes on after a kill where it was: each checkpoint whole, or not there at all."""
+"""The state of a run on disk, so that it goes on after a kill where it was: each checkpoint whole, or not there at all.
+
+A checkpoint that was written whole can be damaged later. Sums of its files say so, and the one before it is kept for that.
+"""
 
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,12 +13,17 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from comrope.errors import DataError
+from comrope.lab.results import sum_of, writing
+
 _PROGRESS = "progress.json"
+KEPT = 2
+"""Checkpoints of a run at a time."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The newest state of a run, in `folder`/step-<n>: weights and optimiser as Accelerate writes them, and progress."""
+    """The newest states of a run, in `folder`/step-<n>: weights and optimiser as Accelerate writes them, and progress."""
 
     folder: Path
     every: int | None = None
@@ -24,36 +33,55 @@ class Checkpoints:
         return step % (self.every or steps_per_epoch) == 0
 
     def save(self, accelerator: Accelerator, progress: dict[str, Any]) -> None:
-        """Writes the state and removes the one before. All processes call this together."""
+        """Writes the state and removes all before the last. All processes call this together.
+
+        Raises:
+            DataError: it cannot be written. The checkpoints before it are as they were.
+        """
         partial, whole = self.folder / "partial", self.folder / f"step-{progress['step']}"
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            (partial / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-            before = self._found()
-            shutil.rmtree(whole, ignore_errors=True)  # of a run of other checkpoints' spacing
-            os.replace(partial, whole)
-            for folder in before:
-                if folder != whole:
+        with writing(whole, "it goes on from the checkpoint before"):
+            if accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(partial))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                files = sorted(path for path in partial.rglob("*") if path.is_file())
+                sums = {path.relative_to(partial).as_posix(): sum_of(path) for path in files}
+                (partial / _PROGRESS).write_text(json.dumps({"progress": progress, "sums": sums}), encoding="utf-8")
+                shutil.rmtree(whole, ignore_errors=True)  # of a run of other checkpoints' spacing
+                os.replace(partial, whole)
+                for folder in self._found()[:-KEPT]:
                     shutil.rmtree(folder, ignore_errors=True)
         accelerator.wait_for_everyone()
 
     def restore(self, accelerator: Accelerator) -> dict[str, Any] | None:
-        """Loads the newest state into what `accelerator` has prepared, and returns its progress; None if there is none."""
+        """Loads the newest undamaged state into what `accelerator` has prepared, and returns its progress; or None.
+
+        Raises:
+            DataError: there are checkpoints, and all are damaged.
+        """
         found = self._found()
         accelerator.wait_for_everyone()
-        if not found:
-            return None
-        accelerator.load_state(str(found[-1]))
-        return self.progress()
+        for folder in reversed(found):
+            damage = _damage(folder)
+            if damage is None:
+                accelerator.load_state(str(folder))
+                return _read(folder)["progress"]
+            logging.getLogger("comrope").warning(
+                "%s is damaged (%s): looking for the checkpoint before it", folder, damage
+            )
+        if found:
+            raise DataError(
+                f"{self.folder}: all checkpoints are damaged. Remove this folder, and give the same command again to train "
+                "from the start."
+            )
+        return None
 
     def progress(self) -> dict[str, Any]:
         """What was saved beside the newest state."""
-        return json.loads((self._found()[-1] / _PROGRESS).read_text(encoding="utf-8"))
+        return _read(self._found()[-1])["progress"]
 
     def remove(self) -> None:
         """Forgets the state: the run is done."""
@@ -62,3 +90,20 @@ class Checkpoints:
     def _found(self) -> list[Path]:
         """Whole checkpoints, the newest last."""
         return sorted(self.folder.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, if anything."""
+    try:
+        about = _read(folder)
+        for name, expected in about["sums"].items():
+            if sum_of(folder / name) != expected:
+                return f"{name} is not what was written"
+        _ = about["progress"]["step"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """Measuring a trained classifier: at other resolutions, with its coordinates moved or perturbed, over all processes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -49,6 +50,11 @@ class Condition:
     def __post_init__(self):
         if self.direction not in DIRECTIONS:
             raise ConfigurationError(f"direction={self.direction!r}: expected one of {', '.join(DIRECTIONS)}.")
+        for name in ("offset", "perturbation"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name}={getattr(self, name)}: expected a number, 0 or more.")
+        if self.seed < 0:
+            raise ConfigurationError(f"seed={self.seed}: expected 0 or more.")
 
     @property
     def moves(self) -> bool:

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Self
 
-from comrope.errors import DataError
+from comrope.errors import ConfigurationError, DataError
+
+PRECISIONS = ("no", "bf16", "fp16")
+MOST_PIXELS = 8192
+"""On a side of an image: larger ones would need more memory than there is."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,27 @@ class Recipe:
     precision: str = "no"
     """"no" (float32), "bf16" or "fp16": of the forward pass, as Accelerate has it."""
     seed: int = 0
+
+    def __post_init__(self):
+        expected = {
+            "epochs": ("1 or more", self.epochs >= 1),
+            "batch_size": ("1 or more", self.batch_size >= 1),
+            "learning_rate": ("a number, 0 or more", 0 <= self.learning_rate < math.inf),
+            "angle_learning_rate": ("a number, 0 or more", 0 <= (self.angle_learning_rate or 0) < math.inf),
+            "weight_decay": ("a number, 0 or more", 0 <= self.weight_decay < math.inf),
+            "warmup": ("a share, 0 to 1", 0 <= self.warmup <= 1),
+            "repeats": ("1 or more", self.repeats >= 1),
+            "precision": (f"one of {', '.join(PRECISIONS)}", self.precision in PRECISIONS),
+            "seed": ("0 or more", self.seed >= 0),
+        }
+        _require(self, expected)
+
+
+def _require(settings: Any, expected: dict[str, tuple[str, bool]]) -> None:
+    """Raises ConfigurationError for the first of the settings that is not as expected: name → (what, whether it is)."""
+    for name, (what, holds) in expected.items():
+        if not holds:
+            raise ConfigurationError(f"{name}={getattr(settings, name)!r}: expected {what}.")
 
 
 @dataclass(frozen=True)
@@ -113,6 +139,17 @@ class Experiment(Trial):
     """Images are resized to so many times the size that is then cropped from them."""
     perturbation: float = 1.0
     """σ, in patches; drawn anew for every step (Eq. 11)."""
+
+    def __post_init__(self):
+        sides = f"1 to {MOST_PIXELS} pixels a side"
+        _require(
+            self,
+            {
+                "image_size": (sides, all(1 <= side <= MOST_PIXELS for side in self.image_size)),
+                "enlargement": ("1 to 16", 1 <= self.enlargement <= 16),
+                "perturbation": ("a number, 0 or more", 0 <= self.perturbation < math.inf),
+            },
+        )
 
     def _title(self) -> str:
         return f"{super()._title()}-s{self.perturbation:g}"

@@ -1,18 +1,29 @@
 """Results on disk: whole, or not there at all."""
 
+import errno
+import glob
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from comrope.errors import DataError
 from comrope.lab import figures, report
 
 _FIGURES = (figures.accuracy_against_resolution, figures.accuracy_against_offset, figures.spectra, figures.training)
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+_BROKEN_OFF = re.compile("PytorchStreamWriter|os error|I/O error", re.IGNORECASE)
+"""How torch and safetensors put it."""
+DRAFT, LOCK = ".draft", "lock"
 _BENCH = ("tables.md", "bench.svg")
 _FILES = {
     "results.json",
@@ -39,23 +50,37 @@ def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
     foreign = [name for name in names if name not in _FILES and not any(fnmatch(name, pattern) for pattern in also)]
     if foreign:
         raise DataError(f"{folder} holds what is no result of comrope ({', '.join(foreign[:3])}): name another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    former = partial / "former"
+    with writing(folder, "what was there is as it was"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{DRAFT}"):
+            _tidy(left, folder)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=DRAFT, dir=folder.parent))
+    former, whole = partial / "former", partial / "whole"
     try:
-        whole = partial / "whole"
-        whole.mkdir()
-        yield whole
-        try:
-            if folder.exists():
-                os.replace(folder, former)
-            os.replace(whole, folder)
-        except BaseException:
-            if former.exists() and not folder.exists():
-                os.replace(former, folder)
-            raise
+        with FileLock(partial / LOCK), writing(folder, "what was there is as it was"):
+            whole.mkdir()
+            yield whole
+            try:
+                if folder.exists():
+                    os.replace(folder, former)
+                os.replace(whole, folder)
+            except BaseException:
+                if former.exists() and not folder.exists():
+                    os.replace(former, folder)
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _tidy(left: Path, folder: Path) -> None:
+    """Removes what a process left behind that was killed; what it had set aside comes back."""
+    try:
+        with FileLock(left / LOCK, timeout=0):  # its process would hold it
+            if (left / "former").exists() and not folder.exists():
+                os.replace(left / "former", folder)
+    except Timeout:
+        return
+    shutil.rmtree(left, ignore_errors=True)
 
 
 def read(path: Path) -> dict:
@@ -95,9 +120,30 @@ def write_json(results: dict, path: Path) -> None:
     """Writes `results` in one step: an earlier file stays until the new one is whole."""
     draft = path.with_name(f".{path.name}.draft")
     try:
-        draft.write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}.") from error
+        with writing(path, "what was there is as it was"):
+            draft.write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, so_far: str) -> Iterator[None]:
+    """Makes a DataError of what the system and the libraries raise where a disk is full, or may not be written to."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        full = error.errno in _UNWRITABLE if isinstance(error, OSError) else _BROKEN_OFF.search(str(error))
+        if not full:
+            raise
+        raise DataError(
+            f"{path} cannot be written ({error}): make room, or make its folder writable, and give the same command again; "
+            f"{so_far}."
+        ) from error
+
+
+def sum_of(path: Path) -> str:
+    """What tells the bytes of a file from all others."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,8 +21,9 @@ import importlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -39,6 +41,7 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.hosts import angle_parameters
 from comrope.lab import results
 from comrope.lab.checkpoints import Checkpoints
+from comrope.lab.data.labelled import about
 from comrope.lab.detection.experiment import DetectionExperiment
 from comrope.lab.experiment import Experiment, Trial
 from comrope.lab.text.experiment import TextExperiment
@@ -49,6 +52,8 @@ KINDS: dict[str, type[Trial]] = {
     cls.kind: cls for cls in (Experiment, VideoExperiment, DetectionExperiment, TextExperiment)
 }
 """The experiments of all problems."""
+
+WEIGHTS, LOCK = "weights.safetensors", ".lock"
 
 Report = Callable[[str, int, int, float], None]
 """Told (stage, done, in all, samples a second) as a run goes on."""
@@ -66,6 +71,7 @@ def run(
     compiled: bool = False,
     unreadable: str = "fail",
     tensorboard: bool = False,
+    data: str | None = None,
     report: Report = lambda stage, done, total, speed: None,
 ) -> dict[str, Any]:
     """Trains what is not trained yet, measures what is not measured yet, and returns the run's result.
@@ -81,34 +87,54 @@ def run(
         save_every: steps between two checkpoints; an epoch's if None.
         unreadable: whether an image that cannot be read is to "fail", or be left out ("skip") and counted.
         tensorboard: whether progress is also written for TensorBoard, into the folder's `tensorboard`.
+        data: where the experiment's data are now, if they were moved.
     Raises:
-        ConfigurationError: the folder holds another experiment.
-        DataError: the data are not there, or damaged.
+        ConfigurationError: the folder holds another experiment; a number that makes no sense.
+        DataError: the data are not there, damaged, or others than those that the run began with; the folder cannot be written,
+            or another process is at work on it; weights are missing or damaged.
+        DivergedError: the loss is no number any more.
     """
+    for name, value, least in (("readers", readers, 0), ("save_every", save_every, 1), ("micro_batch", micro_batch, 1)):
+        if value is not None and value < least:
+            raise ConfigurationError(f"{name}={value}: expected {least} or more.")
     state = PartialState(cpu=not torch.cuda.is_available())
     problem = importlib.import_module(experiment.module)
-    train_set, test_set = problem.data(experiment, unreadable)
+    sets = problem.data(experiment if data is None else replace(experiment, data=data), unreadable)
+    described = {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
+    _check(folder, experiment, described)
     result = _read(folder / "result.json")
+    if result is not None and not _missing(result, conditions):
+        return result
     model = (
-        problem.build(experiment, train_set, folder.parent) if result is None else None
+        None if result is not None else problem.build(experiment, sets[0], folder.parent)
     )  # or say what is wrong with it
-    _claim(folder, experiment, command, state)
-    if result is None:
-        settings = {"micro_batch": micro_batch, "readers": readers, "compiled": compiled}
-        result = _train(experiment, problem, model, train_set, folder, settings, save_every, tensorboard, report, state)
-    missing = [c for c in conditions if not any(c.describes(row) for row in result["evaluation"])]
-    if missing:
-        model = load_run(folder, test_set)
-        begun = time.perf_counter()
-        for done, condition in enumerate(missing):
-            report("measuring", done, len(missing), 0.0)
-            result["evaluation"] += problem.measure(model, test_set, [condition], readers=readers)
-        result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
-        if state.is_main_process:
-            results.write_json(result, folder / "result.json")
-        state.wait_for_everyone()
+    with _alone(folder, state):
+        _check(folder, experiment, described)
+        result = _read(folder / "result.json")  # it may have been waited for
+        if result is None:
+            _claim(folder, experiment, described, command, state)
+            settings = {"micro_batch": micro_batch, "readers": readers, "compiled": compiled}
+            result = _train(
+                experiment, problem, model, sets[0], folder, settings, save_every, tensorboard, report, state
+            )
+        missing = _missing(result, conditions)
+        if missing:
+            model = load_run(folder, sets[1])
+            begun = time.perf_counter()
+            for done, condition in enumerate(missing):
+                report("measuring", done, len(missing), 0.0)
+                result["evaluation"] += problem.measure(model, sets[1], [condition], readers=readers)
+            result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
+            if state.is_main_process:
+                results.write_json(result, folder / "result.json")
+            state.wait_for_everyone()
     report("measured", 1, 1, 0.0)
     return result
+
+
+def _missing(result: dict[str, Any], conditions: Sequence[Any]) -> list[Any]:
+    """What was not measured yet."""
+    return [c for c in conditions if not any(c.describes(row) for row in result["evaluation"])]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -132,10 +158,21 @@ def load_run(folder: Path, data: Any = None) -> nn.Module:
     experiment = experiment_of(folder)
     problem = importlib.import_module(experiment.module)
     model = problem.build(experiment, problem.data(experiment)[1] if data is None else data, folder.parent)
-    if not (folder / "weights.safetensors").exists():
-        raise DataError(f"{folder} has no trained weights yet: give its training command again.")
-    load_model(model, folder / "weights.safetensors")
+    load_weights(model, folder)
     return model.eval().to(PartialState(cpu=not torch.cuda.is_available()).device)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Those of a run that was trained to the end; DataError where they are not what was written."""
+    path, result = folder / WEIGHTS, _read(folder / "result.json")
+    if result is None:
+        raise DataError(f"{folder} has no trained weights yet: give its training command again.")
+    if not path.exists() or results.sum_of(path) != result.get("weights", results.sum_of(path)):
+        what = "is not what training wrote" if path.exists() else "is missing"
+        raise DataError(
+            f"{path} {what}: bring it back, or remove {folder} and give its training command again, which is in its run.json."
+        )
+    load_model(model, path)
 
 
 def _trial(found: dict[str, Any]) -> Trial:
@@ -145,24 +182,17 @@ def _trial(found: dict[str, Any]) -> Trial:
     return KINDS[kind].from_json(found["experiment"])
 
 
-def _claim(folder: Path, experiment: Trial, command: str, state: PartialState) -> None:
-    """The folder is this experiment's from now on, unless it is another's that was at least begun."""
+def _check(folder: Path, experiment: Trial, data: dict[str, dict]) -> None:
+    """Refuses a folder that is of something else: of another experiment that was at least begun, or of other data."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file: name a folder for the run.")
     found = _read(folder / "run.json")
-    begun = any((folder / part).exists() for part in ("checkpoints", "result.json"))
-    state.wait_for_everyone()
-    if found is None or not begun:
-        if found is None and folder.exists() and any(folder.iterdir()) and state.is_main_process:
+    if found is None:
+        if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK}:
             raise DataError(f"{folder} holds what is no run of comrope: name another folder.")
-        if state.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            versions = {package: version(package) for package in ("comrope", "torch", "timm", "accelerate")}
-            about = {"kind": experiment.kind, "experiment": experiment.to_json(), "command": command}
-            results.write_json(
-                about | {"versions": versions | {"python": platform.python_version()}}, folder / "run.json"
-            )
-        state.wait_for_everyone()
+        return
+    finished = (folder / "result.json").exists()
+    if not finished and not (folder / "checkpoints").exists():
         return
     here = _trial(found)
     if here != experiment:
@@ -170,6 +200,56 @@ def _claim(folder: Path, experiment: Trial, command: str, state: PartialState) -
         raise ConfigurationError(
             f"{folder} holds a run with other settings ({', '.join(different)}): name another folder, or remove it."
         )
+    for part, now in data.items():
+        before = found.get("data", {}).get(part, now)
+        # What a finished run was trained on is not needed any more, but for the classes.
+        compared = ("classes",) if finished and part == "train" else tuple(now)
+        different = [
+            f"{key} {_short(before[key])}, now {_short(now[key])}" for key in compared if before[key] != now[key]
+        ]
+        if different:
+            raise DataError(
+                f"{folder} is a run on other data, of which {part} had {'; '.join(different)}: bring those back, or name "
+                "another folder."
+            )
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+@contextmanager
+def _alone(folder: Path, state: PartialState) -> Iterator[None]:
+    """No other command works on the folder meanwhile; the processes of this one do together."""
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        yield
+        return
+    with results.writing(folder, "nothing was lost"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise DataError(
+                f"another process is at work on {folder}: wait until it is done, or name another folder."
+            ) from None
+    state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _claim(folder: Path, experiment: Trial, data: dict[str, dict], command: str, state: PartialState) -> None:
+    """Writes what the folder is about from now on, unless it was begun before."""
+    if state.is_main_process and not (folder / "checkpoints").exists():
+        versions = {package: version(package) for package in ("comrope", "torch", "timm", "accelerate")}
+        versions |= {"python": platform.python_version()}
+        about_it = {"kind": experiment.kind, "experiment": experiment.to_json(), "data": data, "command": command}
+        results.write_json(about_it | {"versions": versions}, folder / "run.json")
+    state.wait_for_everyone()
 
 
 def _train(
@@ -203,9 +283,11 @@ def _train(
         },
     }
     if state.is_main_process:
-        partial = folder / ".weights.draft"
-        save_model(model, str(partial))
-        partial.replace(folder / "weights.safetensors")
+        with results.writing(folder, "the last checkpoint has all of it"):
+            partial = folder / ".weights.draft"
+            save_model(model, str(partial))
+            result["weights"] = results.sum_of(partial)
+            partial.replace(folder / WEIGHTS)
         results.write_json(result, folder / "result.json")
         checkpoints.remove()
     state.wait_for_everyone()

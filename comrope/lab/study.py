@@ -4,11 +4,14 @@ What is finished is taken from disk, so that a study that was stopped goes on, a
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 import torch
 
-from comrope.errors import ConfigurationError
+from comrope.errors import ConfigurationError, WorkerError
 from comrope.lab import runs
 from comrope.lab.experiment import Trial
 
@@ -69,6 +72,11 @@ def run_all(
                         report(*reports.get(timeout=0.2))
             while not reports.empty():
                 report(*reports.get())
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "a worker was killed, by hand or for want of memory: give the same command again to go on, with fewer "
+                "--workers if it was memory."
+            ) from error
         except BaseException:
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -105,9 +113,18 @@ _reports: Any = None  # in a worker process: where its progress goes
 def _start_worker(reports) -> None:
     global _reports
     _reports = reports
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _run_here(job: Job, folder: Path, settings: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ Every random draw is named by its seed, step and image (`comrope.lab.draws`), so
 interrupted or not, and the same but for rounding in any number of processes.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 import comrope
-from comrope.errors import ConfigurationError, DataError
+from comrope.errors import ConfigurationError, DataError, DivergedError
 from comrope.lab.checkpoints import Checkpoints
 from comrope.lab.data import as_is
 from comrope.lab.draws import generator, seed_for
 from comrope.lab.experiment import Recipe
+
+LOOKS_EVERY = 50
+"""Steps after which an accelerator is asked whether the loss is still a number: it has to be waited for."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ def train(
         were `skipped`.
     Raises:
         ConfigurationError: sizes that do not divide, or make no step.
-        DataError: nothing of an epoch could be read.
+        DataError: nothing of an epoch could be read; a checkpoint cannot be written, or all are damaged.
+        DivergedError: the loss is no number any more. The checkpoints from before are kept.
     """
     AcceleratorState._reset_state()  # or an earlier run of this process would fix the precision of this one
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
@@ -170,16 +175,20 @@ def train(
             with nullcontext() if part == parts - 1 else accelerator.no_sync(prepared):
                 loss, means = task.loss(prepared, batch, generator(recipe.seed, 2, step))
                 accelerator.backward(loss / parts)
-            sums.add(loss, means)
+            sums.add(loss, means, step)
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        if step % batches.steps_per_epoch == 0:
+        epoch_ends = step % batches.steps_per_epoch == 0
+        saves = checkpoints is not None and (step == batches.total or checkpoints.due(step, batches.steps_per_epoch))
+        if epoch_ends or saves or not loss.is_cuda or step % LOOKS_EVERY == 0:
+            sums.check(accelerator, batches.total)
+        if epoch_ends:
             model.eval()
             history.append({"epoch": step // batches.steps_per_epoch, **sums.means(accelerator), **after_epoch(model)})
             prepared.train()
         seconds = time.perf_counter() - begun
-        if checkpoints is not None and (checkpoints.due(step, batches.steps_per_epoch) or step == batches.total):
+        if checkpoints is not None and saves:
             sums.settle(accelerator)
             progress = {"step": step, "history": history, "sums": sums.values, "seconds": spent + seconds}
             checkpoints.save(accelerator, progress)
@@ -206,8 +215,13 @@ class _Sums:
     def __init__(self):
         self.values: dict[str, float] = {}
         self._here: dict[str, Tensor] = {}
+        self._diverged: Tensor | None = None
+        """The first step whose loss was no number; infinity if none was."""
 
-    def add(self, loss: Tensor, means: Means) -> None:
+    def add(self, loss: Tensor, means: Means, step: int) -> None:
+        never = torch.full((), math.inf, dtype=torch.float64, device=loss.device)
+        now = torch.where(loss.detach().isfinite(), never, float(step + 1))
+        self._diverged = now if self._diverged is None else torch.minimum(self._diverged, now)
         count = torch.full((), means.count, dtype=torch.float64, device=loss.device)
         self._accumulate("count", count)
         self._accumulate("skipped", torch.full_like(count, means.skipped))
@@ -216,6 +230,18 @@ class _Sums:
 
     def _accumulate(self, name: str, value: Tensor) -> None:
         self._here[name] = self._here[name] + value if name in self._here else value
+
+    def check(self, accelerator: Accelerator, total: int) -> None:
+        """Raises DivergedError, in all processes, if a loss of any was no number."""
+        if self._diverged is None:
+            return
+        everywhere: Any = accelerator.gather(self._diverged.unsqueeze(0))
+        first = everywhere.min().item()
+        if first != math.inf:
+            raise DivergedError(
+                f"the loss is no number since step {first:.0f} of {total}: training diverged. Try a smaller learning rate or a "
+                "longer warm-up, in another folder; the checkpoints of the steps before are kept."
+            )
 
     def settle(self, accelerator: Accelerator) -> None:
         """Brings the sums of all processes into `values`."""

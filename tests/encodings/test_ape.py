@@ -163,7 +163,7 @@ def test_tokens_and_positions_that_do_not_fit_are_refused(tokens, positions, mes
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
-        (torch.full((6, 2), float("nan")), "positions: some are NaN or infinite"),
+        (torch.full((6, 2), float("nan")), "positions: some are NaN, infinite or beyond"),
         (torch.zeros(6, 2).bfloat16(), r"positions: got torch\.bfloat16.*float32 or float64"),
         ([[0.0, 0.0]], "positions: got list"),
     ],

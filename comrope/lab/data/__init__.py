@@ -50,7 +50,8 @@ def _whole(source: str, unreadable: str) -> tuple[ImageSet, ImageSet]:
         return fashion_mnist()
     if not Path(source).is_dir():
         raise ConfigurationError(
-            f"data={source!r}: expected digits, fashion-mnist, or a folder with train/<class>/* and val/<class>/*."
+            f"data={source!r}: expected digits, fashion-mnist, or a folder with train/<class>/* and val/<class>/*, and "
+            f"{Path(source).absolute()} is none."
         )
     return image_folder(Path(source), unreadable)
 

@@ -5,7 +5,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from comrope.lab.data.labelled import LabelledFiles, by_class
@@ -50,5 +51,27 @@ def image_folder(root: Path, unreadable: str = "fail") -> tuple[Folder, Folder]:
 
 
 def _rgb(file: str) -> Image.Image:
+    """An image file as RGB of 8 bits, upright, transparent pixels on white."""
     with Image.open(file) as image:
-        return image.convert("RGB")
+        return rgb(ImageOps.exif_transpose(image), image.format)
+
+
+def rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    """An image as RGB of 8 bits: Pillow's own conversion would clip some, and show colours that nobody sees.
+
+    Raises:
+        ValueError: its numbers are of a scale that is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":
+        raise ValueError("integers of 32 bits a pixel, whose largest is not known: convert it to 8 or 16 bits")
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("floating-point numbers that are not all between 0 and 1: convert it to 8 or 16 bits")
+        return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,8 +1,9 @@
 """Files with one label each: what folders of images and of videos have in common."""
 
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -10,7 +11,6 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import DatasetFolder
 
 from comrope.errors import ConfigurationError, DataError
 
@@ -38,6 +38,15 @@ class Labelled(Protocol):
     def take(self, indices: Sequence[int]) -> Self:
         """The samples at `indices` alone."""
         ...
+
+
+def about(samples: Any) -> dict[str, Any]:
+    """What tells samples from others: how many, of which classes, and a sum of their labels and names, but for folders."""
+    found: dict[str, Any] = {"count": len(samples), "classes": list(getattr(samples, "classes", ()))}
+    if hasattr(samples, "labels"):
+        names = "\n".join(Path(samples.name(index)).name for index in range(len(samples)))
+        found["sum"] = hashlib.sha256(samples.labels.numpy().tobytes() + os.fsencode(names)).hexdigest()
+    return found
 
 
 @dataclass(frozen=True)
@@ -108,11 +117,18 @@ def by_class(root: Path, suffixes: Sequence[str], layout: str) -> list[dict[str,
     parts = []
     for folder in (root / "train", root / "val"):
         try:
-            found = DatasetFolder(str(folder), loader=Path, extensions=tuple(suffixes))
+            classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+            above = (os.path.realpath(folder),)
+            files = [list(_files(str(folder / name), tuple(suffixes), above)) for name in classes]
         except OSError as error:
             raise DataError(f"{folder} is no folder of files by class ({error}): {layout}.") from error
-        paths = np.array([os.fsencode(path) for path, _ in found.samples])
-        parts.append({"paths": paths, "labels": torch.tensor(found.targets), "classes": tuple(found.classes)})
+        empty = [name for name, found in zip(classes, files, strict=True) if not found]
+        if empty or not classes:
+            what = f"in {', '.join(empty[:5])}" if empty else "by class"
+            raise DataError(f"{folder} has no files {what} ({', '.join(suffixes)} count): {layout}.")
+        paths = np.array([os.fsencode(path) for found in files for path in found])
+        labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
+        parts.append({"paths": paths, "labels": labels, "classes": tuple(classes)})
     train, val = (set(part["classes"]) for part in parts)
     if train != val:
         different = sorted(train ^ val)
@@ -120,3 +136,22 @@ def by_class(root: Path, suffixes: Sequence[str], layout: str) -> list[dict[str,
             f"{root}: {len(different)} classes are in one of train and val only ({', '.join(different[:5])}, …): {layout}."
         )
     return parts
+
+
+def _files(folder: str, suffixes: tuple[str, ...], above: tuple[str, ...]) -> Iterator[str]:
+    """The files below a folder, its own before those of folders in it, each by name.
+
+    Hidden ones do not count, nor what is no file, such as a pipe. A link that leads back to one of the folders `above` is not
+    followed, and named.
+    """
+    real = os.path.realpath(folder)
+    if any(place == real or place.startswith(f"{real}{os.sep}") for place in above):
+        logging.getLogger("comrope").warning("%s leads back to a folder that it is in: not followed", folder)
+        return
+    entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.lower().endswith(suffixes) and entry.is_file():
+            yield entry.path
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files(entry.path, suffixes, (*above, real))

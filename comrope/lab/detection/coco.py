@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from comrope.errors import DataError
-from comrope.lab.data.folder import DAMAGE
+from comrope.lab.data.folder import DAMAGE, rgb
 from comrope.lab.data.labelled import leave_out
 from comrope.lab.draws import generator
 
@@ -46,6 +47,7 @@ class CocoSet:
         self.root, self.unreadable, self.mirrors = root, unreadable, mirrors
         file = root / "annotations" / f"instances_{split}2017.json"
         found = _read(file)
+        _check(found, file)
         images = sorted(found["images"], key=lambda image: image["id"])
         if num is not None and not 1 <= num <= len(images):
             raise DataError(f"{file} has {len(images)} images: expected to take 1 to as many of them, got {num}.")
@@ -59,7 +61,10 @@ class CocoSet:
         if self._folder is None:
             raise DataError(f"{places[0]} and {places[1]} do not exist: expected {LAYOUT}.")
         there = {path.name for path in self._folder.iterdir()}
-        missing = [image["file_name"] for image in self.images if image["file_name"] not in there]
+        names = [image["file_name"] for image in self.images]
+        missing = [
+            name for name in names if name not in there and not ("/" in name and (self._folder / name).is_file())
+        ]
         if missing and unreadable == "fail":
             raise DataError(
                 f"{self._folder} lacks {len(missing)} of {len(self.images)} images ({', '.join(missing[:3])}, …): get them, "
@@ -81,7 +86,7 @@ class CocoSet:
         about = self.images[index]
         try:
             with Image.open(self.name(index)) as image:
-                found = pil_to_tensor(image.convert("RGB"))
+                found = pil_to_tensor(rgb(image, image.format))  # as it lies: boxes are of that
             if tuple(found.shape[1:]) != (about["height"], about["width"]):
                 raise ValueError(f"{found.shape[2]} × {found.shape[1]} pixels, annotated as another size")
         except DAMAGE as error:
@@ -198,17 +203,56 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
+def _check(found: dict[str, Any], file: Path) -> None:
+    """Refuses what training or COCO's metric would fail of, or take for something else."""
+    wanted: dict[str, dict[str, Callable[[Any], bool]]] = {
+        "images": {"id": _is_id, "file_name": _is_name, "width": _is_length, "height": _is_length},
+        "categories": {"id": _is_id, "name": _is_name},
+        "annotations": {"image_id": _is_id, "category_id": _is_id, "bbox": _is_box},
+    }
+    for part, fields in wanted.items():
+        for at, entry in enumerate(found[part]):
+            wrong = [name for name, holds in fields.items() if not (isinstance(entry, dict) and holds(entry.get(name)))]
+            if wrong:
+                came = entry.get(wrong[0]) if isinstance(entry, dict) else entry
+                raise DataError(f"{file}: {part}[{at}] has {came!r} for {wrong[0]}: mend or remove it.")
+    for part in ("images", "categories"):
+        ids = [entry["id"] for entry in found[part]]
+        if len({type(each) for each in ids}) > 1 or len(set(ids)) < len(ids):
+            twice = next((each for each in ids if ids.count(each) > 1), None)
+            what = "of numbers and of text" if twice is None else f"twice {twice!r}"
+            raise DataError(f"{file}: {part} have ids {what}, expected another one each, all of one kind: mend them.")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_box(value: Any) -> bool:
+    def is_number(x: Any) -> bool:
+        return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
 def _by_image(annotations: list[dict], images: list[dict], categories: list[dict], file: Path) -> list[list[dict]]:
-    """The annotations of each image, with what COCO's metric and training need; DataError where they have it not."""
+    """The annotations of each image, with what COCO's metric and training need."""
     found: dict[int, list[dict]] = {image["id"]: [] for image in images}
     known = {category["id"] for category in categories}
     for annotation in annotations:
-        box = annotation.get("bbox", ())
-        if annotation.get("image_id") not in found or annotation.get("category_id") not in known or len(box) != 4:
+        if annotation["image_id"] not in found or annotation["category_id"] not in known:
             raise DataError(
-                f"{file}: annotation {annotation.get('id')} is of an image or a category that is not there, or has no bbox of "
-                "4 numbers: mend or remove it."
+                f"{file}: annotation {annotation.get('id')} is of an image or a category that is not there: mend or remove it."
             )
+        box = annotation["bbox"]
         defaults = {"area": box[2] * box[3], "iscrowd": 0}
         found[annotation["image_id"]].append(defaults | annotation)
     return list(found.values())
@@ -219,4 +263,19 @@ def _mask(annotation: dict[str, Any], height: int, width: int, name: str) -> np.
     shape = annotation.get("segmentation")
     if not shape:
         raise DataError(f'{name}: an annotation without a segmentation, which head="masks" needs; use head="boxes".')
-    return np.ascontiguousarray(rle.decode(rle.segmToRle(shape, width, height)), dtype=np.uint8)
+    counts = shape.get("counts") if isinstance(shape, dict) else None
+    if isinstance(counts, list) and (sum(counts) != height * width or min(counts) < 0):
+        raise DataError(
+            f"{name}: a mask of {sum(counts)} pixels, of an image of {height} × {width}: mend or remove it."
+        )
+    if isinstance(shape, dict) and list(shape.get("size", ())) != [height, width]:
+        raise DataError(
+            f"{name}: a mask of size {shape.get('size')}, of an image of {height} × {width}: mend or remove it."
+        )
+    try:
+        mask = np.ascontiguousarray(rle.decode(rle.segmToRle(shape, width, height)), dtype=np.uint8)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError, OverflowError) as error:
+        raise DataError(f"{name}: a mask that cannot be drawn ({error}): mend or remove it.") from error
+    if mask.shape != (height, width):
+        raise DataError(f"{name}: a mask of {mask.shape}, of an image of {height} × {width}: mend or remove it.")
+    return mask

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from comrope.encodings import ENCODINGS
 from comrope.errors import ConfigurationError
 from comrope.lab import results
 from comrope.lab.reproduce import output
@@ -87,6 +88,10 @@ def run(
         )
     recipe = RECIPES[name]
     study = recipe(scale)
+    there = {job.experiment.encoding for job in study.jobs}
+    foreign = [each for each in scale.encodings if each not in there]
+    if there and foreign and scale.encodings != tuple(ENCODINGS):
+        raise ConfigurationError(f"encodings: {name} has no {', '.join(foreign)}: leave them out.")
     runs = out.resolve().parent / f"runs-{scale.name}" if runs is None else runs
     writes = int(os.environ.get("RANK", "0")) == 0
     with results.whole_or_nothing(out, also=(f"{name}.*", f"{name}-*")) if writes else nullcontext() as folder:

@@ -45,6 +45,8 @@ def read(path: str | Path, shares: Sequence[float]) -> Tensor:
         if not container.streams.video:
             raise ValueError("it has no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError("its codec is not known")
         stream.codec_context.thread_count = 1  # readers are processes; frames come in the same order either way
         index = _index(container, stream)
         wanted = float(index.times[0]) + np.asarray(shares) * float(index.end - index.times[0])

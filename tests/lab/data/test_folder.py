@@ -104,13 +104,13 @@ def test_a_missing_part_is_named(root):
 
 def test_a_class_without_images_is_named(root):
     (root / "train/dog").mkdir()
-    with pytest.raises(DataError, match=rf"{root / 'train'} is no folder of files by class .*dog.*put images as"):
+    with pytest.raises(DataError, match=rf"{root / 'train'} has no files in dog.*put images as"):
         load(str(root))
 
 
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(DataError, match=r"train is no folder of files by class .*put images as"):
+    with pytest.raises(DataError, match=r"train has no files by class .*put images as"):
         load(str(tmp_path))
 
 
