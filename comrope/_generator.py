@@ -184,8 +184,8 @@ def _closed_sums(
     num_blocks = offsets.shape[-1]
     b = g.shape[-1] // num_blocks
     if blocks is not None and len(blocks) < num_blocks:
-        tokens = (x.unflatten(-1, (-1, b)).index_select(-2, blocks).flatten(-2) for x in (h, u, g, z))
-        found = _closed_sums(*tokens, offsets[..., blocks], scratch, None)
+        h, u, g, z = (x.unflatten(-1, (-1, b)).index_select(-2, blocks).flatten(-2) for x in (h, u, g, z))
+        found = _closed_sums(h, u, g, z, offsets[..., blocks], scratch, None)
         return [each.new_zeros(len(each), num_blocks, b, b).index_copy_(1, blocks, each) for each in found]
     t = on_features(offsets.to(g.dtype), b)
     weighted = scratch[: g.numel()].view(g.shape)
