@@ -179,7 +179,10 @@ def test_performance_page_shows_every_target_as_measured():
     both = [_found(run) for run in RUNS]
     rows = [{row["what"]: row for row in found["targets"]} for found in both]
     for what in dict.fromkeys(name for each in rows for name in each):
-        cells = [f" {r['measured']:.3g} | {'yes' if r['reached'] else 'no'} |" if (r := each.get(what)) else " — | — |" for each in rows]
+        cells = [
+            f" {r['measured']:.3g} | {'yes' if r['reached'] else 'no'} |" if (r := each.get(what)) else " — | — |"
+            for each in rows
+        ]
         target = next(each[what] for each in rows if what in each)["target"]
         line = f"| {what} | {target} |{''.join(cells)}"
         assert line in page, line
