@@ -32,7 +32,7 @@ def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
             f"{name}: got {positions.dtype}, which merges neighbouring tokens. Keep positions in float32 or float64; they "
             "are no part of what a cast to lower precision saves."
         )
-    message = f"{name}: some are NaN, infinite or beyond {FARTHEST:g}, but every token needs a finite place."
+    message = f"{name}: some are NaN, infinite or beyond 1e15, but every token needs a finite place."
     finite = (positions.abs() <= FARTHEST).all()
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "meta"):
         torch._assert_async(finite, message)  # no synchronisation with the device

@@ -223,7 +223,7 @@ def test_key_positions_that_do_not_fit_are_refused(name, case):
 VALUES = {
     "nan": (
         torch.full(X, float("nan")),
-        r"positions: some are NaN, infinite or beyond 1e\+15, but every token needs a finite place",
+        r"positions: some are NaN, infinite or beyond 1e15, but every token needs a finite place",
     ),
     "infinite": (
         torch.tensor([[0.0, 0.0]] * 4 + [[0.0, float("-inf")]]),

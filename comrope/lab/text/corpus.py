@@ -80,6 +80,9 @@ class Stretches:
     tokens: Tensor
     """(num_stretches, test_length + 1), int16: each a piece of one document, the last token also the next one's first."""
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
     @property
     def length(self) -> int:
         """Bytes in a stretch that are predicted: all but its first token."""
