@@ -104,12 +104,14 @@ def run(
     _check(folder, experiment, described)
     result = _read(folder / "result.json")
     if result is not None and not _missing(result, conditions):
+        report("measured", 1, 1, 0.0)
         return result
     model = (
         None if result is not None else problem.build(experiment, sets[0], folder.parent)
     )  # or say what is wrong with it
     with _alone(folder, state):
-        _check(folder, experiment, described)
+        if state.is_main_process:  # while others look, it may be writing
+            _check(folder, experiment, described)
         result = _read(folder / "result.json")  # it may have been waited for
         if result is None:
             _claim(folder, experiment, described, command, state)
