@@ -11,8 +11,8 @@ from comrope.encodings import Encoding
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attach import attach as attach
+from comrope.hosts._description import forget
 from comrope.hosts._surgery import Attachment as Attachment
-from comrope.hosts.files import forget
 from comrope.hosts.fold import fold as fold
 
 

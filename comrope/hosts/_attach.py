@@ -14,13 +14,13 @@ from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Layer, Reading, matches
 from comrope.hosts._calls import calls, without_idle_norms
+from comrope.hosts._description import record
 from comrope.hosts._own import OwnTrunk
 from comrope.hosts._proof import at_rest, check_same, outputs, read
 from comrope.hosts._seat import Seat
 from comrope.hosts._still import scales
 from comrope.hosts._surgery import Attachment, Call, Graft, Hook, Swap, Trunk, one_axis_a_block
 from comrope.hosts._tokens import Pinner
-from comrope.hosts.files import record
 
 LIBRARIES = ("timm", "transformers", "diffusers")
 """Each has a module of its name here, whose `trunks` finds its models; it is imported once the library is."""

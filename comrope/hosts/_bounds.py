@@ -18,12 +18,12 @@ from torch.nn.modules.module import (
 from comrope.errors import ComropeError, DataError
 
 
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    """The object in a JSON file; DataError where there is none, `missing` telling what to do."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a folder that `save` wrote; DataError where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: {missing}.") from None
+        raise DataError(f"{path} does not exist: comrope.save writes a folder with all that load needs.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}.") from error
     if not isinstance(found, dict):

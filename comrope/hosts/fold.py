@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from comrope.encodings.fixed import FixedFrequencies
 from comrope.errors import ConfigurationError, NoSpectrumError
 from comrope.hosts._attention import Part, rows
+from comrope.hosts._description import record
 from comrope.hosts._proof import check_same, outputs
 from comrope.hosts._seat import Seat, into_planes
 from comrope.hosts._surgery import Attachment, Graft, Swap
-from comrope.hosts.files import record
 
 
 @dataclass(frozen=True)

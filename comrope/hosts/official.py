@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from comrope.encodings import ComRoPEAP, ComRoPELD, LieRE
 from comrope.errors import DataError
-from comrope.hosts.files import read_tensors
+from comrope.hosts._tensors import read_tensors
 
 
 def load_official(

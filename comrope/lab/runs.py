@@ -270,6 +270,7 @@ def _train(
     hooks = {"after_step": after_step, **({"after_epoch": task.after_epoch} if hasattr(task, "after_epoch") else {})}
     history = train(model, task, experiment.recipe, checkpoints=checkpoints, **hooks, **settings)
     seconds = checkpoints.progress()["seconds"]  # also those before an interruption
+    state.wait_for_everyone()  # until all have read it: the first removes the checkpoints below
     result = {
         "name": experiment.name,
         **json.loads((folder / "run.json").read_text(encoding="utf-8")),

@@ -8,6 +8,8 @@ import torch
 import comrope
 from comrope.errors import ComropeError, ConfigurationError, InputError
 
+pytestmark = pytest.mark.area("calls of the library")
+
 SIZES = {"num_heads": 2, "head_dim": 16, "num_axes": 2}
 LEARNED = ("rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 

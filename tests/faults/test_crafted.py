@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 import comrope
 from comrope.errors import ComropeError
 
+pytestmark = pytest.mark.area("crafted model folders")
+
 TIMM = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
 
 

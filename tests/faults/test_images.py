@@ -9,6 +9,8 @@ from PIL import Image
 from comrope.errors import DataError
 from comrope.lab.data import image_folder
 
+pytestmark = pytest.mark.area("image files")
+
 GRADIENT = np.linspace(0, 1, 64).reshape(8, 8)
 
 

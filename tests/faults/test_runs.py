@@ -59,6 +59,9 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.area("damaged checkpoints")
+@pytest.mark.area("settings of runs")
+@pytest.mark.area("settings of runs")
 @pytest.mark.parametrize("damage", [_flip, lambda path: os.truncate(path, 100), os.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "progress.json"])
 def test_from_a_damaged_checkpoint_it_goes_on_with_the_one_before(name, damage, tmp_path, whole, caplog):
@@ -69,6 +72,7 @@ def test_from_a_damaged_checkpoint_it_goes_on_with_the_one_before(name, damage, 
     assert (folder / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.area("damaged checkpoints")
 def test_where_all_checkpoints_are_damaged_it_says_what_to_do(tmp_path):
     folder = _broken_off(tmp_path / "run")
     for path in (folder / "checkpoints").glob("step-*"):
@@ -77,6 +81,7 @@ def test_where_all_checkpoints_are_damaged_it_says_what_to_do(tmp_path):
         runs.run(EXPERIMENT, PLAIN, folder)
 
 
+@pytest.mark.area("damaged finished runs")
 @pytest.mark.parametrize("damage", [_flip, os.unlink])
 def test_damaged_weights_are_named_with_the_way_out(damage, tmp_path, whole):
     folder = tmp_path / "run"
@@ -90,6 +95,7 @@ def test_damaged_weights_are_named_with_the_way_out(damage, tmp_path, whole):
     assert (folder / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.area("settings of runs")
 def test_a_run_that_diverges_says_so_at_the_step(tmp_path):
     recipe = replace(QUICK.recipe, learning_rate=1e30, warmup=0.0)
     with pytest.raises(DivergedError, match=r"since step \d+ of"):
@@ -97,6 +103,7 @@ def test_a_run_that_diverges_says_so_at_the_step(tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.area("two writers")
 def test_a_folder_that_another_process_works_on_is_left_alone(tmp_path):
     folder = _broken_off(tmp_path / "run")
     with FileLock(folder / runs.LOCK), pytest.raises(DataError, match="another process is at work"):
@@ -104,6 +111,7 @@ def test_a_folder_that_another_process_works_on_is_left_alone(tmp_path):
     runs.run(EXPERIMENT, PLAIN, folder)
 
 
+@pytest.mark.area("folders that cannot be written")
 def test_what_is_measured_already_is_read_from_a_folder_that_cannot_be_written(tmp_path, whole, monkeypatch):
     expected = runs.read(whole)
     monkeypatch.setattr(runs, "_alone", None)
@@ -123,6 +131,7 @@ def images(tmp_path):
     return root, Experiment(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
 
 
+@pytest.mark.area("data that change")
 def test_images_that_vanish_between_two_parts_of_a_run_are_missed(tmp_path, images):
     root, experiment = images
     with pytest.raises(Stopped):
@@ -133,6 +142,7 @@ def test_images_that_vanish_between_two_parts_of_a_run_are_missed(tmp_path, imag
         runs.run(experiment, PLAIN, tmp_path / "run")
 
 
+@pytest.mark.area("data that change")
 def test_renamed_classes_are_not_evaluated(tmp_path, images):
     root, experiment = images
     runs.run(experiment, PLAIN, tmp_path / "run")
@@ -172,6 +182,7 @@ def test_experiments_that_make_no_sense_are_refused(settings):
         Experiment(**settings)
 
 
+@pytest.mark.area("settings of runs")
 @pytest.mark.parametrize("settings", [{"save_every": 0}, {"save_every": -1}, {"readers": -1}])
 def test_ways_of_running_that_make_no_sense_are_refused(settings, tmp_path):
     with pytest.raises(ConfigurationError, match="expected"):
@@ -179,6 +190,7 @@ def test_ways_of_running_that_make_no_sense_are_refused(settings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.area("kills of a reproduction")
 def test_workers_end_with_a_parent_that_was_killed(tmp_path):
     command = [sys.executable, "-m", "comrope", "reproduce", "fig5", "--runs", str(tmp_path / "runs")]
     process = subprocess.Popen(

@@ -44,6 +44,7 @@ def _save_forever(folder: Path, started: Any) -> None:
             comrope.save(model, folder)
 
 
+@pytest.mark.area("kills of comrope.save", tries=NUM_KILLS)
 def test_killed_at_any_instant_the_older_or_the_newer_model_loads(tmp_path):
     folder, draws = tmp_path / "model", random.Random(0)
     comrope.save(_model(1.0), folder)
@@ -67,6 +68,7 @@ def test_killed_at_any_instant_the_older_or_the_newer_model_loads(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["comrope.json", "config.json", "model.safetensors", "notes.txt"]
 
 
+@pytest.mark.area("kills of comrope.save")
 @pytest.mark.parametrize("step", range(4))
 def test_stopped_between_two_files_the_rest_is_done_later(step, tmp_path, monkeypatch):
     comrope.save(_model(1.0), tmp_path)
@@ -87,6 +89,7 @@ def test_stopped_between_two_files_the_rest_is_done_later(step, tmp_path, monkey
     assert _fills(tmp_path) == ({1.0} if step == 0 else {2.0})
 
 
+@pytest.mark.area("folders that cannot be written")
 def test_on_a_full_disk_the_older_model_stays(tmp_path, monkeypatch):
     comrope.save(_model(1.0), tmp_path)
 
@@ -100,11 +103,13 @@ def test_on_a_full_disk_the_older_model_stays(tmp_path, monkeypatch):
     assert not (tmp_path / _replaced.NEW).exists()
 
 
+@pytest.mark.area("folders that cannot be written")
 def test_everybody_may_read_the_weights_who_may_read_the_rest(tmp_path):
     comrope.save(_model(1.0), tmp_path)
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
+@pytest.mark.area("folders that cannot be written")
 def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     path = tmp_path / "model"
     path.write_text("")

@@ -14,7 +14,7 @@ from torch import nn
 import comrope
 from comrope.errors import ConfigurationError, DataError
 from comrope.hosts import angle_parameters
-from comrope.hosts.files import forget, record
+from comrope.hosts._description import forget, record
 from tests.hosts.helpers import error, images, stirred
 from tests.hosts.zoo import LENGTH, ZOO, names
 
