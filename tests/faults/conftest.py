@@ -1,4 +1,4 @@
-"""Every test of this folder says what it is a try of: `@pytest.mark.area("damaged checkpoints")`, and `tries=` if of several."""
+"""Every test of this folder says what it is a try of: `@pytest.mark.area("damaged checkpoints")`, `tries=` if of several."""
 
 from collections import Counter
 
