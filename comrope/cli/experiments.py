@@ -56,7 +56,7 @@ class _Train:
                 self.experiment, conditions, self.out, command=typed(), report=report, **vars(self.running)
             )
         if terminal.speaks():
-            terminal.console.print(terminal.evaluation(found))
+            terminal.show(terminal.evaluation(found))
             print(f"wrote {self.out}: weights.safetensors, result.json, log.jsonl")
 
 
@@ -142,7 +142,7 @@ class Evaluate:
         with terminal.run_progress() as report:
             found = runs.run(experiment, asked, self.folder, report=report, **running)
         if terminal.speaks():
-            terminal.console.print(terminal.evaluation(found, asked))
+            terminal.show(terminal.evaluation(found, asked))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -192,7 +192,7 @@ class Reproduce:
         from comrope.lab import reproduce, terminal
 
         if self.list:
-            terminal.console.print(terminal.recipes(reproduce.RECIPES))
+            terminal.show(terminal.recipes(reproduce.RECIPES))
             return
         if self.recipe not in reproduce.RECIPES:
             raise ConfigurationError(f"recipe {self.recipe!r}: expected one of {', '.join(reproduce.RECIPES)}.")
@@ -203,7 +203,10 @@ class Reproduce:
         )
         with terminal.study_progress() as report:
             settings = {"workers": self.workers, "command": typed(), "report": report, **vars(self.running)}
-            reproduce.run(self.recipe, scale, out, runs=self.runs, **settings)
-        if terminal.speaks():
-            print((out / "tables.md").read_text(encoding="utf-8"))
+            made: list[reproduce.Outcome] = []
+            reproduce.run(self.recipe, scale, out, runs=self.runs, show=made.append, **settings)
+        for outcome in made:
+            for note in outcome.notes:
+                print(note)
+            terminal.show(*outcome.tables)
             print(f"wrote {out}: report.html, results.json, the tables and the figures")

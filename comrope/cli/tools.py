@@ -41,7 +41,7 @@ class Demo:
             with terminal.progress(names) as progress:
                 result = demo.run(names, experiment, workers=self.workers, command=typed(), progress=progress)
             results.save(result, folder)
-        terminal.console.print(terminal.table(result))
+        terminal.show(demo.table(result))
         print(f"wrote {self.out}: report.html, results.json and the figures, in {result['timing']['seconds']:.0f} s")
 
 
@@ -84,8 +84,9 @@ class Bench:
     def run(self) -> None:
         import torch
 
-        from comrope.lab import bench, results, terminal
+        from comrope.lab import bench, results, table, terminal
         from comrope.lab.bench.figure import figure
+        from comrope.lab.bench.tables import measured_on, tables
 
         least = {"threads": 1, "rounds": 2, "batch": 1, "depth": 1, "tokens": bench.SHAPES[0].num_tokens}
         for name, number in least.items():
@@ -97,10 +98,10 @@ class Bench:
             with terminal.working("bench") as working:
                 found = bench.run(**sizes, command=typed(), progress=working)
             results.write_json(found, folder / "results.json")
-            (folder / "tables.md").write_text(terminal.markdown(terminal.bench_tables(found)), encoding="utf-8")
+            (folder / "tables.md").write_text(table.page("comrope bench", tables(found)), encoding="utf-8")
             figure(found).savefig(folder / "bench.svg")
-        terminal.console.print(*terminal.bench_tables(found))
-        print(terminal.measured_on(found))
+        terminal.show(*tables(found))
+        print(measured_on(found))
         print(f"wrote {self.out}: results.json, tables.md and bench.svg")
 
 
@@ -134,8 +135,9 @@ class Fold:
 
     def run(self) -> None:
         import comrope
+        from comrope.hosts._replaced import is_taken
 
-        if self.out.exists():
+        if is_taken(self.out):
             raise ConfigurationError(f"{self.out} exists already: choose another --out, or remove it.")
         model = comrope.load(self.model)
         comrope.fold(model)

@@ -55,6 +55,14 @@ def replaced(folder: Path, stale: Sequence[str]) -> Iterator[Path]:
         raise DataError(f"{folder} cannot be written ({error}): what was there is as it was.") from error
 
 
+def is_taken(folder: Path) -> bool:
+    """Whether anything is there but the beginnings of a process that was killed."""
+    if not folder.is_dir():
+        return folder.exists()
+    settle(folder)
+    return any(not path.name.startswith(NEW) for path in folder.iterdir())
+
+
 def settle(folder: Path) -> None:
     """Moves into `folder` what was written there when a process was killed that had not moved all of it."""
     new = folder / NEW

@@ -19,7 +19,7 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab.data import Batch, ImageSet, Training, load
 from comrope.lab.evaluate import Condition
 from comrope.lab.evaluate import measure as measure
-from comrope.lab.experiment import Experiment
+from comrope.lab.experiment import WEIGHTS, Experiment
 from comrope.lab.train import Means
 from comrope.lab.vit import ViT
 
@@ -86,7 +86,7 @@ def _attached(experiment: Experiment, shape: dict, runs: Path | None) -> nn.Modu
     except RuntimeError as error:
         raise ConfigurationError(f"model='timm:{name}': {error}.") from error
     if experiment.start not in (None, "pretrained"):
-        weights = (runs or Path()) / str(experiment.start) / "weights.safetensors"
+        weights = (runs or Path()) / str(experiment.start) / WEIGHTS
         if not weights.exists():
             raise DataError(f"start={experiment.start!r}: {weights} does not exist; train that run first.")
         load_model(model, weights)

@@ -15,6 +15,7 @@ from comrope.lab.data import load
 from comrope.lab.evaluate import plain, shifted
 from comrope.lab.experiment import Experiment, Recipe
 from comrope.lab.study import Job, run_all
+from comrope.lab.table import Cell, Table
 
 EXPERIMENT = Experiment(
     data="digits", model="demo", image_size=(48, 48), perturbation=1.0, recipe=Recipe(epochs=12, learning_rate=2e-3)
@@ -111,3 +112,26 @@ def _row(result: dict) -> dict:
         "check": [] if result["experiment"]["encoding"] == "ape" else result["check"],  # it turns nothing
         "frequencies": result["frequencies"],
     }
+
+
+def table(results: dict) -> Table:
+    """Accuracy of every encoding at every resolution and offset, in percent, and whether the RoPE equation holds."""
+    settings, first = results["settings"], results["runs"][0]
+    sizes = [
+        f"{height}\n×{width}{'*' if [height, width] == settings['training_size'] else ''}"
+        for height, width in (row["size"] for row in first["resolutions"])
+    ]
+    offsets = [f"ρ\n{row['offset']:g}" for row in first["offsets"]]
+    rows: list[tuple[Cell, ...]] = []
+    for run in results["runs"]:
+        cells = [f"{100 * row['correct'] / row['total']:.1f}" for row in (*run["resolutions"], *run["offsets"])]
+        changed = max(row["changed"] for row in run["offsets"])
+        residual = f"{max(c['equation'] for c in run['check']):.0e}" if run["check"] else None
+        rows.append((run["encoding"], *cells, changed, residual))
+    title = (
+        f"top-1 % on {settings['num_test']} test images, σ = {settings['perturbation']:g}, seed {settings['seed']}. Each "
+        "column: an image size (* the one trained at), or a random offset ρ, in canvas widths, of an image's coordinates at "
+        "that size. changed: labels that the worst offset changes. residual: largest element of R(x)ᵀR(y) − R(y − x), in "
+        "float64."
+    )
+    return Table("demo", title, ("encoding", *sizes, *offsets, "chan-\nged", "resi-\ndual"), rows)

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Self
 
 from comrope.errors import ConfigurationError, DataError
 
+WEIGHTS = "weights.safetensors"
+"""The trained model, in the folder of its run; other runs may start from it."""
 PRECISIONS = ("no", "bf16", "fp16")
 MOST_PIXELS = 8192
 """On a side of an image: larger ones would need more memory than there is."""

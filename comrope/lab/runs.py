@@ -43,7 +43,7 @@ from comrope.lab import results
 from comrope.lab.checkpoints import Checkpoints
 from comrope.lab.data.labelled import about
 from comrope.lab.detection.experiment import DetectionExperiment
-from comrope.lab.experiment import Experiment, Trial
+from comrope.lab.experiment import WEIGHTS, Experiment, Trial
 from comrope.lab.text.experiment import TextExperiment
 from comrope.lab.train import Progress, train
 from comrope.lab.video.experiment import VideoExperiment
@@ -53,7 +53,7 @@ KINDS: dict[str, type[Trial]] = {
 }
 """The experiments of all problems."""
 
-WEIGHTS, LOCK = "weights.safetensors", ".lock"
+LOCK = ".lock"
 
 Report = Callable[[str, int, int, float], None]
 """Told (stage, done, in all, samples a second) as a run goes on."""

@@ -9,9 +9,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import comrope
-from comrope.lab import bench, terminal
+from comrope.lab import bench
 from comrope.lab.bench import attached, clock, measure, opponents, targets
 from comrope.lab.bench.figure import figure
+from comrope.lab.bench.tables import measured_on, tables
+from comrope.lab.table import page
 
 ROOT = Path(__file__).parents[2]
 RUNS = [ROOT / "benchmarks" / name for name in ("cpu-2-threads", "cpu-2-threads-memory-kept")]
@@ -162,20 +164,20 @@ def _found(run: Path) -> dict:
 def test_tables_targets_and_figure_follow_from_the_raw_output(run):
     found = _found(run)
     assert [target.row() for target in targets.targets(found)] == found["targets"]
-    assert terminal.markdown(terminal.bench_tables(found)) == (run / "tables.md").read_text(encoding="utf-8")
+    assert page("comrope bench", tables(found)) == (run / "tables.md").read_text(encoding="utf-8")
     assert len(figure(found).axes) == 2
     assert (run / "bench.svg").exists()
 
 
 def test_threads_and_versions_are_said():
     found = bench.environment()
-    said = terminal.measured_on(found)
+    said = measured_on(found)
     assert said.startswith(f"{torch.get_num_threads()} threads, ")
     assert f"torch {torch.__version__.partition('+')[0]}" in said and "transformers " in said
 
 
 def test_performance_page_shows_every_target_as_measured():
-    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     both = [_found(run) for run in RUNS]
     rows = [{row["what"]: row for row in found["targets"]} for found in both]
     for what in dict.fromkeys(name for each in rows for name in each):
@@ -185,16 +187,16 @@ def test_performance_page_shows_every_target_as_measured():
         ]
         target = next(each[what] for each in rows if what in each)["target"]
         line = f"| {what} | {target} |{''.join(cells)}"
-        assert line in page, line
+        assert line in text, line
     for found in both:
         tuned = found.get("allocator")
-        assert (f"GLIBC_TUNABLES={tuned} {found['command']}" if tuned else found["command"]) in page
+        assert (f"GLIBC_TUNABLES={tuned} {found['command']}" if tuned else found["command"]) in text
 
 
 def test_every_figure_on_the_performance_page_is_in_the_tables():
     """Milliseconds and megabytes in the text come from the runs."""
-    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    tables = "".join((run / "tables.md").read_text(encoding="utf-8") for run in RUNS)
-    shown = set(re.findall(r"(\d+(?:\.\d+)?) (?:ms|MB)\b", page))
+    text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    raw = "".join((run / "tables.md").read_text(encoding="utf-8") for run in RUNS)
+    shown = set(re.findall(r"(\d+(?:\.\d+)?) (?:ms|MB)\b", text))
     assert shown
-    assert not [figure for figure in shown if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", tables)]
+    assert not [figure for figure in shown if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", raw)]

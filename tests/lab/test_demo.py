@@ -289,6 +289,6 @@ def test_workers_are_at_least_one():
 
 def test_the_table_marks_the_training_size(runs):
     with terminal.console.capture() as capture:
-        terminal.console.print(terminal.table(runs[1]), width=200)
+        terminal.show(demo.table(runs[1]))
     assert len(re.findall(r"×\d+\*", capture.get())) == 1
     assert "×48*" in capture.get() and "σ = 1, seed 0" in capture.get()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from comrope.lab.reproduce import RECIPES, SCALES, output
+from comrope.lab.reproduce import RECIPES, SCALES
 from comrope.lab.reproduce.scales import Scale
+from comrope.lab.table import markdown
 
 PAGE = Path(__file__).parents[2] / "docs/results.md"
 FOLDERS = sorted(path.parent for path in PAGE.parent.glob("results/*/results.json"))
@@ -32,7 +33,7 @@ def test_tables_follow_from_the_runs(folder, monkeypatch, tmp_path):
     assert wanted == [w.from_json(run["experiment"]) for w, run in zip(wanted, found["runs"], strict=True)]
     tables = (folder / "tables.md").read_text(encoding="utf-8")
     for table in study.outcome(found["runs"]).tables:
-        assert output.rows(table) in tables, table.name
+        assert markdown(table) in tables, table.name
 
 
 def test_the_pages_tables_and_numbers_are_those_of_the_files():

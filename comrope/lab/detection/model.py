@@ -13,6 +13,7 @@ from comrope.lab.detection.coco import CocoSet
 from comrope.lab.detection.detector import Backbone, Detector
 from comrope.lab.detection.experiment import DetectionExperiment
 from comrope.lab.detection.vit import Trunk
+from comrope.lab.experiment import WEIGHTS
 
 HEADS = ("boxes", "masks")
 _FULL: dict[str, Any] = {"channels": 256, "heads": {}}
@@ -77,7 +78,7 @@ def _vit(experiment: DetectionExperiment, model: dict[str, Any], runs: Path | No
 
 def _load_weights(vit: VisionTransformer, start: str, runs: Path | None) -> None:
     """Everything but a head and encodings, from a file of weights or from a run's."""
-    file = Path(start) if Path(start).is_file() else (runs or Path()) / start / "weights.safetensors"
+    file = Path(start) if Path(start).is_file() else (runs or Path()) / start / WEIGHTS
     if not file.is_file():
         raise DataError(f"start={start!r}: {file} does not exist; train that run first, or name a file of weights.")
     prefix = "backbone.trunk.vit."

@@ -23,6 +23,7 @@ from comrope.lab.reproduce.offsets import fig5
 from comrope.lab.reproduce.ours import axes, commutators, spectra, starts
 from comrope.lab.reproduce.scales import SCALES as SCALES
 from comrope.lab.reproduce.scales import Scale as Scale
+from comrope.lab.reproduce.study import Outcome as Outcome
 from comrope.lab.reproduce.study import Study as Study
 from comrope.lab.reproduce.text import text
 from comrope.lab.reproduce.timing import table9
@@ -60,6 +61,7 @@ def run(
     workers: int = 2,
     command: str = "",
     report: Report = lambda name, stage, done, total, speed: None,
+    show: Callable[[Outcome], None] = lambda outcome: None,
     **settings,
 ) -> dict[str, Any]:
     """Runs a recipe, and writes its tables, figures and report.
@@ -74,6 +76,7 @@ def run(
             first writes.
         command: what was typed, for the record.
         report: is told (name of the run, stage, done, in all, samples a second).
+        show: is given what was found, in the process that writes.
         settings: further ones of `comrope.lab.runs.run`.
     Returns:
         What results.json holds.
@@ -100,4 +103,5 @@ def run(
         found = output.as_json(name, study.title, scale, outcome, made, command)
         if folder is not None:
             output.write(found, recipe.__doc__ or "", scale, outcome, folder)
+            show(outcome)
     return found

@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.scales import BLOCK_SIZE, BLOCKED, Scale
-from comrope.lab.reproduce.statistics import summary
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import (
     Key,
     Result,
@@ -21,7 +20,9 @@ from comrope.lab.reproduce.tables import (
     means,
     on_seeds,
 )
+from comrope.lab.statistics import summary
 from comrope.lab.study import Job
+from comrope.lab.table import Cell, Table
 
 PERTURBED = ("none", "ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 STILL = ("ape", "rope", "liere", "comrope-ap", "comrope-ld")

@@ -14,8 +14,9 @@ from comrope.lab.classify import MODELS
 from comrope.lab.draws import generator
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import BLOCK_SIZE, Scale
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import label
+from comrope.lab.table import Cell, Table
 
 NUM_AXES = 2
 COUNTED = ("ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt")

@@ -10,10 +10,11 @@ from comrope.lab.detection.pictures import examples
 from comrope.lab.experiment import Experiment, Recipe
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import Summary, paired, summary
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import Result, gather, label, on_seeds
+from comrope.lab.statistics import Summary, paired, summary
 from comrope.lab.study import Job
+from comrope.lab.table import Cell, Table
 
 COMPARED = ("ape", "rope-mixed", "liere", "comrope-ld", "comrope-mt")
 PAPER = {

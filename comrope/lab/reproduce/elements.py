@@ -3,10 +3,11 @@
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import densities
 from comrope.lab.reproduce.scales import BLOCKED, Scale
-from comrope.lab.reproduce.statistics import summary
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import Result, gather, label, on_seeds
+from comrope.lab.statistics import summary
 from comrope.lab.study import Job
+from comrope.lab.table import Cell, Table
 
 BLOCK_SIZES = (2, 4, 8)
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 from comrope.lab.experiment import Experiment
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import paired, summary
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import Result, accuracies, gather, label, on_seeds
+from comrope.lab.statistics import paired, summary
 from comrope.lab.study import Job
+from comrope.lab.table import Cell, Table
 
 TUNED = ("ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 

@@ -4,10 +4,11 @@ from comrope.lab.evaluate import Condition, shifted
 from comrope.lab.figures import percent
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import summary
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import Result, gather, label, on_seeds, row
+from comrope.lab.statistics import summary
 from comrope.lab.study import Job
+from comrope.lab.table import Cell, Table
 
 ENCODINGS = ("ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 DIRECTIONS = ("first-axis", "last-axis", "steepest")

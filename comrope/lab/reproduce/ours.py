@@ -16,10 +16,11 @@ from comrope.lab.draws import generator
 from comrope.lab.reproduce.accuracy import FAMILY
 from comrope.lab.reproduce.pictures import scatter
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import Summary, summary
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, label, on_seeds
+from comrope.lab.statistics import Summary, summary
 from comrope.lab.study import Job
+from comrope.lab.table import Cell, Table
 
 ROTATING = ("none", "rope", "rope-mixed", "string", "liere", *FAMILY)
 LEARNED = ("rope-mixed", "string", *FAMILY)

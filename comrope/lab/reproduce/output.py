@@ -14,7 +14,8 @@ import jinja2
 
 from comrope.lab import report, results
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Table
+from comrope.lab.reproduce.study import Outcome
+from comrope.lab.table import page
 
 
 def as_json(name: str, title: str, scale: Scale, outcome: Outcome, runs: list[dict[str, Any]], command: str) -> dict:
@@ -25,10 +26,16 @@ def as_json(name: str, title: str, scale: Scale, outcome: Outcome, runs: list[di
         "command": command,
         "versions": {p: version(p) for p in ("comrope", "torch", "timm")} | {"python": platform.python_version()},
         "scale": json.loads(json.dumps(asdict(scale))),
-        "notes": outcome.notes,
+        "notes": [*outcome.notes, *_tested_on(runs)],
         "tables": [{"name": t.name, "title": t.title, "rows": t.spelt_out()} for t in outcome.tables],
         "runs": runs,
     }
+
+
+def _tested_on(runs: list[dict[str, Any]]) -> list[str]:
+    """How many samples each accuracy is of, as a sentence; none of runs that have not noted it."""
+    counts = sorted({run["data"]["test"]["count"] for run in runs if "data" in run})
+    return [f"Test samples of each run: {' or '.join(f'{count:,}' for count in counts)}."] if counts else []
 
 
 def write(found: dict[str, Any], what: str, scale: Scale, outcome: Outcome, folder: Path) -> None:
@@ -48,21 +55,8 @@ def write(found: dict[str, Any], what: str, scale: Scale, outcome: Outcome, fold
     for name, figure in outcome.figures.items():
         for kind in ("svg", "png"):
             figure.savefig(folder / f"{name}.{kind}", dpi=150, facecolor="white", bbox_inches="tight")
-    (folder / "tables.md").write_text(_markdown(found["title"], outcome), encoding="utf-8")
+    (folder / "tables.md").write_text(page(found["title"], outcome.tables, found["notes"]), encoding="utf-8")
     (folder / "report.html").write_text(_page(found, what, scale, outcome), encoding="utf-8")
-
-
-def _markdown(title: str, outcome: Outcome) -> str:
-    parts = [f"# {title}", *outcome.notes]
-    for table in outcome.tables:
-        parts += [f"## {table.title}", rows(table)]
-    return "\n\n".join(parts) + "\n"
-
-
-def rows(table: Table) -> str:
-    """The table in Markdown."""
-    lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)], *table.printed()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _page(found: dict[str, Any], what: str, scale: Scale, outcome: Outcome) -> str:

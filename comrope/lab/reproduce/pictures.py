@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from comrope.lab import figures
-from comrope.lab.reproduce.statistics import Summary
+from comrope.lab.statistics import Summary
 
 Curve = Sequence[tuple[float, Summary]]
 """Points (x, value over seeds)."""

@@ -7,8 +7,8 @@ from comrope.lab.evaluate import Condition
 from comrope.lab.figures import percent, style
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import Difference, Summary, paired, summary
-from comrope.lab.reproduce.study import Cell, Table
+from comrope.lab.statistics import Difference, Summary, paired, summary
+from comrope.lab.table import Cell, Table
 
 Result = dict[str, Any]
 Key = tuple[str, float]

@@ -8,10 +8,11 @@ from comrope.errors import ConfigurationError
 from comrope.lab.experiment import Recipe
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import Summary, paired, summary
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import Result, gather, label
+from comrope.lab.statistics import Summary, paired, summary
 from comrope.lab.study import Job
+from comrope.lab.table import Cell, Table
 from comrope.lab.text.experiment import TextExperiment
 from comrope.lab.text.long import FOLDED, OFFSET, costs, exactness
 from comrope.lab.text.problem import Condition, bits_per_byte, longer

@@ -10,8 +10,9 @@ from comrope.lab.draws import generator
 from comrope.lab.experiment import Experiment
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import label
+from comrope.lab.table import Cell, Table
 
 TIMED = (("rope", None), ("liere", 8), ("comrope-ld", 4), ("comrope-ap", 4), ("comrope-ld", 8), ("comrope-ap", 8))
 """(encoding, block size), in the paper's order; the first is what ratios are to."""

@@ -10,10 +10,11 @@ from comrope.lab.figures import INK, percent
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.statistics import Summary, summary
-from comrope.lab.reproduce.study import Cell, Outcome, Study, Table
+from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import Key, Result, accuracies, by_size, differences, gather, label, on_seeds, row
+from comrope.lab.statistics import Summary, summary
 from comrope.lab.study import Job
+from comrope.lab.table import Cell, Table
 from comrope.lab.video import problem
 from comrope.lab.video.experiment import VideoExperiment
 from comrope.lab.video.feed import TestingClips

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from comrope.errors import ConfigurationError, DataError
+from comrope.lab.experiment import WEIGHTS
 from comrope.lab.text.corpus import BOS, Stretches, Training, Windows, documents
 from comrope.lab.text.experiment import TextExperiment
 from comrope.lab.text.model import llama, with_encoding
@@ -85,7 +86,7 @@ def build(experiment: TextExperiment, text: Any = None, runs: Path | None = None
     """
     model = llama(experiment.model, experiment.length, experiment.recipe.seed)
     if experiment.start is not None:
-        weights = (runs or Path()) / experiment.start / "weights.safetensors"
+        weights = (runs or Path()) / experiment.start / WEIGHTS
         if not weights.exists():
             raise DataError(f"start={experiment.start!r}: {weights} does not exist; train that run first.")
         try:

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 
 from comrope.lab.reproduce.pictures import curves, densities, scatter
-from comrope.lab.reproduce.statistics import summary
+from comrope.lab.statistics import summary
 
 SHORT = [(2.0, summary([70.0, 72.0])), (4.0, summary([74.0, 76.0]))]
 LONG = [*SHORT, (8.0, summary([71.0]))]

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from comrope.errors import ConfigurationError
-from comrope.lab.reproduce.statistics import paired, summary
+from comrope.lab.statistics import paired, summary
 
 
 def test_deviation_is_the_sample_s():

@@ -5,8 +5,8 @@ import pytest
 from comrope.errors import ConfigurationError
 from comrope.lab.reproduce import RECIPES, SCALES
 from comrope.lab.reproduce.costs import table7
-from comrope.lab.reproduce.statistics import Difference, Summary
-from comrope.lab.reproduce.study import Table
+from comrope.lab.statistics import Difference, Summary
+from comrope.lab.table import Table
 
 
 def _names(recipe: str, scale: str) -> set[str]:

@@ -1,0 +1,93 @@
+"""Tables, and the ways out for them: text, CSV and Markdown. `comrope.lab.terminal` shows them where somebody types."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comrope.lab.statistics import Difference, Summary
+
+Cell = str | int | float | Summary | Difference | None
+"""None is a number that does not exist: "–" in print, empty in CSV."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, in print and as CSV."""
+
+    name: str
+    """Of its file."""
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Cell, ...]]
+    decimals: int = 2
+
+    def printed(self) -> list[list[str]]:
+        """The rows as text: "63.09 ± 0.12" for a mean over seeds, "+0.31 (−0.02 … +0.64)" for a difference."""
+        return [[_printed(cell, self.decimals) for cell in row] for row in self.rows]
+
+    def spelt_out(self) -> list[list[Any]]:
+        """Heading and rows of plain values: a mean or a difference takes a column for each of its numbers."""
+        kinds = [next((type(c) for c in column if isinstance(c, tuple)), None) for column in self.by_column()]
+        heading: list[Any] = []
+        for name, kind in zip(self.columns, kinds, strict=True):
+            heading += [name] if kind is None else [f"{name} {part}" for part in kind._fields]
+        rows = []
+        for row in self.rows:
+            values: list[Any] = []
+            for cell, kind in zip(row, kinds, strict=True):
+                whole = cell if isinstance(cell, tuple) or kind is None else (cell, *[None] * (len(kind._fields) - 1))
+                values += [_rounded(value) for value in (whole if isinstance(whole, tuple) else (whole,))]
+            rows.append(values)
+        return [heading, *rows]
+
+    def by_column(self) -> list[list[Cell]]:
+        """The cells below each heading."""
+        return [[row[i] for row in self.rows] for i in range(len(self.columns))]
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, without its title. Nothing in a cell is taken for a tag or for the end of the cell."""
+    lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)], *table.printed()]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def page(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
+    """A whole file of Markdown: title, notes, and each table under its own title."""
+    parts = [f"# {escaped(title)}", *map(escaped, notes)]
+    for table in tables:
+        parts += [f"## {escaped(table.title)}", markdown(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text in which Markdown finds no tags."""
+    return html.escape(text, quote=False)
+
+
+def _cell(text: str) -> str:
+    return escaped(" ".join(text.split())).replace("|", "\\|")
+
+
+def _rounded(value: Any) -> Any:
+    """Eight digits of a number."""
+    return float(f"{value:.8g}") if isinstance(value, float) else value
+
+
+def _printed(cell: Cell, decimals: int) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, Summary):
+        spread = "" if cell.deviation is None else f" ± {cell.deviation:.{decimals}f}"
+        return f"{cell.mean:.{decimals}f}{spread}"
+    if isinstance(cell, Difference):
+        if cell.low is None or cell.high is None:
+            return _signed(cell.mean, decimals)
+        return f"{_signed(cell.mean, decimals)} ({_signed(cell.low, decimals)} … {_signed(cell.high, decimals)})"
+    if isinstance(cell, float):
+        return f"{cell:.{decimals}f}" if cell == 0 or abs(cell) >= 10**-decimals else f"{cell:.1e}"
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _signed(value: float, decimals: int) -> str:
+    return f"{value:+.{decimals}f}".replace("-", "−")

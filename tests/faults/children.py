@@ -1,0 +1,92 @@
+"""Work in processes of its own, which are killed, may write no more than so many bytes, or lose root's rights to files."""
+
+import ctypes
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+
+from comrope.errors import ComropeError
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "timm", "comrope.lab.runs", "comrope.lab.classify", "comrope.hosts.files"])
+
+
+def start(work: Callable[..., Any], *arguments: Any) -> Any:
+    """A process that has just begun `work(*arguments)`, which must be a function that can be imported."""
+    begun = _context.Event()
+    process = _context.Process(target=_begin, args=(begun, work, arguments))
+    process.start()
+    assert begun.wait(120)
+    return process
+
+
+def killed(draws: random.Random, longest: float, work: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a process that does `work` was killed within `longest` seconds of its beginning; False if it was done before."""
+    process = start(work, *arguments)
+    process.join(draws.uniform(0, longest))
+    if process.exitcode is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive, f"{alive} live on"
+        return True
+    assert process.exitcode == 0
+    return False
+
+
+def told(
+    work: Callable[..., Any], *arguments: Any, most_bytes: int | None = None, no_rights: bool = False
+) -> str | None:
+    """What an error of ours says that ends `work(*arguments)` in a process of its own; None where there is none.
+
+    Any other error is one here too.
+
+    Args:
+        most_bytes: a file of the process cannot become larger, as on a disk that is full.
+        no_rights: folders and files that are marked as read-only are, even for root.
+    """
+    results = _context.Queue()
+    process = _context.Process(target=_tell, args=(results, work, arguments, most_bytes, no_rights))
+    process.start()
+    error = results.get(timeout=180)
+    process.join()
+    if error is not None and not error.startswith("comrope: "):
+        raise AssertionError(error)
+    return error
+
+
+def _begin(begun: Any, work: Callable[..., Any], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    begun.set()
+    work(*arguments)
+
+
+def _tell(results: Any, work: Callable[..., Any], arguments: tuple, most_bytes: int | None, no_rights: bool) -> None:
+    torch.set_num_threads(1)
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+    if no_rights:
+        _drop_rights()
+    try:
+        work(*arguments)
+    except ComropeError as error:
+        results.put(f"comrope: {error}")
+    except BaseException as error:
+        results.put(f"{type(error).__name__}: {error}")
+    else:
+        results.put(None)
+
+
+def _drop_rights() -> None:
+    """Takes all capabilities from this process, among them that of root to write where nobody may (see capset(2))."""
+    header, none = struct.pack("=Ii", 0x20080522, 0), bytes(24)
+    assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0, os.strerror(ctypes.get_errno())
