@@ -1,5 +1,6 @@
 """Runs that were damaged, that others work on, that diverge, or whose data have changed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -63,7 +64,9 @@ def _flip(path: Path) -> None:
 @pytest.mark.area("settings of runs")
 @pytest.mark.area("settings of runs")
 @pytest.mark.parametrize("damage", [_flip, lambda path: os.truncate(path, 100), os.unlink])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "progress.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "progress.json"]
+)
 def test_from_a_damaged_checkpoint_it_goes_on_with_the_one_before(name, damage, tmp_path, whole, caplog):
     folder = _broken_off(tmp_path / "run")
     damage(_newest(folder) / name)
@@ -81,12 +84,55 @@ def test_where_all_checkpoints_are_damaged_it_says_what_to_do(tmp_path):
         runs.run(EXPERIMENT, PLAIN, folder)
 
 
+DAMAGES = {
+    "a flipped bit": _flip,
+    "cut in half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "gone": os.unlink,
+    "other text": lambda path: path.write_text("no more"),
+    "another object": lambda path: path.write_text("{}"),
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+"""What may happen to a file."""
+
+
+def _without_times(result: dict) -> dict:
+    return {**result, "timing": None}
+
+
 @pytest.mark.area("damaged finished runs")
-@pytest.mark.parametrize("damage", [_flip, os.unlink])
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["run.json", "result.json", "weights.safetensors", "log.jsonl"])
+def test_a_damaged_file_of_a_finished_run_is_named_or_not_needed(name, damage, tmp_path, whole):
+    """Trained again and measured further, the run says which file is damaged, or gives what the undamaged one gives."""
+    folder, undamaged = tmp_path / "run", tmp_path / "undamaged"
+    for copy in (folder, undamaged):
+        shutil.copytree(whole, copy)
+    DAMAGES[damage](folder / name)
+    more = plain([(8, 8), (12, 12)])
+    for conditions in (PLAIN, more):
+        expected = runs.run(EXPERIMENT, conditions, undamaged)
+        try:
+            found = runs.run(EXPERIMENT, conditions, folder)
+        except DataError as error:
+            assert str(folder) in str(error)
+        else:
+            assert _without_times(found) == _without_times(expected) or (name, damage) == (
+                "result.json",
+                "a flipped bit",
+            )
+    with contextlib.suppress(DataError):
+        assert runs.experiment_of(folder) == EXPERIMENT
+
+
+@pytest.mark.area("damaged finished runs")
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_weights_are_named_with_the_way_out(damage, tmp_path, whole):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    damage(folder / "weights.safetensors")
+    DAMAGES[damage](folder / "weights.safetensors")
     more = plain([(8, 8), (12, 12)])
     with pytest.raises(DataError, match="bring it back, or remove"):
         runs.run(EXPERIMENT, more, folder)
