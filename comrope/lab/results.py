@@ -44,8 +44,7 @@ def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
         DataError: `folder` is a file or below one, or holds anything that `save` did not write: nothing of it is touched.
     """
     folder = folder.resolve()
-    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
-        raise DataError(f"{folder} is a file, or below one: name a folder for the result.")
+    refuse_file(folder)
     names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     foreign = [name for name in names if name not in _FILES and not any(fnmatch(name, pattern) for pattern in also)]
     if foreign:
@@ -70,6 +69,12 @@ def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_file(folder: Path) -> None:
+    """DataError where `folder` cannot be one."""
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+        raise DataError(f"{folder} is a file, or below one: name a folder.")
 
 
 def _tidy(left: Path, folder: Path) -> None:

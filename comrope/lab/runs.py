@@ -103,6 +103,8 @@ def run(
     described = {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
     _check(folder, experiment, described)
     result = _read(folder / "result.json")
+    if result is not None and state.is_main_process:
+        Checkpoints(folder / "checkpoints").remove()  # a kill may have come before that
     if result is not None and not _missing(result, conditions):
         report("measured", 1, 1, 0.0)
         return result
@@ -186,8 +188,7 @@ def _trial(found: dict[str, Any]) -> Trial:
 
 def _check(folder: Path, experiment: Trial, data: dict[str, dict]) -> None:
     """Refuses a folder that is of something else: of another experiment that was at least begun, or of other data."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file: name a folder for the run.")
+    results.refuse_file(folder)
     found = _read(folder / "run.json")
     if found is None:
         if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK}:
@@ -289,6 +290,7 @@ def _train(
         with results.writing(folder, "the last checkpoint has all of it"):
             partial = folder / ".weights.draft"
             save_model(model, str(partial))
+            partial.chmod((folder / "run.json").stat().st_mode)  # safetensors writes files that nobody else can read
             result["weights"] = results.sum_of(partial)
             partial.replace(folder / WEIGHTS)
         results.write_json(result, folder / "result.json")

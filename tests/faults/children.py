@@ -16,7 +16,9 @@ import torch
 from comrope.errors import ComropeError
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "timm", "comrope.lab.runs", "comrope.lab.classify", "comrope.hosts.files"])
+_context.set_forkserver_preload(
+    ["torch", "timm", "sklearn.datasets", "comrope.lab.runs", "comrope.lab.classify", "comrope.hosts.files"]
+)
 
 
 def start(work: Callable[..., Any], *arguments: Any) -> Any:
