@@ -84,7 +84,7 @@ class Trial:
         try:
             lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
             return cls(**{**values, **lists, "recipe": Recipe(**values["recipe"])})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"this is no experiment of this version of comrope: {error}.") from error
 
     def to_json(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from torch import nn
 
 import comrope
 from comrope.encodings import Encoding, LearnedEncoding, SpectralEncoding
-from comrope.errors import ConfigurationError, DataError
+from comrope.errors import ComropeError, ConfigurationError, DataError
 from comrope.hosts import angle_parameters
 from comrope.lab import results
 from comrope.lab.checkpoints import Checkpoints
@@ -102,7 +102,7 @@ def run(
     sets = problem.data(experiment if data is None else replace(experiment, data=data), unreadable)
     described = {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
     _check(folder, experiment, described)
-    result = _read(folder / "result.json")
+    result = _result(folder)
     if result is not None and state.is_main_process:
         Checkpoints(folder / "checkpoints").remove()  # a kill may have come before that
     if result is not None and not _missing(result, conditions):
@@ -114,7 +114,7 @@ def run(
     with _alone(folder, state):
         if state.is_main_process:  # while others look, it may be writing
             _check(folder, experiment, described)
-        result = _read(folder / "result.json")  # it may have been waited for
+        result = _result(folder)  # it may have been waited for
         if result is None:
             _claim(folder, experiment, described, command, state)
             settings = {"micro_batch": micro_batch, "readers": readers, "compiled": compiled}
@@ -143,7 +143,7 @@ def _missing(result: dict[str, Any], conditions: Sequence[Any]) -> list[Any]:
 
 def read(folder: Path) -> dict[str, Any]:
     """The result of a finished run; DataError where there is none."""
-    found = _read(folder / "result.json")
+    found = _result(folder)
     if found is None:
         raise DataError(f"{folder} holds no finished run: `comrope train` makes one.")
     return found
@@ -151,10 +151,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 def experiment_of(folder: Path) -> Trial:
     """What a run's folder is about; DataError where it is none."""
-    found = _read(folder / "run.json")
+    found = _about(folder)
     if found is None:
         raise DataError(f"{folder} is no run: it has no run.json, which `comrope train` writes.")
-    return _trial(found)
+    return _trial(found, folder)
 
 
 def load_run(folder: Path, data: Any = None) -> nn.Module:
@@ -168,28 +168,32 @@ def load_run(folder: Path, data: Any = None) -> nn.Module:
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Those of a run that was trained to the end; DataError where they are not what was written."""
-    path, result = folder / WEIGHTS, _read(folder / "result.json")
+    path, result = folder / WEIGHTS, _result(folder)
     if result is None:
         raise DataError(f"{folder} has no trained weights yet: give its training command again.")
-    if not path.exists() or results.sum_of(path) != result.get("weights", results.sum_of(path)):
-        what = "is not what training wrote" if path.exists() else "is missing"
+    if not path.is_file() or result.get("weights") not in (None, results.sum_of(path)):
+        what = "is not what training wrote" if path.is_file() else "is missing"
         raise DataError(
             f"{path} {what}: bring it back, or remove {folder} and give its training command again, which is in its run.json."
         )
     load_model(model, path)
 
 
-def _trial(found: dict[str, Any]) -> Trial:
-    kind = found.get("kind")
+def _trial(found: dict[str, Any], folder: Path) -> Trial:
+    """The experiment in a run's run.json."""
+    kind = found["kind"]
     if kind not in KINDS:
-        raise DataError(f"a run of kind {kind!r}: this version of comrope knows {', '.join(KINDS)}.")
-    return KINDS[kind].from_json(found["experiment"])
+        raise DataError(f"{folder} is a run of kind {kind!r}: this version of comrope knows {', '.join(KINDS)}.")
+    try:
+        return KINDS[kind].from_json(found["experiment"])
+    except ComropeError as error:
+        raise DataError(f"{folder}: {error}") from error
 
 
 def _check(folder: Path, experiment: Trial, data: dict[str, dict]) -> None:
     """Refuses a folder that is of something else: of another experiment that was at least begun, or of other data."""
     results.refuse_file(folder)
-    found = _read(folder / "run.json")
+    found = _about(folder)
     if found is None:
         if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK}:
             raise DataError(f"{folder} holds what is no run of comrope: name another folder.")
@@ -197,7 +201,7 @@ def _check(folder: Path, experiment: Trial, data: dict[str, dict]) -> None:
     finished = (folder / "result.json").exists()
     if not finished and not (folder / "checkpoints").exists():
         return
-    here = _trial(found)
+    here = _trial(found, folder)
     if here != experiment:
         different = [key for key, value in vars(experiment).items() if vars(here).get(key) != value]
         raise ConfigurationError(
@@ -333,8 +337,26 @@ def _elements(encodings: Sequence[Encoding], bins: int = 121) -> dict[str, Any] 
     return {"std": above.std(correction=0).item(), "bound": bound, "counts": [int(n) for n in counts]}
 
 
-def _read(path: Path) -> Any:
-    return results.read(path) if path.exists() else None
+def _about(folder: Path) -> dict[str, Any] | None:
+    return _read(folder / "run.json", "kind", "experiment")
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    return _read(folder / "result.json", "experiment", "history", "evaluation", "timing")
+
+
+def _read(path: Path, *needed: str) -> dict[str, Any] | None:
+    """What a file of a run holds, or None where there is none; DataError where it is damaged, or lacks what is needed."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        damage = f"it does not say {', '.join(lacking)}" if (lacking := [n for n in needed if n not in found]) else None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        damage = error
+    if damage is not None:
+        raise DataError(f"{path} is damaged ({damage}): remove {path.parent}, and give its training command again.")
+    return found
 
 
 def _board(folder: Path) -> Any:

@@ -1,6 +1,5 @@
 """Runs that were damaged, that others work on, that diverge, or whose data have changed."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from comrope.errors import ConfigurationError, DataError, DivergedError
+from comrope.errors import ComropeError, ConfigurationError, DataError, DivergedError
 from comrope.lab import classify, runs
 from comrope.lab.evaluate import plain
 from comrope.lab.experiment import Experiment, Recipe
@@ -64,9 +63,7 @@ def _flip(path: Path) -> None:
 @pytest.mark.area("settings of runs")
 @pytest.mark.area("settings of runs")
 @pytest.mark.parametrize("damage", [_flip, lambda path: os.truncate(path, 100), os.unlink])
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "progress.json"]
-)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
 def test_from_a_damaged_checkpoint_it_goes_on_with_the_one_before(name, damage, tmp_path, whole, caplog):
     folder = _broken_off(tmp_path / "run")
     damage(_newest(folder) / name)
@@ -116,15 +113,11 @@ def test_a_damaged_file_of_a_finished_run_is_named_or_not_needed(name, damage, t
         expected = runs.run(EXPERIMENT, conditions, undamaged)
         try:
             found = runs.run(EXPERIMENT, conditions, folder)
-        except DataError as error:
+        except ComropeError as error:
             assert str(folder) in str(error)
         else:
-            assert _without_times(found) == _without_times(expected) or (name, damage) == (
-                "result.json",
-                "a flipped bit",
-            )
-    with contextlib.suppress(DataError):
-        assert runs.experiment_of(folder) == EXPERIMENT
+            noticed_by_nobody = (name, damage) == ("result.json", "a flipped bit")  # a digit that is another one now
+            assert noticed_by_nobody or _without_times(found) == _without_times(expected)
 
 
 @pytest.mark.area("damaged finished runs")
