@@ -38,9 +38,14 @@ def test_interval_by_hand():
 
 
 def test_what_seeds_share_falls_out_of_a_paired_difference():
-    hard, easy = [50.0, 90.0, 70.0], [51.0, 91.0, 71.0]
-    assert paired(easy, hard) == pytest.approx((1.0, 1.0, 1.0, 3))
+    hard, easy = [50.0, 90.0, 70.0], [51.0, 91.1, 70.9]
+    found = paired(easy, hard)
+    assert found.mean == pytest.approx(1.0) and found.high - found.low < 1
     assert summary(easy).deviation > 10
+
+
+def test_seeds_that_all_differ_by_the_same_have_no_interval():
+    assert paired([51.0, 91.0, 71.0], [50.0, 90.0, 70.0]) == (1.0, None, None, 3)
 
 
 def test_values_that_do_not_fit_are_refused():
