@@ -47,7 +47,7 @@ def paired(first: Sequence[float], second: Sequence[float], confidence: float = 
     of twenty such intervals around no difference, one misses 0. There is no interval of one seed, and none where all seeds
     differ by exactly the same: counts of a few samples often do, and it would be a point.
 
-    >>> paired([2.0, 3.0], [1.0, 1.0])
+    >>> paired([2.0, 3.0], [1.0, 1.0])  # doctest: +ELLIPSIS
     Difference(mean=1.5, low=-4.85..., high=7.85..., count=2)
     >>> paired([2.0, 3.0], [1.0, 2.0])
     Difference(mean=1.0, low=None, high=None, count=2)
