@@ -7,6 +7,7 @@
     result.json          what training and all measurements gave
 
 What is trained, and how it is measured, is the problem's: the module that `experiment.module` names has
+    check(experiment)                      refuses what is wrong with it, before data are read
     data(experiment, unreadable)           what to train on, and what to test on
     build(experiment, data, runs)          the model
     task(model, data, experiment)          what `comrope.lab.train` wants to know
@@ -36,7 +37,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import comrope
-from comrope.encodings import Encoding, LearnedEncoding, SpectralEncoding
+from comrope.encodings import Encoding, LearnedEncoding, SpectralEncoding, kind_of
 from comrope.errors import ConfigurationError, DataError
 from comrope.hosts import angle_parameters
 from comrope.lab import results
@@ -45,7 +46,7 @@ from comrope.lab.data.labelled import about
 from comrope.lab.detection.experiment import DetectionExperiment
 from comrope.lab.experiment import Experiment, Trial
 from comrope.lab.text.experiment import TextExperiment
-from comrope.lab.train import Progress, train
+from comrope.lab.train import Progress, check_precision, sizes, train
 from comrope.lab.video.experiment import VideoExperiment
 
 KINDS: dict[str, type[Trial]] = {
@@ -54,6 +55,8 @@ KINDS: dict[str, type[Trial]] = {
 """The experiments of all problems."""
 
 WEIGHTS, LOCK = "weights.safetensors", ".lock"
+MOST_READERS = 1024
+"""Each is a process."""
 
 Report = Callable[[str, int, int, float], None]
 """Told (stage, done, in all, samples a second) as a run goes on."""
@@ -97,8 +100,16 @@ def run(
     for name, value, least in (("readers", readers, 0), ("save_every", save_every, 1), ("micro_batch", micro_batch, 1)):
         if value is not None and value < least:
             raise ConfigurationError(f"{name}={value}: expected {least} or more.")
+    if readers > MOST_READERS:
+        raise ConfigurationError(f"readers={readers}: expected {MOST_READERS} or less, each is a process.")
+    conditions = list(dict.fromkeys(conditions))
     state = PartialState(cpu=not torch.cuda.is_available())
     problem = importlib.import_module(experiment.module)
+    kind_of(experiment.encoding)
+    problem.check(experiment)
+    if tensorboard:
+        _summary_writer()
+    _check(folder, experiment, {})
     sets = problem.data(experiment if data is None else replace(experiment, data=data), unreadable)
     described = {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
     _check(folder, experiment, described)
@@ -106,9 +117,12 @@ def run(
     if result is not None and not _missing(result, conditions):
         report("measured", 1, 1, 0.0)
         return result
-    model = (
-        None if result is not None else problem.build(experiment, sets[0], folder.parent)
-    )  # or say what is wrong with it
+    model = task = None
+    if result is None:  # what is wrong with it is said before anything is written
+        check_precision(experiment.recipe)
+        model = problem.build(experiment, sets[0], folder.parent)
+        task = problem.task(model, sets[0], experiment)
+        sizes(experiment.recipe, len(task.feed), state.num_processes, micro_batch)
     with _alone(folder, state):
         if state.is_main_process:  # while others look, it may be writing
             _check(folder, experiment, described)
@@ -116,9 +130,7 @@ def run(
         if result is None:
             _claim(folder, experiment, described, command, state)
             settings = {"micro_batch": micro_batch, "readers": readers, "compiled": compiled}
-            result = _train(
-                experiment, problem, model, sets[0], folder, settings, save_every, tensorboard, report, state
-            )
+            result = _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state)
         missing = _missing(result, conditions)
         if missing:
             model = load_run(folder, sets[1])
@@ -126,9 +138,10 @@ def run(
             for done, condition in enumerate(missing):
                 report("measuring", done, len(missing), 0.0)
                 result["evaluation"] += problem.measure(model, sets[1], [condition], readers=readers)
-            result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
-            if state.is_main_process:
-                results.write_json(result, folder / "result.json")
+                result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
+                begun = time.perf_counter()
+                if state.is_main_process:  # at once: another condition may fail
+                    results.write_json(result, folder / "result.json")
             state.wait_for_everyone()
     report("measured", 1, 1, 0.0)
     return result
@@ -155,11 +168,19 @@ def experiment_of(folder: Path) -> Trial:
     return _trial(found)
 
 
-def load_run(folder: Path, data: Any = None) -> nn.Module:
-    """The trained model of a run, in eval mode, on the device there is. The data it is for are read if None."""
+def load_run(folder: Path, data: Any = None, *, where: str | None = None) -> nn.Module:
+    """The trained model of a run, in eval mode, on the device there is.
+
+    Args:
+        folder: of the run.
+        data: that the model is for; read if None.
+        where: they are now, if they were moved.
+    """
     experiment = experiment_of(folder)
     problem = importlib.import_module(experiment.module)
-    model = problem.build(experiment, problem.data(experiment)[1] if data is None else data, folder.parent)
+    if data is None:
+        data = problem.data(experiment if where is None else replace(experiment, data=where))[1]
+    model = problem.build(experiment, data, folder.parent)
     load_weights(model, folder)
     return model.eval().to(PartialState(cpu=not torch.cuda.is_available()).device)
 
@@ -254,9 +275,7 @@ def _claim(folder: Path, experiment: Trial, data: dict[str, dict], command: str,
     state.wait_for_everyone()
 
 
-def _train(
-    experiment, problem, model, data, folder, settings, save_every, tensorboard, report, state
-) -> dict[str, Any]:
+def _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state) -> dict[str, Any]:
     if torch.cuda.is_available():
         model.to(state.device)
     log = _Log(folder / "log.jsonl", state.is_main_process, tensorboard)
@@ -266,7 +285,6 @@ def _train(
         log.write(progress)
 
     checkpoints = Checkpoints(folder / "checkpoints", save_every)
-    task = problem.task(model, data, experiment)
     hooks = {"after_step": after_step, **({"after_epoch": task.after_epoch} if hasattr(task, "after_epoch") else {})}
     history = train(model, task, experiment.recipe, checkpoints=checkpoints, **hooks, **settings)
     seconds = checkpoints.progress()["seconds"]  # also those before an interruption
@@ -335,12 +353,12 @@ def _read(path: Path) -> Any:
     return results.read(path) if path.exists() else None
 
 
-def _board(folder: Path) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigurationError("tensorboard is not installed: pip install tensorboard, or leave it out.") from None
-    return SummaryWriter(str(folder))
+    return SummaryWriter
 
 
 class _Log:
@@ -349,7 +367,7 @@ class _Log:
     def __init__(self, path: Path, writes: bool, tensorboard: bool, every: int = 50):
         self.path, self.writes, self.every = path, writes, every
         self.begun = False
-        self.board = _board(path.parent / "tensorboard") if writes and tensorboard else None
+        self.board = _summary_writer()(str(path.parent / "tensorboard")) if writes and tensorboard else None
 
     def write(self, progress: Progress) -> None:
         if not self.writes or (progress.step % self.every and progress.step != progress.total):
