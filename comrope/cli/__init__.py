@@ -31,6 +31,8 @@ UNREAD = 128 + 13
 
 def main() -> None:
     """Entry point: errors of ours are one line on stderr (exit 2; 3 where a training diverged), Ctrl-C is exit 130."""
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may have bytes that are no text
             stream.reconfigure(errors="backslashreplace")
@@ -38,8 +40,7 @@ def main() -> None:
         try:
             _run()
         finally:
-            if sys.stdout is not None:  # which it is where stdout was closed before
-                sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
         sys.exit(UNREAD)

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from comrope import cli
+from comrope.lab import classify
 from tests.faults.values import REMEDY
 
 pytestmark = pytest.mark.area("command lines")
@@ -370,8 +371,9 @@ def _call(arguments: list[str], monkeypatch: Any, capsys: Any) -> tuple[int, str
 def _trained(command: dict[str, str], out: Path, places: dict[str, str]) -> None:
     """A run of a moment, by its command."""
     words = [word.format(**places) for word in _words(command | {"--out": str(out)})]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "comrope", *words], env=environment, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["comrope", *words])
+        cli.main()
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +444,7 @@ def test_a_bad_command_line_is_refused(words, places, tmp_path, monkeypatch, cap
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def _process(*words: str | bytes, before: str = "", **settings: Any) -> subprocess.CompletedProcess:
+def _process(*words: str | bytes, before: str = "pass", **settings: Any) -> subprocess.CompletedProcess:
     """`comrope` with these words, as a shell starts it; `before` is what Python does first."""
     code = f"import sys; {before}; from comrope.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *words], env=ENVIRONMENT, timeout=120, **settings)
@@ -533,6 +535,7 @@ def test_runs_whose_data_were_moved(command, tmp_path, monkeypatch, capsys):
     words = [word.format(**places) for word in _words(IMAGES | data)]
     assert _call(words, monkeypatch, capsys)[0] == 0
     (tmp_path / "data").rename(tmp_path / "moved")
+    classify._load.cache_clear()  # as in another process
     words = command.format(run=tmp_path / "run", moved=tmp_path / "moved").split()
     status, _, err = _call(words[:2], monkeypatch, capsys)
     # What was measured before is read from the run; what is needed of data is asked for by name.
