@@ -56,7 +56,7 @@ def check(experiment: Experiment) -> None:
         return
     if experiment.start is not None:
         raise ConfigurationError(
-            f"start={experiment.start!r}: only a model of timm, model='timm:…', starts from weights."
+            f"start={experiment.start!r}: only a model of timm, model='timm:…', starts from weights; leave it out."
         )
     if experiment.model not in MODELS:
         raise ConfigurationError(

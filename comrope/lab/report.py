@@ -61,10 +61,13 @@ def write_report(results: Mapping[str, Any], path: Path) -> None:
     Raises:
         DataError: a part of the results is missing, or the file cannot be written.
     """
-    page = render(results)
     path = Path(path)
-    if path.is_dir() or not path.name:
+    if path.is_dir():
         raise DataError(f"{path} is a folder: name a file for the report, such as {path / 'report.html'}.")
+    above = next((place for place in path.absolute().parents if place.exists()), None)
+    if above is not None and not above.is_dir():
+        raise DataError(f"{above} is a file, and {path} cannot lie in it: name another file for the report.")
+    page = render(results)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

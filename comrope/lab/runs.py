@@ -48,6 +48,7 @@ from comrope.lab.experiment import Experiment, Trial
 from comrope.lab.text.experiment import TextExperiment
 from comrope.lab.train import Progress, check_precision, sizes, train
 from comrope.lab.video.experiment import VideoExperiment
+from comrope.lab.vit import ViT
 
 KINDS: dict[str, type[Trial]] = {
     cls.kind: cls for cls in (Experiment, VideoExperiment, DetectionExperiment, TextExperiment)
@@ -134,6 +135,9 @@ def run(
         missing = _missing(result, conditions)
         if missing:
             model = load_run(folder, sets[1])
+            if isinstance(model, ViT):
+                for condition in missing:
+                    model.grid(condition.canvas)  # or say which images it cannot have
             begun = time.perf_counter()
             for done, condition in enumerate(missing):
                 report("measuring", done, len(missing), 0.0)
@@ -156,7 +160,10 @@ def read(folder: Path) -> dict[str, Any]:
     """The result of a finished run; DataError where there is none."""
     found = _read(folder / "result.json")
     if found is None:
-        raise DataError(f"{folder} holds no finished run: `comrope train` makes one.")
+        raise DataError(
+            f"{folder} holds no finished run: give its training command again, which is in its run.json, or name another "
+            "folder."
+        )
     return found
 
 
@@ -164,7 +171,7 @@ def experiment_of(folder: Path) -> Trial:
     """What a run's folder is about; DataError where it is none."""
     found = _read(folder / "run.json")
     if found is None:
-        raise DataError(f"{folder} is no run: it has no run.json, which `comrope train` writes.")
+        raise DataError(f"{folder} is no run: it has no run.json. Name a folder that `comrope train` wrote.")
     return _trial(found)
 
 
@@ -207,8 +214,8 @@ def _trial(found: dict[str, Any]) -> Trial:
 
 def _check(folder: Path, experiment: Trial, data: dict[str, dict]) -> None:
     """Refuses a folder that is of something else: of another experiment that was at least begun, or of other data."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file: name a folder for the run.")
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+        raise DataError(f"{folder} is a file, or below one: name a folder for the run.")
     found = _read(folder / "run.json")
     if found is None:
         if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK}:

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from comrope import cli
-from comrope.lab import classify
+from comrope.lab import classify, runs
+from comrope.lab.evaluate import plain
 from tests.faults.values import REMEDY
 
 pytestmark = pytest.mark.area("command lines")
@@ -59,7 +60,7 @@ FOLD = {"": "fold {saved}", "--out": "{out}"}
 OUT = ("{file}", "{file}/below", "{full}", LONG, None)
 """Where no result can be written; None: without saying where."""
 RUNNING = {
-    "--micro-batch": (*NO_COUNT, "3"),
+    "--micro-batch": (*NO_COUNT, "7"),
     "--readers": (*NO_WHOLE, "-1", HUGE),
     "--save-every": NO_COUNT,
     "--unreadable": NO_NAME,
@@ -324,7 +325,7 @@ CONTRADICTIONS = [
 ]
 """Options that do not go together, or not with the command."""
 SEED = 0
-TRIES = 270
+TRIES = 245
 """Of all these, drawn anew with another seed."""
 
 
@@ -427,8 +428,9 @@ def _refused(words: list[str], places: dict[str, str], tmp_path: Path, monkeypat
     before = _everything(*kept)
     status, out, err = _call([word.format(**places) for word in words], monkeypatch, capsys)
     assert (status, out) == (2, ""), err
-    assert err and "Traceback" not in err and err.count("\n") <= 16, err
-    assert REMEDY.search(err) or "--help" in err, err
+    assert err and "Traceback" not in err, err
+    # tyro may list all options that could have been meant.
+    assert (err.count("\n") <= 40 and "--help" in err) or (err.count("\n") == 1 and REMEDY.search(err)), err
     assert _everything(*kept) == before
     return err
 
@@ -475,14 +477,14 @@ def test_names_that_are_no_text_can_be_named(words, tmp_path):
     assert b"Traceback" not in done.stderr and rb"\udcff" in done.stderr
 
 
-def test_what_is_written_under_a_name_that_is_no_text_is_said(tmp_path):
-    done = _process(b"report", os.fsencode(RESULTS), b"--out", b"\xff.html", capture_output=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(rb"wrote \udcff.html")
+def test_what_is_written_under_a_name_that_is_no_text_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["report", str(RESULTS), "--out", os.fsdecode(b"\xff.html")]
+    assert _call(arguments, monkeypatch, capsys) == (0, "wrote \\udcff.html\n", "")
     assert os.listdir(os.fsencode(tmp_path)) == [b"\xff.html"]
 
 
-@pytest.mark.parametrize("line", ["--help", "--version", "demo --help", f"report {RESULTS} --out report.html"])
+@pytest.mark.parametrize("line", ["--help", "--version", "demo --help"])
 def test_where_nobody_reads_what_is_printed_it_ends_quietly(line, tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -507,12 +509,21 @@ def test_few_images_are_said_what_to_do_about(places, tmp_path, monkeypatch, cap
     assert "take a batch_size of 5 or less, or more samples" in said
 
 
-def test_an_earlier_condition_is_kept_where_a_later_one_fails(places, tmp_path, monkeypatch, capsys):
+def test_a_condition_that_cannot_be_is_named_before_any_is_measured(places, tmp_path, monkeypatch, capsys):
+    said = _refused(["evaluate", places["images"], "--resolutions", "12", "7"], places, tmp_path, monkeypatch, capsys)
+    assert "images of (7, 7) pixels: expected multiples of the patch" in said
+
+
+def test_what_was_measured_is_kept_where_the_rest_is_stopped(places, tmp_path):
+    def stop(stage: str, done: int, total: int, speed: float) -> None:
+        if (stage, done) == ("measuring", 1):
+            raise KeyboardInterrupt
+
     run = tmp_path / "run"
     shutil.copytree(places["images"], run)
-    status, _, err = _call(["evaluate", str(run), "--resolutions", "12", "7"], monkeypatch, capsys)
-    assert (status, "expected multiples of the patch" in err) == (2, True)
-    assert [row["size"] for row in json.loads((run / "result.json").read_text())["evaluation"]] == [[8, 8], [12, 12]]
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(runs.experiment_of(run), plain([(12, 12), (16, 16)]), run, report=stop)
+    assert [row["size"] for row in runs.read(run)["evaluation"]] == [[8, 8], [12, 12]]
 
 
 def test_the_same_condition_twice_is_measured_once(places, tmp_path, monkeypatch, capsys):

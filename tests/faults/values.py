@@ -16,7 +16,7 @@ from comrope.errors import ComropeError
 
 REMEDY = re.compile(
     r"expected|did you mean|known:|must|\b(attach|bring|call|cast|choose|detach|draw|freeze|give|keep|leave|load|make|move)\b|"
-    r"\b(name|need|needs|pass|remove|say|take|use|want|wants)\b",
+    r"\b(first|get|makes|put|run|name|need|needs|pass|remove|say|take|use|want|wants)\b",
     re.IGNORECASE,
 )
 """An error says what was expected, or what to do."""
