@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from PIL import Image
 
+import comrope
 from comrope import cli
 from comrope.lab import classify, runs
 from comrope.lab.evaluate import plain
@@ -378,66 +381,49 @@ def _trained(command: dict[str, str], out: Path, places: dict[str, str]) -> None
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> dict[str, str]:
-    """What no refused command changes: data, runs, a saved model."""
-    import timm
-    import torch
-
-    import comrope
-
-    root = tmp_path_factory.mktemp("shared")
-    texts = root / "texts"
-    texts.mkdir()
+def places(tmp_path_factory) -> dict[str, str]:
+    """Paths by the names that command lines have for them: data, runs, a saved model, and what is none of these."""
+    here, data = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("data")
+    names = ("file", "empty", "full", "damaged", "begun", "missing", "out", "runs", "texts", "saved", "images", "text")
+    places = {name: str(here / name) for name in names} | {name: str(data / name) for name in ("motion", "scenes")}
+    places |= {"here": str(here), "results": str(RESULTS)}
+    for name in ("empty", "full", "damaged", "begun", "texts"):
+        (here / name).mkdir()
+    (here / "file").write_text("mine")
+    (here / "full" / "thesis.tex").write_text("mine")
+    (here / "damaged" / "results.json").write_text('{"runs": [3], "settings": {}, "timing": {}, "command": 1}')
     for number in range(3):
-        (texts / f"{number}.txt").write_text(" ".join(str(n) for n in range(number, 400 + number)))
-    places = {name: str(root / name) for name in ("motion", "scenes", "texts", "saved", "images", "text")}
+        (here / "texts" / f"{number}.txt").write_text(" ".join(str(n) for n in range(number, 400 + number)))
     torch.manual_seed(0)
     sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
-    comrope.save(comrope.attach(timm.create_model("vit_tiny_patch16_224", **sizes), "comrope-ld"), root / "saved")
-    places["results"] = str(RESULTS)
-    _trained(IMAGES, root / "images", places)
-    _trained(TEXT, root / "text", places)
+    comrope.save(comrope.attach(timm.create_model("vit_tiny_patch16_224", **sizes), "comrope-ld"), here / "saved")
+    _trained(IMAGES, here / "images", places)
+    _trained(TEXT, here / "text", places)
+    shutil.copy(here / "images" / "run.json", here / "begun")
     return places
 
 
-@pytest.fixture
-def places(tmp_path, shared) -> dict[str, str]:
-    """Paths by the names that command lines have for them, all but the shared ones in a folder of the test's own."""
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").write_text("mine")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "results.json").write_text('{"runs": [3], "settings": {}, "timing": {}, "command": 1}')
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "run.json").write_bytes(Path(shared["images"], "run.json").read_bytes())
-    names = ("file", "empty", "full", "damaged", "begun", "missing", "out", "runs")
-    return shared | {name: str(tmp_path / name) for name in names}
-
-
-def _everything(*roots: str | Path) -> dict[str, bytes | None]:
+def _everything(root: str) -> dict[str, bytes | None]:
     """Every file there, with its bytes, and every folder."""
-    paths = [path for root in roots for path in sorted(Path(root).rglob("*"))]
-    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+    return {str(path): path.read_bytes() if path.is_file() else None for path in Path(root).rglob("*")}
 
 
-def _refused(words: list[str], places: dict[str, str], tmp_path: Path, monkeypatch: Any, capsys: Any) -> str:
+def _refused(words: list[str], places: dict[str, str], monkeypatch: Any, capsys: Any) -> str:
     """What is said of a command line that is refused as it should be."""
-    monkeypatch.chdir(tmp_path)
-    kept = (tmp_path, *(places[name] for name in ("texts", "saved", "images", "text")))
-    before = _everything(*kept)
+    monkeypatch.chdir(places["here"])
+    before = _everything(places["here"])
     status, out, err = _call([word.format(**places) for word in words], monkeypatch, capsys)
     assert (status, out) == (2, ""), err
     assert err and "Traceback" not in err, err
     # tyro may list all options that could have been meant.
     assert (err.count("\n") <= 40 and "--help" in err) or (err.count("\n") == 1 and REMEDY.search(err)), err
-    assert _everything(*kept) == before
+    assert _everything(places["here"]) == before
     return err
 
 
 @pytest.mark.parametrize("words", DRAWN, ids=[" ".join(line)[-60:] for line in DRAWN])
-def test_a_bad_command_line_is_refused(words, places, tmp_path, monkeypatch, capsys):
-    _refused(list(words), places, tmp_path, monkeypatch, capsys)
+def test_a_bad_command_line_is_refused(words, places, monkeypatch, capsys):
+    _refused(list(words), places, monkeypatch, capsys)
 
 
 # In processes of their own
@@ -503,14 +489,14 @@ def test_stdout_may_be_closed(line):
 # What was left silent, or without a way out, before
 
 
-def test_few_images_are_said_what_to_do_about(places, tmp_path, monkeypatch, capsys):
+def test_few_images_are_said_what_to_do_about(places, monkeypatch, capsys):
     words = _words(IMAGES | {"--num-train": "5", "--batch-size": "10"})
-    said = _refused(words, places, tmp_path, monkeypatch, capsys)
+    said = _refused(words, places, monkeypatch, capsys)
     assert "take a batch_size of 5 or less, or more samples" in said
 
 
-def test_a_condition_that_cannot_be_is_named_before_any_is_measured(places, tmp_path, monkeypatch, capsys):
-    said = _refused(["evaluate", places["images"], "--resolutions", "12", "7"], places, tmp_path, monkeypatch, capsys)
+def test_a_condition_that_cannot_be_is_named_before_any_is_measured(places, monkeypatch, capsys):
+    said = _refused(["evaluate", places["images"], "--resolutions", "12", "7"], places, monkeypatch, capsys)
     assert "images of (7, 7) pixels: expected multiples of the patch" in said
 
 
