@@ -95,9 +95,9 @@ class Bench:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: expected {number} or more.")
         if self.threads > MOST_THREADS:
             raise ConfigurationError(f"threads={self.threads}: expected 1 to {MOST_THREADS}.")
-        torch.set_num_threads(self.threads)
         sizes = {"rounds": self.rounds, "batch": self.batch, "depth": self.depth, "tokens": self.tokens}
         with results.whole_or_nothing(self.out) as folder:
+            torch.set_num_threads(self.threads)
             with terminal.working("bench") as working:
                 found = bench.run(**sizes, command=typed(), progress=working)
             results.write_json(found, folder / "results.json")
