@@ -7,8 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from comrope import reference
+from comrope._values import is_whole
 from comrope.encodings import Encoding
 from comrope.errors import InputError
+
+MOST_POSITIONS = 2**12
+"""So many have room in memory for the scores of all pairs."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,21 @@ def check(module: nn.Module, *, num_positions: int = 32, seed: int = 0) -> Repor
     Returns:
         One `Check` a layer.
     Raises:
-        InputError: there is no rotary encoding in the module.
+        InputError: there is no rotary encoding in the module, or one without values, on the meta device.
     """
-    if not isinstance(module, nn.Module) or num_positions < 1:
-        raise InputError(
-            f"module={type(module).__name__}, num_positions={num_positions}: expected an encoding or a model with some, and "
-            "1 position or more."
-        )
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module={type(module).__name__}: expected an encoding, or a model with some in it.")
+    if not is_whole(num_positions, 1, MOST_POSITIONS):
+        raise InputError(f"num_positions={num_positions!r}: expected a whole number, 1 to {MOST_POSITIONS}.")
+    if not is_whole(seed, 0, 2**63 - 1):
+        raise InputError(f"seed={seed!r}: expected a whole number, 0 or more, of 63 bits.")
     found = [(name, m) for name, m in module.named_modules() if isinstance(m, Encoding)]
     if not found:
         raise InputError(f"{type(module).__name__} holds no rotary encoding: attach one, or pass the encoding itself.")
-    return Report(_check(f"{name} {type(m).__name__}".strip(), m, num_positions, seed) for name, m in found)
+    nowhere = [name or type(m).__name__ for name, m in found if m.device.type == "meta"]
+    if nowhere:
+        raise InputError(f"{nowhere[0]} is on the meta device, where it has no values: load or draw its weights first.")
+    return Report(_check(f"{name} {type(m).__name__}".strip(), m, int(num_positions), int(seed)) for name, m in found)
 
 
 def _check(name: str, encoding: Encoding, num_positions: int, seed: int) -> Check:

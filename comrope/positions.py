@@ -6,11 +6,12 @@ are float32 unless asked otherwise, and plain tensors: nothing here keeps state.
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from comrope._values import FARTHEST, MOST, check_finite, is_dense, is_number, is_whole, shape_of
 from comrope.errors import InputError
 
 
@@ -42,23 +43,23 @@ def grid(
         (num_prefix_tokens + Π shape, N), the patches in row-major order.
     Raises:
         InputError: a shape or extent that is empty or not positive, extents that do not match the axes or are given
-            although relative=False.
+            although relative=False, and any other argument that is none.
 
     >>> grid((2, 2)).tolist()
     [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
     """
     counts = _counts(shape)
     _check_dtype(dtype)
+    _check_flags(relative=relative, centre=centre)
     if extents is not None and not relative:
         raise InputError(
             "extents= was given with relative=False, where nothing is divided by it: leave one of them out."
         )
     given = None if extents is None else list(extents) if isinstance(extents, Sequence) else [extents]
-    if given is not None and (
-        len(given) != len(counts) or not all(isinstance(e, Real) and e > 0 and math.isfinite(e) for e in given)
-    ):
+    if given is not None and (len(given) != len(counts) or not all(is_number(e, 1 / FARTHEST) for e in given)):
         raise InputError(
-            f"extents={extents!r}: expected {len(counts)} positive numbers, one for each axis of shape={counts}."
+            f"extents={extents!r}: expected {len(counts)} positive numbers, one for each axis of shape={counts}, from "
+            f"{1 / FARTHEST:g} to {FARTHEST:g}."
         )
     _check_prefix(num_prefix_tokens)
     scale = [1.0] * len(counts) if not relative else counts if given is None else [float(e) for e in given]
@@ -78,17 +79,20 @@ def sequence(
     >>> sequence(3, start=5).tolist()
     [[5.0], [6.0], [7.0]]
     """
-    if not isinstance(length, Integral) or length < 1:
-        raise InputError(f"length={length!r}: expected a whole number of tokens, 1 or more.")
-    if not isinstance(start, Integral):
-        raise InputError(f"start={start!r}: expected a whole number.")
+    if not is_whole(length, 1):
+        raise InputError(f"length={length!r}: expected a whole number of tokens, 1 or more, as many as memory holds.")
+    last = int(FARTHEST)
+    if not is_whole(start, -last, last - length):
+        raise InputError(
+            f"start={start!r}: expected a whole number, from which on all positions are below {FARTHEST:g}."
+        )
     _check_dtype(dtype)
-    positions = torch.arange(start, start + int(length), dtype=torch.float64, device=device).unsqueeze(-1)
     if dtype == torch.float32 and max(abs(start), abs(start + length - 1)) > 2**24:
         raise InputError(
             f"float32 cannot tell neighbours apart at position {start + length - 1}: pass dtype=torch.float64."
         )
-    return positions.to(dtype)
+    positions = torch.arange(start, start + int(length), dtype=torch.float64, device=device)
+    return positions.unsqueeze(-1).to(dtype)
 
 
 def perturb(
@@ -117,23 +121,20 @@ def perturb(
     """
     _check_positions(positions)
     num_axes = positions.shape[-1]
-    if not (isinstance(intensity, Real) and math.isfinite(intensity) and intensity >= 0):
-        raise InputError(f"intensity={intensity!r}: expected a finite number, 0 or more (in patches).")
-    sizes = patch_size.tolist() if isinstance(patch_size, Tensor) else patch_size
-    if (
-        not isinstance(sizes, Sequence)
-        or len(sizes) != num_axes
-        or not all(isinstance(s, Real) and float(s) > 0 for s in sizes)
-    ):
+    _check_intensity(intensity, "in patches")
+    sizes = _listed(patch_size)
+    if not isinstance(sizes, Sequence) or len(sizes) != num_axes or not all(is_number(s) and s > 0 for s in sizes):
         raise InputError(
-            f"patch_size={patch_size!r}: expected {num_axes} positive numbers, one an axis of the positions."
+            f"patch_size={patch_size!r}: expected {num_axes} positive numbers, one an axis of the positions, up to "
+            f"{FARTHEST:g}."
         )
-    moves = [True] * num_axes if axes is None else list(axes)
-    if len(moves) != num_axes or not all(isinstance(move, bool) for move in moves):
+    moves = [True] * num_axes if axes is None else axes
+    if not isinstance(moves, Sequence) or len(moves) != num_axes or not all(isinstance(move, bool) for move in moves):
         raise InputError(
             f"axes={axes!r}: expected {num_axes} truth values, True or False, one an axis of the positions."
         )
     _check_prefix(num_prefix_tokens, positions.shape[-2])
+    _check_generator(generator)
     positions = _per_sample(positions, batch_size)
     if intensity == 0:
         return positions
@@ -159,56 +160,84 @@ def offset(
         generator: source of randomness, on the positions' device; torch's own by default.
     """
     _check_positions(positions)
-    if not (isinstance(intensity, Real) and math.isfinite(intensity) and intensity >= 0):
-        raise InputError(f"intensity={intensity!r}: expected a finite number, 0 or more (in units of the positions).")
+    _check_intensity(intensity, "in units of the positions")
+    _check_generator(generator)
     positions = _per_sample(positions, batch_size)
     if intensity == 0:
         return positions
     shape = (*positions.shape[:-2], 1, positions.shape[-1])
     shift = torch.randn(shape, generator=generator, dtype=torch.float64, device=positions.device)
-    return positions + (intensity * shift).to(positions.dtype)
+    return positions + (float(intensity) * shift).to(positions.dtype)
 
 
 def _counts(shape: Sequence[int]) -> list[int]:
     counts = list(shape) if isinstance(shape, Sequence) else [shape]
-    whole = all(isinstance(n, (Integral, torch.SymInt)) and not isinstance(n, bool) for n in counts)
-    if not counts or not whole or not all(n > 0 for n in counts):
+    known = [n for n in counts if not isinstance(n, torch.SymInt)]  # a graph exported for any image has symbolic sizes
+    if not counts or not all(is_whole(n, 1) for n in known) or math.prod(known) > MOST:
         raise InputError(
-            f"shape={shape!r}: expected a sequence of positive whole numbers, patches along each axis, e.g. (14, 14)."
+            f"shape={shape!r}: expected a sequence of positive whole numbers, patches along each axis, e.g. (14, 14), as many "
+            "as memory holds."
         )
-    # A symbolic size, of a graph exported for any image, stays what it is.
     return [n if isinstance(n, torch.SymInt) else int(n) for n in counts]
 
 
+def _listed(numbers: Any) -> Any:
+    """The numbers of a tensor, where it has any that can be looked at; anything else as it is."""
+    return numbers.tolist() if is_dense(numbers) and not numbers.is_meta else numbers
+
+
+def _check_flags(**flags: bool) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name}={value!r}: expected True or False.")
+
+
 def _check_prefix(num_prefix_tokens: int, num_tokens: float = math.inf) -> None:
-    whole = isinstance(num_prefix_tokens, Integral) and not isinstance(num_prefix_tokens, bool)
-    if not whole or num_prefix_tokens < 0:
-        raise InputError(f"num_prefix_tokens={num_prefix_tokens!r}: expected a whole number, 0 or more.")
+    if not is_whole(num_prefix_tokens):
+        raise InputError(
+            f"num_prefix_tokens={num_prefix_tokens!r}: expected a whole number, 0 or more, of the tokens before the patches."
+        )
     if num_prefix_tokens > num_tokens:
-        raise InputError(f"num_prefix_tokens={num_prefix_tokens}, but there are only {num_tokens} tokens.")
+        raise InputError(
+            f"num_prefix_tokens={num_prefix_tokens}, but there are only {num_tokens} tokens: expected at most as many."
+        )
+
+
+def _check_intensity(intensity: float, unit: str) -> None:
+    if not is_number(intensity):
+        raise InputError(f"intensity={intensity!r}: expected a finite number, 0 or more ({unit}), up to {FARTHEST:g}.")
+
+
+def _check_generator(generator: torch.Generator | None) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(f"generator={generator!r}: expected a torch.Generator, or None for torch's own.")
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in (torch.float32, torch.float64):
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"dtype={dtype}: positions need float32 or float64; lower precision merges neighbouring tokens."
         )
 
 
 def _check_positions(positions: Tensor) -> None:
-    if not isinstance(positions, Tensor) or positions.ndim not in (2, 3):
-        came = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
+    if not is_dense(positions) or positions.ndim not in (2, 3):
         raise InputError(
-            f"positions: got {came}, expected a tensor (L, N) or (B, L, N), as comrope.positions.grid makes."
+            f"positions: got {shape_of(positions)}, expected a tensor (L, N) or (B, L, N), neither sparse nor nested, as "
+            "comrope.positions.grid makes."
         )
     _check_dtype(positions.dtype)
+    check_finite(positions, "positions")
 
 
 def _per_sample(positions: Tensor, batch_size: int | None) -> Tensor:
     if batch_size is None:
         return positions
-    if not isinstance(batch_size, Integral) or batch_size < 0:
+    if not is_whole(batch_size):
         raise InputError(f"batch_size={batch_size!r}: expected a whole number of samples, or None to share the draw.")
     if positions.ndim == 3 and positions.shape[0] != batch_size:
-        raise InputError(f"batch_size={batch_size}, but the positions are already for {positions.shape[0]} samples.")
+        raise InputError(
+            f"batch_size={batch_size}, but the positions are already for {positions.shape[0]} samples: expected the same, or "
+            "None."
+        )
     return positions.expand(batch_size, -1, -1) if positions.ndim == 2 else positions

@@ -6,7 +6,10 @@ Slow and plain on purpose. Everything here is differentiated by autograd alone, 
 import torch
 from torch import Tensor
 
+from comrope._values import check_finite, is_dense, is_floating, shape_of
 from comrope.errors import InputError
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def rotation_matrices(angle_matrices: Tensor, positions: Tensor) -> Tensor:
@@ -18,12 +21,19 @@ def rotation_matrices(angle_matrices: Tensor, positions: Tensor) -> Tensor:
     Returns:
         (L, H, m, b, b) or (B, L, H, m, b, b).
     """
+    _check_tensor(angle_matrices, "angle_matrices", bits=32)
     if angle_matrices.ndim != 5 or angle_matrices.shape[-1] != angle_matrices.shape[-2]:
         raise InputError(f"angle_matrices: got {tuple(angle_matrices.shape)}, expected (N, H, m, b, b).")
+    real = is_floating(positions) or (is_dense(positions) and positions.dtype in _WHOLE)
+    if not real:
+        came = positions.dtype if is_dense(positions) else shape_of(positions)
+        raise InputError(f"positions: got {came}, expected real numbers in a dense tensor (L, N) or (B, L, N).")
+    _check_one_device(positions, angle_matrices, "positions", "the angle matrices")
     if positions.ndim not in (2, 3) or positions.shape[-1] != angle_matrices.shape[0]:
         raise InputError(
             f"positions: got {tuple(positions.shape)}, expected (L, N) or (B, L, N) with N={angle_matrices.shape[0]} axes."
         )
+    check_finite(positions, "positions")
     exponent = torch.einsum("...n,nhmcd->...hmcd", positions.to(angle_matrices.dtype), angle_matrices)
     return torch.linalg.matrix_exp(exponent.contiguous())
 
@@ -45,6 +55,11 @@ def rotate(q: Tensor, k: Tensor, angle_matrices: Tensor, positions: Tensor) -> t
 
 def apply(rotation: Tensor, x: Tensor) -> Tensor:
     """R x for dense blocks (L, H, m, b, b) or (B, L, H, m, b, b) and x (B, H·g, L, D)."""
+    _check_tensor(rotation, "rotation")
+    _check_tensor(x, "x")
+    _check_one_device(x, rotation, "x", "the rotations")
+    if rotation.ndim not in (5, 6) or rotation.shape[-1] != rotation.shape[-2]:
+        raise InputError(f"rotation: got {tuple(rotation.shape)}, expected (L, H, m, b, b) or (B, L, H, m, b, b).")
     length, num_heads, num_blocks, block_size = rotation.shape[-5:-1]
     fits = x.ndim == 4 and x.shape[2:] == (length, num_blocks * block_size) and x.shape[1] % num_heads == 0
     if not fits or (rotation.ndim == 6 and rotation.shape[0] != x.shape[0]):
@@ -58,3 +73,18 @@ def apply(rotation: Tensor, x: Tensor) -> Tensor:
         rotation = rotation.unsqueeze(0)  # shared by the batch
     turned = torch.einsum("blhmcd,bhglmd->bhglmc", rotation, blocks)
     return turned.reshape(batch, heads, length, head_dim)
+
+
+def _check_tensor(x: Tensor, name: str, bits: int = 16) -> None:
+    if not is_floating(x) or 8 * x.dtype.itemsize < bits:
+        came = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(
+            f"{name}: got {came}; expected floating-point numbers of {bits} bits or more in a dense tensor."
+        )
+
+
+def _check_one_device(x: Tensor, other: Tensor, name: str, others_name: str) -> None:
+    if x.device != other.device:
+        raise InputError(
+            f"{name} on {x.device} and {others_name} on {other.device}: expected one device, move one of them."
+        )

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from comrope._planes import full_precision, phase_table
 from comrope._turn import TurnWithin, turn
+from comrope._values import described, is_floating
+from comrope.errors import InputError
 
 
 class Spectrum(NamedTuple):
@@ -114,7 +116,22 @@ class Rotation(NamedTuple):
         return TurnWithin.apply(y, *self._ingredients(compute_dtype(y), 0), in_basis, heads)  # pyright: ignore
 
     def _turned(self, x: Tensor, which: int, in_basis: bool) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self._check(x, "qk"[which], self.tables[which], in_basis)
         return turn(x, *self._ingredients(compute_dtype(x), which), in_basis)
+
+    @staticmethod
+    def _check(x: Tensor, name: str, table: Tensor, in_basis: bool) -> None:
+        """InputError unless x is what the table turns."""
+        batch, num_heads, _, length, planes, _ = table.shape
+        fits = is_floating(x) and x.ndim == 4 and x.shape[2:] == (length, 2 * planes) and batch in (1, len(x))
+        if not fits or x.shape[1] % num_heads or x.device != table.device:
+            raise InputError(
+                f"{name}: got {described(x)}; expected floating-point numbers in a dense tensor on {table.device}, "
+                f"({batch if batch > 1 else 'B'}, heads, {length}, {2 * planes}), with heads a multiple of {num_heads}."
+            )
+        if not isinstance(in_basis, bool):
+            raise InputError(f"in_basis={in_basis!r}: expected True or False.")
 
     def _ingredients(
         self, dtype: torch.dtype, which: int
@@ -137,11 +154,19 @@ class Rotation(NamedTuple):
             is that of the weight; the gradient of Q comes from `turn(…, in_basis=True)`, which has it without the rounding
             that a product of weights in half precision would bring.
         """
+        _, heads, _, _, planes, _ = self.tables[0].shape
+        num_rows = 2 * heads * planes
+        fits = is_floating(weight) and weight.ndim > 0 and weight.device == self.tables[0].device
+        if not fits or not len(weight) or len(weight) % num_rows:
+            raise InputError(
+                f"weight: got {described(weight)}; expected floating-point numbers on {self.tables[0].device}, (rows, …), with "
+                f"{num_rows} rows or a multiple of them: those that make queries or keys, and no values."
+            )
         if self.basis is None:
             return weight
         num_heads, num_blocks, b, _ = self.basis.shape
         with full_precision(weight.device):
-            rows = weight.reshape(-1, num_heads, num_blocks, b, weight[0].numel())
+            rows = weight.reshape(len(weight) // num_rows, num_heads, num_blocks, b, weight[0].numel())
             return (self.basis.detach().mT.to(weight.dtype) @ rows).reshape(weight.shape)
 
 

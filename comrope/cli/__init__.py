@@ -1,7 +1,9 @@
 """ComRoPE and its relatives: compare, train, evaluate and reproduce; check and fold models on disk."""
 
+import os
 import signal
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 import tyro
@@ -9,7 +11,7 @@ import tyro
 import comrope
 from comrope.cli.experiments import Evaluate, Reproduce, TrainDetection, TrainImages, TrainText, TrainVideo
 from comrope.cli.tools import Bench, Check, Demo, Fold, Report
-from comrope.errors import ComropeError, DivergedError
+from comrope.errors import ComropeError, ConfigurationError, DivergedError
 
 COMMANDS = {
     "demo": Demo,
@@ -23,8 +25,28 @@ COMMANDS = {
 }
 
 
+UNREAD = 128 + 13
+"""The exit status of a command whose output nobody reads any more, as in `comrope … | head`: that of SIGPIPE in a shell."""
+
+
 def main() -> None:
     """Entry point: errors of ours are one line on stderr (exit 2; 3 where a training diverged), Ctrl-C is exit 130."""
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may have bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        sys.exit(UNREAD)
+
+
+def _run() -> None:
     # Not by way of SIGINT, which a shell ignores for what it runs in the background.
     signal.signal(signal.SIGTERM, _stop)
     if sys.argv[1:] == ["--version"]:
@@ -32,12 +54,17 @@ def main() -> None:
         return
     command = None
     try:
+        _refuse_repeated(sys.argv[1:])
         command = _app(COMMANDS).cli(prog="comrope", description=__doc__)
         command.run()
     except ComropeError as error:
-        # Names of files may have bytes that are no text.
-        print(f"comrope: {error}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        print(f"comrope: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, DivergedError) else 2)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"comrope: {error}: look at what has that name, or give another one.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f"comrope: stopped; {getattr(command, 'stopped', 'nothing was written.')}", file=sys.stderr)
         sys.exit(130)
@@ -48,6 +75,20 @@ def _app(commands: dict[str, Any]) -> tyro.extras.SubcommandApp:
     for name, command in commands.items():
         app.command(_app(command) if isinstance(command, dict) else command, name=name)
     return app
+
+
+def _refuse_repeated(arguments: list[str]) -> None:
+    """Of an option that is given twice only the last would count; of several values all come after one option."""
+    seen = set()
+    for argument in arguments:
+        if argument.startswith("--") or argument == "-o":
+            name = argument.partition("=")[0].replace("_", "-").replace("--no-", "--")
+            name = "--out" if name == "-o" else name
+            if name in seen:
+                raise ConfigurationError(
+                    f"{name} is given twice: leave one out, or give several values after one of them."
+                )
+            seen.add(name)
 
 
 def _stop(*_) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import tyro
 
-from comrope.cli.typed import typed
+from comrope.cli.typed import existing, typed
 from comrope.errors import ConfigurationError
 from comrope.lab.detection.experiment import DetectionExperiment
 from comrope.lab.experiment import MOST_PIXELS, Experiment, Trial
@@ -124,6 +124,7 @@ class Evaluate:
     """Where the run's data are now, if they were moved."""
 
     def run(self) -> None:
+        existing(self.folder, "run, as `comrope train` writes it")
         from comrope.lab import runs, terminal
 
         experiment = runs.experiment_of(self.folder)
@@ -135,7 +136,17 @@ class Evaluate:
         known = inspect.signature(problem.conditions).parameters
         foreign = [f"--{key}" for key in options if key not in known]
         if foreign:
-            raise ConfigurationError(f"{self.folder} is a run on {experiment.kind}, which has no {', '.join(foreign)}.")
+            raise ConfigurationError(
+                f"{self.folder} is a run on {experiment.kind}, which has no {', '.join(foreign)}: leave it out."
+            )
+        if self.direction is not None and not any(self.offsets):
+            raise ConfigurationError(
+                f"--direction {self.direction} says where --offsets go: give some that are not 0, or leave it out."
+            )
+        if self.seed is not None and not any((*self.offsets, *self.perturbations)):
+            raise ConfigurationError(
+                f"--seed {self.seed} is of --offsets and --perturbations: give some that are not 0, or leave it out."
+            )
         if "resolutions" in options:
             options["resolutions"] = [_size(text) for text in self.resolutions]
         asked = problem.conditions(experiment, **options)

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from comrope.cli.typed import typed
+from comrope.cli.typed import existing, typed
 from comrope.errors import ConfigurationError
+
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,11 @@ class Bench:
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: expected {number} or more.")
-        torch.set_num_threads(self.threads)
+        if self.threads > MOST_THREADS:
+            raise ConfigurationError(f"threads={self.threads}: expected 1 to {MOST_THREADS}.")
         sizes = {"rounds": self.rounds, "batch": self.batch, "depth": self.depth, "tokens": self.tokens}
         with results.whole_or_nothing(self.out) as folder:
+            torch.set_num_threads(self.threads)
             with terminal.working("bench") as working:
                 found = bench.run(**sizes, command=typed(), progress=working)
             results.write_json(found, folder / "results.json")
@@ -114,11 +118,14 @@ class Check:
 
     model: tyro.conf.Positional[Path]
     """Folder that comrope.save wrote, or of a run."""
+    data: str | None = None
+    """Where the data of a run are now, if they were moved."""
 
     def run(self) -> None:
+        existing(self.model, "saved model, as comrope.save or `comrope train` writes it")
         import comrope
 
-        report = comrope.check(_model_in(self.model))
+        report = comrope.check(_model_in(self.model, self.data))
         print(report)
         if not report.holds:
             sys.exit(1)
@@ -134,23 +141,27 @@ class Fold:
     """Folder to write; must not be there yet."""
 
     def run(self) -> None:
-        import comrope
+        existing(self.model, "saved model, as comrope.save writes it")
         from comrope.hosts._replaced import is_taken
 
         if is_taken(self.out):
             raise ConfigurationError(f"{self.out} exists already: choose another --out, or remove it.")
+        import comrope
+
         model = comrope.load(self.model)
         comrope.fold(model)
         comrope.save(model, self.out)
         print(f"wrote {self.out}: load it with comrope.load")
 
 
-def _model_in(folder: Path) -> Any:
-    """The model of a folder, whether `comrope.save` or a training wrote it."""
+def _model_in(folder: Path, data: str | None) -> Any:
+    """The model of a folder, whether `comrope.save` or a training wrote it; of a run, whose data tell classes."""
     if (folder / "run.json").exists():
         from comrope.lab import runs
 
-        return runs.load_run(folder)
+        return runs.load_run(folder, where=data)
     import comrope
 
+    if data is not None:
+        raise ConfigurationError(f"--data {data}: {folder} is no run, and needs none: leave it out.")
     return comrope.load(folder)

@@ -51,11 +51,7 @@ def encoding(name: str, **settings) -> nn.Module:
     >>> [tuple(t.shape) for t in pe(q, k, comrope.positions.grid((3, 3)))]
     [(1, 2, 9, 16), (1, 2, 9, 16)]
     """
-    if not isinstance(name, str) or name not in ENCODINGS:
-        raise ConfigurationError(
-            f"there is no encoding {name!r}{_nearest(name, ENCODINGS)} Known: {', '.join(ENCODINGS)}."
-        )
-    kind = ENCODINGS[name]
+    kind = kind_of(name)
     accepted = _settings_of(kind)
     for setting in settings:
         if setting not in accepted:
@@ -67,6 +63,15 @@ def encoding(name: str, **settings) -> nn.Module:
     if missing:
         raise ConfigurationError(f"{name} needs {', '.join(f'{s}=' for s in missing)} as well.")
     return kind(**settings)
+
+
+def kind_of(name: str) -> type[nn.Module]:
+    """The class of an encoding; ConfigurationError, with the nearest name that is known, where there is none."""
+    if not isinstance(name, str) or name not in ENCODINGS:
+        raise ConfigurationError(
+            f"there is no encoding {name!r}{_nearest(name, ENCODINGS)} Known: {', '.join(ENCODINGS)}."
+        )
+    return ENCODINGS[name]
 
 
 def _settings_of(kind: type) -> dict[str, bool]:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comrope.encodings.arguments import check_parameter_dtype, check_positions, check_sizes, check_std
+from comrope._values import is_floating, is_whole, shape_of
+from comrope.encodings.arguments import MOST_FEATURES, check_parameter_dtype, check_positions, check_sizes, check_std
 from comrope.encodings.base import PreciseModule
 from comrope.errors import ConfigurationError, InputError
 
@@ -41,11 +42,13 @@ class AbsoluteEncoding(PreciseModule):
         check_sizes(num_heads=num_heads, head_dim=head_dim)
         dtype = check_parameter_dtype(dtype)
         grid = tuple(grid) if isinstance(grid, Sequence) else (grid,)
-        if num_axes not in (1, 2, 3):
-            raise ConfigurationError(f"num_axes={num_axes!r}: the code book of ape is sampled in 1, 2 or 3 axes.")
-        if len(grid) != num_axes or not all(isinstance(n, int) and n > 0 for n in grid):
+        if not is_whole(num_axes, 1, 3):
             raise ConfigurationError(
-                f"grid={grid!r}: expected {num_axes} positive whole numbers, entries along each axis."
+                f"num_axes={num_axes!r}: the code book of ape is sampled in 1, 2 or 3 axes; use one of these."
+            )
+        if len(grid) != num_axes or not all(is_whole(n, 1, MOST_FEATURES) for n in grid):
+            raise ConfigurationError(
+                f"grid={grid!r}: expected {num_axes} positive whole numbers, entries along each axis, up to {MOST_FEATURES}."
             )
         self.num_axes = num_axes
         self.grid = grid
@@ -71,22 +74,29 @@ class AbsoluteEncoding(PreciseModule):
         width = self.code_book.shape[0]
         fits = (
             isinstance(tokens, Tensor)
+            and not tokens.is_nested
             and tokens.ndim == 3
             and tokens.shape[-1] == width
             and tokens.shape[1] == positions.shape[-2]
         )
-        came = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         if not fits or (positions.ndim == 3 and positions.shape[0] != tokens.shape[0]):
             raise InputError(
-                f"tokens: got {came} with positions {tuple(positions.shape)}, expected (B, L, {width}) and "
+                f"tokens: got {shape_of(tokens)} with positions {tuple(positions.shape)}, expected (B, L, {width}) and "
                 "positions (L, N) or (B, L, N) for the same L tokens and B samples."
             )
-        if not tokens.is_floating_point():
-            raise InputError(f"tokens: got {tokens.dtype}, expected a floating-point tensor.")
+        if not is_floating(tokens):
+            raise InputError(f"tokens: got {tokens.dtype}, expected a floating-point tensor of 16 bits or more, dense.")
+        if tokens.device != self.device:
+            raise InputError(f"tokens are on {tokens.device} and the code book on {self.device}: move both to one.")
         return tokens + self.codes(positions).to(tokens.dtype)
 
     def codes(self, positions: Tensor) -> Tensor:
         """The code book at `positions`: (L, width) or (B, L, width)."""
+        positions = check_positions(positions, "positions", self.num_axes)
+        if positions.device != self.device:
+            raise InputError(
+                f"positions are on {positions.device} and the code book on {self.device}: move both to one."
+            )
         if positions.numel() == 0:
             return self.code_book.new_zeros(*positions.shape[:-1], self.code_book.shape[0])
         samples = positions if positions.ndim == 3 else positions.unsqueeze(0)  # (B or 1, L, N)

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from comrope import reference
 from comrope._linalg import orthonormal, plane_generators, project_basis_gradient
-from comrope.encodings.arguments import check_parameter_dtype, check_positions, check_rope, check_sizes, check_std
+from comrope._values import FARTHEST, described, is_floating, shape_of
+from comrope.encodings.arguments import (
+    check_parameter_dtype,
+    check_positions,
+    check_rope,
+    check_sizes,
+    check_std,
+    check_turning_dtype,
+)
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Rotation, Spectrum, compute_dtype
 
@@ -149,21 +157,18 @@ class Encoding(PreciseModule, ABC):
 
     def _check(self, x: Tensor, name: str, positions: Tensor, positions_name: str) -> Tensor:
         positions = self._check_positions(positions, positions_name)
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] % self.num_heads or x.shape[3] != self.head_dim:
-            came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        given = isinstance(x, Tensor) and not x.is_nested
+        if not given or x.ndim != 4 or x.shape[1] % self.num_heads or x.shape[3] != self.head_dim:
             raise InputError(
-                f"{name}: got {came}, expected (B, heads, L, D) with heads a multiple of num_heads={self.num_heads} and "
+                f"{name}: got {shape_of(x)}, expected (B, heads, L, D) with heads a multiple of num_heads={self.num_heads} and "
                 f"D=head_dim={self.head_dim}. A (B, L, heads, D) tensor wants .transpose(1, 2)."
             )
-        if not x.is_floating_point() or x.dtype.itemsize < 2 or x.layout != torch.strided:
+        if not is_floating(x):
             raise InputError(
                 f"{name}: got {x.dtype}, {x.layout}; expected floating-point numbers of 16 bits or more in a dense tensor."
             )
-        own = next((p.device for p in self.parameters()), x.device)
-        if not x.device == positions.device == own:
-            raise InputError(
-                f"{name} is on {x.device}, {positions_name} on {positions.device} and the angles on {own}: move all to one."
-            )
+        if x.device != positions.device:
+            raise InputError(f"{name} is on {x.device} and {positions_name} on {positions.device}: move all to one.")
         if positions.shape[-2] != x.shape[2]:
             raise InputError(
                 f"{positions_name} are for {positions.shape[-2]} tokens, but {name} has {x.shape[2]}: give one row a "
@@ -174,7 +179,11 @@ class Encoding(PreciseModule, ABC):
         return positions
 
     def _check_positions(self, positions: Tensor, name: str) -> Tensor:
-        return check_positions(positions, name, self.num_axes)
+        positions = check_positions(positions, name, self.num_axes)
+        own = next((p.device for p in self.parameters()), positions.device)
+        if positions.device != own:
+            raise InputError(f"{name} are on {positions.device} and the angles on {own}: move all to one.")
+        return positions
 
     def _rope_frequencies(self, base: float, max_frequency: float) -> Tensor:
         """Vanilla RoPE's ω (paper, section 3) in radians per unit, (N, H, m, b/2), float64.
@@ -263,6 +272,9 @@ def rotations(
         positions, key_positions: as for `Encoding.forward`, the same in all layers.
         dtype: in which tokens will be turned: float32, or float64 for float64 queries and keys.
     """
+    if not isinstance(encodings, Sequence) or not all(isinstance(pe, SpectralEncoding) for pe in encodings):
+        raise InputError(f"encodings: got {encodings!r}, expected a list of encodings that commute.")
+    check_turning_dtype(dtype)
     kinds: dict[tuple, list[int]] = {}
     for i, pe in enumerate(encodings):
         kind = (type(pe), pe.head_dim, pe.num_axes, pe.block_size, pe.device, pe.dtype)
@@ -292,7 +304,7 @@ class LearnedEncoding(Encoding):
     """
 
     def _configure_init(self, init: str, std: float | None, base: float | None, max_frequency: float | None) -> None:
-        if init not in ("normal", "identity", "rope"):
+        if not isinstance(init, str) or init not in ("normal", "identity", "rope"):
             raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope'.")
         given = (("std", std, "normal"), ("base", base, "rope"), ("max_frequency", max_frequency, "rope"))
         for name, value, owner in given:
@@ -328,10 +340,16 @@ class LearnedEncoding(Encoding):
         for (name, own), came in zip(expected.items(), (basis, frequencies), strict=True):
             if not isinstance(came, Tensor) and not (came is None and name == "basis"):
                 raise InputError(f"{name}: got {type(came).__name__}, expected a tensor {own}.")
-            if came is not None and came.shape != own:
-                raise InputError(f"{name}: got {tuple(came.shape)}, expected {own}.")
-            if came is not None and not came.isfinite().all():
-                raise InputError(f"{name}: some values are NaN or infinite.")
+            if came is not None and (came.is_nested or came.shape != own):
+                raise InputError(f"{name}: got {shape_of(came)}, expected {own}.")
+            if came is not None and (not is_floating(came) or came.is_meta):
+                raise InputError(
+                    f"{name}: got {described(came)}; expected floating-point numbers of 16 bits or more in a dense tensor."
+                )
+            if came is not None and not (came.abs() <= FARTHEST).all():
+                raise InputError(
+                    f"{name}: some values are NaN or infinite, or beyond {FARTHEST:g}: expected finite ones."
+                )
         eye = torch.eye(b, dtype=torch.float64, device=self.device)
         basis = eye.repeat(*blocks, 1, 1) if basis is None else basis.to(self.device, torch.float64)
         defect = (basis.mT @ basis - eye).abs().max().item()

@@ -14,6 +14,7 @@ from comrope._linalg import (
     plane_generators,
     skew,
 )
+from comrope.encodings.arguments import check_flag
 from comrope.encodings.base import LearnedEncoding, SpectralEncoding
 from comrope.errors import ConfigurationError
 from comrope.rotation import Generator, Rotation
@@ -78,8 +79,8 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         if missed > 1e-6 * frequencies.abs().max():
             raise ConfigurationError(
                 f"{type(self).__name__} does not hold these angles: in one block its planes turn alike with all axes, up to "
-                f"scale, and here that misses by {missed:.1e} radians per unit. Use block_size=2, or comrope-mt, which holds "
-                "all that commute."
+                f"scale, which misses by {missed:.1e} radians per unit with these frequencies. Use block_size=2, or "
+                "comrope-mt, which holds all that commute."
             )
         self.base_matrices.copy_(basis @ plane_generators(along) @ basis.mT / 2)
         self._set_scale(scale)
@@ -270,6 +271,7 @@ class String(LearnedEncoding, SpectralEncoding):
         block_size = head_dim if block_size is None else block_size
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base, max_frequency)
+        check_flag(learn_frequencies=learn_frequencies)
         if not learn_frequencies and init != "rope":
             raise ConfigurationError(f"learn_frequencies=False with init={init!r}: fixed frequencies want init='rope'.")
         self.basis_generator = self._blocks()

@@ -69,9 +69,11 @@ def freeze(module: nn.Module) -> nn.Module:
     Returns:
         The model; for an encoding, a new `FixedSpectrum`, or for RoPE-Mixed, which has no basis, `FixedFrequencies`.
     Raises:
-        InputError: there is no rotary encoding in it.
+        InputError: there is no rotary encoding in it, or one without values, on the meta device.
         NoSpectrumError: LieRE, whose matrices do not commute. Nothing has changed then.
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module: got {type(module).__name__}, expected a model with encodings in it, or an encoding.")
     if isinstance(module, Encoding):
         return _fixed(module)
     owners = [(m, n, e) for m in module.modules() for n, e in m.named_children() if isinstance(e, Encoding)]
@@ -86,6 +88,10 @@ def freeze(module: nn.Module) -> nn.Module:
 def _fixed(encoding: Encoding) -> Encoding:
     if not isinstance(encoding, LearnedEncoding):
         return encoding
+    if encoding.device.type == "meta":
+        raise InputError(
+            f"{type(encoding).__name__} is on the meta device, where it has no values: load or draw its weights first."
+        )
     basis, frequencies = encoding.spectrum()
     sizes = (encoding.num_heads, encoding.head_dim, encoding.num_axes, encoding.block_size)
     if isinstance(encoding, RopeMixed):

@@ -9,8 +9,10 @@ from comrope import reference
 from comrope._exponential import exp_skew
 from comrope._linalg import may_ask, plane_generators, skew
 from comrope._planes import full_precision
+from comrope._values import described, is_floating
+from comrope.encodings.arguments import check_turning_dtype
 from comrope.encodings.base import LearnedEncoding
-from comrope.errors import NoSpectrumError
+from comrope.errors import InputError, NoSpectrumError
 from comrope.rotation import Spectrum, compute_dtype
 
 
@@ -34,6 +36,8 @@ class DenseRotation(NamedTuple):
 
     @staticmethod
     def _turned(x: Tensor, matrices: Tensor) -> Tensor:
+        if not is_floating(x):
+            raise InputError(f"got {described(x)} to turn; expected floating-point numbers of 16 bits or more, dense.")
         with full_precision(x.device):
             return reference.apply(matrices.to(compute_dtype(x)), x).to(x.dtype)
 
@@ -91,6 +95,7 @@ class LieRE(LearnedEncoding):
     def rotation(
         self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
     ) -> "DenseRotation":
+        check_turning_dtype(dtype)
         x = self._check_positions(positions, "positions")
         y = x if key_positions is None else self._check_positions(key_positions, "key_positions")
         rotation = self._rotation(x)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from comrope.encodings.arguments import check_rope
+from comrope.encodings.arguments import check_rope, check_turning_dtype
 from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding
 from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
@@ -32,6 +32,10 @@ class NoEncoding(Encoding):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
 
     def rotation(self, positions, key_positions=None, *, dtype=torch.float32):
+        check_turning_dtype(dtype)
+        self._check_positions(positions, "positions")
+        if key_positions is not None:
+            self._check_positions(key_positions, "key_positions")
         return _Unturned()
 
     def angle_matrices(self) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from comrope._values import is_number
 from comrope.encodings import Encoding
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
@@ -57,6 +58,8 @@ def export_timm(model: nn.Module) -> nn.Module:
 
 def angle_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that belong to encodings, by their name in the model."""
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")
     owners = [(n, m) for n, m in model.named_modules() if isinstance(m, (Encoding, AbsoluteEncoding))]
     return {f"{n}.{p}" if n else p: parameter for n, m in owners for p, parameter in m.named_parameters()}
 
@@ -73,7 +76,14 @@ def param_groups(
             `no_weight_decay()` names have none: decay would pull angles towards no positions at all.
     Returns:
         One to three groups, of the parameters that require a gradient. `torch.optim.AdamW(param_groups(model, lr=1e-2), 1e-3)`.
+    Raises:
+        ConfigurationError: no model, or a number that is none: an optimizer asks nothing of those of a group.
     """
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if value is not None and not is_number(value):
+            raise ConfigurationError(
+                f"{name}={value!r}: expected a finite number, 0 or more, or None for the optimizer's."
+            )
     angles = set(angle_parameters(model))
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # pyright: ignore
     groups: dict[str, list[Tensor]] = {"weights": [], "no decay": [], "angles": []}

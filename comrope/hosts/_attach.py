@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, encoding
 from comrope.encodings.ape import AbsoluteEncoding
+from comrope.encodings.arguments import check_flag
 from comrope.errors import ConfigurationError
 from comrope.hosts._attention import Layer, Reading, matches
 from comrope.hosts._calls import calls, without_idle_norms
@@ -71,6 +72,15 @@ def attach(
             model, settings that do not fit (the layer is named). The model is untouched then.
     """
     _check_attachable(model, name)
+    check_flag(keep_ape=keep_ape)
+    if not isinstance(prefix, str) or prefix not in ("middle", "first"):
+        raise ConfigurationError(f"prefix={prefix!r}: expected 'middle' or 'first', of the patches.")
+    if init is not None and not isinstance(init, str):
+        raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope', or None.")
+    if positions is not None and not callable(positions) and (not isinstance(positions, Tensor) or positions.is_meta):
+        raise ConfigurationError(
+            f"positions={positions!r}: expected a tensor of values, (L, N) or (B, L, N), or a function that gives one."
+        )
     known = [each for each in settings if each in ("num_heads", "head_dim", "num_axes", "device", "dtype")]
     if known:
         raise ConfigurationError(f"{', '.join(known)}: what the model has is taken; leave it out.")
@@ -78,7 +88,7 @@ def attach(
     arguments = {key: value for key, value in arguments.items() if value is not None}
     recorded = {
         "name": name,
-        "layers": list(layers) if isinstance(layers, (list, tuple)) else layers,
+        "layers": list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else layers,
         "keep_ape": keep_ape,
         "prefix": prefix,
     }
@@ -102,24 +112,31 @@ def attach(
 
 
 def _first_outputs(trunk: Trunk) -> list[Tensor]:
-    """`outputs`, and a word where the model makes nothing of an example that was made up."""
-    if trunk.given is not None:
-        return outputs(trunk)
+    """`outputs`, and a word where the model makes nothing of its example."""
+    whose = "a made-up input" if trunk.given is None else "the example given"
+    remedy = "give one that does: comrope.attach(model, name, example=…), the arguments of a small forward pass."
     try:
-        return outputs(trunk)
+        found = outputs(trunk)
     except ConfigurationError:
         raise
     except Exception as error:  # whatever a model makes of an input that does not suit it
         raise ConfigurationError(
-            f"{type(trunk.module).__name__}: a made-up input does not suit it ({type(error).__name__}: {error}); "
-            "give one that does: comrope.attach(model, name, example=…), the arguments of a small forward pass."
+            f"{type(trunk.module).__name__}: {whose} does not suit it ({type(error).__name__}: {error}); {remedy}"
         ) from error
+    if any(tensor.isnan().any() for tensor in found):
+        raise ConfigurationError(
+            f"{type(trunk.module).__name__}: {whose} does not suit it, or its weights are damaged: what it says of it is NaN; "
+            f"{remedy}"
+        )
+    return found
 
 
 def _check_attachable(model: nn.Module, name: str) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")
-    if isinstance(name, str) and issubclass(ENCODINGS.get(name, Encoding), AbsoluteEncoding):
+    if not isinstance(name, str):
+        raise ConfigurationError(f"name={name!r}: expected the name of an encoding, one of {', '.join(ENCODINGS)}.")
+    if issubclass(ENCODINGS.get(name, Encoding), AbsoluteEncoding):
         raise ConfigurationError("'ape' adds to tokens and turns no queries and keys: attach a rotary encoding.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigurationError(

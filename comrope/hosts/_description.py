@@ -96,7 +96,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
     if not path.exists() and (folder / "run.json").exists():
         raise DataError(
-            f"{folder} is a run of the laboratory, and no folder that comrope.save wrote: its model is "
+            f"{folder} is a run of the laboratory, and no folder that comrope.save wrote: get its model by "
             f"comrope.lab.runs.load_run(Path({str(folder)!r}))."
         )
     if not path.exists() and (folder / "config.json").exists():

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from comrope._values import described, is_dense
 from comrope.errors import ConfigurationError, InputError
 from comrope.hosts._attention import Layer, find_layers, matches
 from comrope.hosts._surgery import Hook, Trunk
@@ -51,7 +53,10 @@ class _Teller:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         positions = self.positions if isinstance(self.positions, Tensor) else self.positions(*args, **kwargs)
-        if not isinstance(positions, Tensor) or positions.ndim not in (2, 3):
-            came = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
-            raise InputError(f"positions: got {came}, expected a tensor (L, N) or (B, L, N), one row for each token.")
+        numbers = is_dense(positions) and not positions.dtype.is_complex and positions.dtype != torch.bool
+        if not numbers or positions.ndim not in (2, 3) or not positions.shape[-1]:
+            raise InputError(
+                f"positions: got {described(positions)}, expected real numbers in a dense tensor (L, N) or (B, L, N), one "
+                "row for each token."
+            )
         self.tokens.tell(positions)

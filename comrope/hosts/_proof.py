@@ -75,6 +75,11 @@ def read(layer: Layer, call: Call, readings: Sequence[Reading], *, any_start: bo
 
     With `any_start` one is taken too that starts elsewhere, if none does not: who chooses a start does not ask for the model's.
     """
+    if not (call.positions != call.positions[..., :1, :]).any():
+        raise ConfigurationError(
+            f"{layer.name}: all tokens of the example are at one place, positions {call.positions.flatten(0, -2)[0].tolist()}, "
+            "where no encoding can be proved: give an example of several."
+        )
     trial, reasons = _Trial(layer, call), []
     for reading in readings:
         for laid_out in _layouts(layer, call, reading):

@@ -52,7 +52,9 @@ def replaced(folder: Path, stale: Sequence[str]) -> Iterator[Path]:
                 if made and not any(folder.iterdir()):
                     folder.rmdir()
     except OSError as error:
-        raise DataError(f"{folder} cannot be written ({error}): what was there is as it was.") from error
+        raise DataError(
+            f"{folder} cannot be written ({error}): name another, or make room; what was there is as it was."
+        ) from error
 
 
 def is_taken(folder: Path) -> bool:

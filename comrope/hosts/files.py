@@ -8,7 +8,9 @@ the class has.
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def save(model: nn.Module, folder: Path | str) -> None:
         DataError: the folder cannot be written, or is a file. A model that was there before is as it was, and so it is where
             this is killed.
     """
-    attachment, folder = Attachment.of(model), Path(folder)
+    attachment, folder = Attachment.of(model), _named(folder)
     frozen = not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules())
     settings: dict[str, Any] = described(model, attachment) | {"frozen": frozen}
     for argument in not_json(attachment.settings):
@@ -113,9 +115,11 @@ def load(
         DataError: files that are missing, damaged or of another model; a tensor that is missing, or does not fit, is named.
         ConfigurationError: the model was attached with positions=…, and is to be loaded without; what `attach` raises.
     """
-    folder = Path(folder)
+    folder = _named(folder)
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ConfigurationError(f"kind={kind!r}: expected the class of a model, or None for the one that was saved.")
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: comrope.save writes one, with {SETTINGS} in it.")
+        raise DataError(f"{folder} is no folder: give one that comrope.save wrote, with {SETTINGS} in it.")
     settle(folder)
     settings = settings_of(folder)
     if settings.get("positions") and positions is None:
@@ -123,12 +127,27 @@ def load(
             f"{folder}: this model was attached with positions=…, which no file holds: give them, comrope.load(folder, "
             "positions=…, example=…)."
         )
+    if kind is not None and settings["library"] == "timm":
+        raise ConfigurationError(f"kind={kind.__name__}: timm.create_model makes this model; leave kind out.")
     again = settings["attach"] | {"positions": positions, "example": example}
     if settings["library"] == "transformers":
         return _load_transformers(folder, settings, again, kind).eval()
     timm = settings["library"] == "timm"
     model = _made_by_timm(folder, settings) if timm else _made_by_diffusers(folder, settings, kind)
     return _load_by_name(model, weights_of(folder, settings), settings, again).eval()
+
+
+def _named(folder: Any) -> Path:
+    """The path of a folder that may be there or not; ConfigurationError where none can have that name."""
+    try:
+        path = Path(folder)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)
+    except (TypeError, ValueError, OSError) as error:
+        raise ConfigurationError(f"folder: got {folder!r}, expected the name of a folder ({error}).") from error
+    if not str(folder):
+        raise ConfigurationError("folder: got an empty name, expected the name of a folder; '.' is the one you are in.")
+    return path
 
 
 # timm

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from comrope._values import is_floating, is_number, shape_of
 from comrope.encodings import ComRoPEAP, ComRoPELD, LieRE
-from comrope.errors import DataError
+from comrope.errors import ConfigurationError, DataError
 from comrope.hosts._tensors import read_tensors
 
 
@@ -26,10 +28,15 @@ def load_official(
         The model. Only the angles have changed.
     Raises:
         DataError: a key that is missing or of another shape, by name; a file that cannot be read. Nothing has changed then.
+        ConfigurationError: no model, or a factor that is none.
     """
-    state = source if isinstance(source, Mapping) else _official_file(Path(source))
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")
+    if not is_number(scale_factor, 1e-15):
+        raise ConfigurationError(f"scale_factor={scale_factor!r}: expected a finite number above 0, 1e-15 or more.")
+    state = source if isinstance(source, Mapping) else _official_file(source)
     layers = [m for m in model.modules() if isinstance(m, (ComRoPEAP, ComRoPELD, LieRE))]
-    keys = sorted((key for key in state if re.search(r"(^|\.)freqs$", key)), key=_by_number)
+    keys = sorted((key for key in state if isinstance(key, str) and re.search(r"(^|\.)freqs$", key)), key=_by_number)
     if not layers or len(keys) != len(layers):
         raise DataError(
             f"{len(keys)} keys end in 'freqs', and the model has {len(layers)} layers of comrope-ap, comrope-ld or liere: "
@@ -56,22 +63,28 @@ def _official(state: Mapping[str, Tensor], key: str, like: Tensor) -> Tensor:
     if key not in state:
         raise DataError(f"the state dict has no {key!r}, which this encoding needs. Is it of another encoding?")
     value = state[key]
-    if not isinstance(value, Tensor) or value.shape != like.shape:
-        came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise DataError(f"{key!r}: got {came}, expected {tuple(like.shape)}.")
+    if not isinstance(value, Tensor) or value.is_nested or value.shape != like.shape:
+        raise DataError(
+            f"{key!r}: got {shape_of(value)}, expected {tuple(like.shape)}: is it of an encoding of the same sizes?"
+        )
+    if not is_floating(value) or value.is_meta or not value.to(like.dtype).isfinite().all():
+        raise DataError(f"{key!r}: got {value.dtype}, {value.layout}; expected finite numbers in a dense tensor.")
     return value
 
 
-def _official_file(path: Path) -> Mapping[str, Tensor]:
+def _official_file(source: Any) -> Mapping[str, Tensor]:
     try:
+        path = Path(source)
         state = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except DataError:
         raise
     except Exception as error:  # whatever zip, pickle and torch make of a wrong file
-        raise DataError(f"{path} cannot be read as a state dict: {error}") from error
+        raise DataError(
+            f"{source!r} cannot be read as a state dict: {error}. Give the file that was released."
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, Mapping):
-        raise DataError(f"{path} holds a {type(state).__name__}, expected a state dict.")
+        raise DataError(f"{source!r} holds a {type(state).__name__}, expected a state dict.")
     return state
 
 

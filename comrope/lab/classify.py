@@ -21,7 +21,7 @@ from comrope.lab.evaluate import Condition
 from comrope.lab.evaluate import measure as measure
 from comrope.lab.experiment import WEIGHTS, Experiment
 from comrope.lab.train import Means
-from comrope.lab.vit import ViT
+from comrope.lab.vit import ViT, check_encoding
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
@@ -45,6 +45,26 @@ def data(experiment: Experiment, unreadable: str = "fail") -> tuple[ImageSet, Im
     return _load(experiment.data, experiment.num_train, experiment.num_test, unreadable)
 
 
+def check(experiment: Experiment) -> None:
+    """Refuses a model that there is not, and settings that it cannot have."""
+    if experiment.model.startswith("timm:"):
+        if experiment.perturbation:
+            raise ConfigurationError(
+                f"perturbation={experiment.perturbation} with model={experiment.model!r}: an attached model reads its "
+                "positions off the image; use perturbation=0, or a model of the laboratory."
+            )
+        return
+    if experiment.start is not None:
+        raise ConfigurationError(
+            f"start={experiment.start!r}: only a model of timm, model='timm:…', starts from weights; leave it out."
+        )
+    if experiment.model not in MODELS:
+        raise ConfigurationError(
+            f"model={experiment.model!r}: expected one of {', '.join(MODELS)}, or 'timm:' and the name of a model there."
+        )
+    check_encoding(experiment, MODELS[experiment.model], num_axes=2)
+
+
 def build(experiment: Experiment, images: ImageSet, runs: Path | None = None) -> nn.Module:
     """The model of an experiment; with the same seed all encodings start from the same weights outside of themselves.
 
@@ -53,38 +73,29 @@ def build(experiment: Experiment, images: ImageSet, runs: Path | None = None) ->
         images: what it classifies; their classes and channels matter.
         runs: the folder that `experiment.start` is a run in.
     """
+    check(experiment)
     torch.manual_seed(experiment.recipe.seed)
     shape: dict[str, Any] = {"num_classes": len(images.classes), "in_chans": images.channels}
     if experiment.augment == "deit":
         shape["drop_path_rate"] = 0.1
     if experiment.model.startswith("timm:"):
         return _attached(experiment, shape, runs)
-    if experiment.start is not None:
-        raise ConfigurationError(
-            f"start={experiment.start!r}: only a model of timm, model='timm:…', starts from weights."
-        )
-    if experiment.model not in MODELS:
-        raise ConfigurationError(
-            f"model={experiment.model!r}: expected one of {', '.join(MODELS)}, or 'timm:' and the name of a model there."
-        )
     return ViT(experiment.encoding, experiment.image_size, experiment.settings, **MODELS[experiment.model], **shape)
 
 
 def _attached(experiment: Experiment, shape: dict, runs: Path | None) -> nn.Module:
     """A model of timm with its own absolute positions, and the encoding in its attention."""
-    if experiment.perturbation:
-        raise ConfigurationError(
-            f"perturbation={experiment.perturbation} with model={experiment.model!r}: an attached model reads its positions "
-            "off the image; use perturbation=0, or a model of the laboratory."
-        )
     name = experiment.model.removeprefix("timm:")
     shape |= {"img_size": experiment.image_size, "dynamic_img_size": True}
     if name in MODELS:
         name, shape = "vit_tiny_patch16_224", shape | MODELS[name]
     try:
         model: Any = timm.create_model(name, pretrained=experiment.start == "pretrained", **shape)
-    except RuntimeError as error:
-        raise ConfigurationError(f"model='timm:{name}': {error}.") from error
+    except Exception as error:  # whatever timm makes of a model without patches, of a name, or of no network
+        raise ConfigurationError(
+            f"model='timm:{name}' cannot be made ({type(error).__name__}: {error}): expected the name of a model of timm with "
+            "attention that takes images of any size, such as vit_small_patch16_224."
+        ) from error
     if experiment.start not in (None, "pretrained"):
         weights = (runs or Path()) / str(experiment.start) / WEIGHTS
         if not weights.exists():

@@ -14,7 +14,7 @@ from comrope.lab.classify import MODELS
 from comrope.lab.data import load
 from comrope.lab.evaluate import plain, shifted
 from comrope.lab.experiment import Experiment, Recipe
-from comrope.lab.study import Job, run_all
+from comrope.lab.study import MOST_WORKERS, Job, run_all
 from comrope.lab.table import Cell, Table
 
 EXPERIMENT = Experiment(
@@ -48,8 +48,8 @@ def run(
         raise ConfigurationError(
             f"encodings: got {list(encodings)}, expected different ones of {', '.join(ENCODINGS)}."
         )
-    if workers < 1:
-        raise ConfigurationError(f"workers={workers}: expected 1 or more.")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise ConfigurationError(f"workers={workers}: expected 1 or more, up to {MOST_WORKERS}.")
     started = time.perf_counter()
     conditions = (*plain(SIZES), *shifted(experiment.image_size, OFFSETS, experiment.recipe.seed))
     experiments = [replace(experiment, encoding=name) for name in encodings]

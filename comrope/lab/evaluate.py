@@ -1,6 +1,5 @@
 """Measuring a trained classifier: at other resolutions, with its coordinates moved or perturbed, over all processes."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import comrope
+from comrope._values import FARTHEST, is_number
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
 from comrope.lab.data import Testing, as_is
@@ -51,8 +51,10 @@ class Condition:
         if self.direction not in DIRECTIONS:
             raise ConfigurationError(f"direction={self.direction!r}: expected one of {', '.join(DIRECTIONS)}.")
         for name in ("offset", "perturbation"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigurationError(f"{name}={getattr(self, name)}: expected a number, 0 or more.")
+            if not is_number(getattr(self, name)):
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)}: expected a number, 0 or more, up to {FARTHEST:g}."
+                )
         if self.seed < 0:
             raise ConfigurationError(f"seed={self.seed}: expected 0 or more.")
 

@@ -13,6 +13,10 @@ WEIGHTS = "weights.safetensors"
 PRECISIONS = ("no", "bf16", "fp16")
 MOST_PIXELS = 8192
 """On a side of an image: larger ones would need more memory than there is."""
+MOST_REPEATS = 1000
+"""Of an image in an epoch."""
+FARTHEST = 1e15
+"""Of what positions are moved by: as for `comrope.positions`, which this module does not import for the command line's sake."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,28 @@ class Recipe:
             "angle_learning_rate": ("a number, 0 or more", 0 <= (self.angle_learning_rate or 0) < math.inf),
             "weight_decay": ("a number, 0 or more", 0 <= self.weight_decay < math.inf),
             "warmup": ("a share, 0 to 1", 0 <= self.warmup <= 1),
-            "repeats": ("1 or more", self.repeats >= 1),
+            "repeats": (f"1 to {MOST_REPEATS}", 1 <= self.repeats <= MOST_REPEATS),
             "precision": (f"one of {', '.join(PRECISIONS)}", self.precision in PRECISIONS),
-            "seed": ("0 or more", self.seed >= 0),
+            "seed": ("0 or more, of 63 bits", 0 <= self.seed < 2**63),
         }
-        _require(self, expected)
+        require(self, expected)
 
 
-def _require(settings: Any, expected: dict[str, tuple[str, bool]]) -> None:
+def require(settings: Any, expected: dict[str, tuple[str, bool]]) -> None:
     """Raises ConfigurationError for the first of the settings that is not as expected: name → (what, whether it is)."""
     for name, (what, holds) in expected.items():
         if not holds:
             raise ConfigurationError(f"{name}={getattr(settings, name)!r}: expected {what}.")
+
+
+def pictures(experiment: Any) -> dict[str, tuple[str, bool]]:
+    """What is expected of experiments on images and on videos alike."""
+    sides = f"1 to {MOST_PIXELS} pixels a side"
+    return {
+        "image_size": (sides, all(1 <= side <= MOST_PIXELS for side in experiment.image_size)),
+        "enlargement": ("1 to 16", 1 <= experiment.enlargement <= 16),
+        "perturbation": (f"a number, 0 or more, up to {FARTHEST:g}", 0 <= experiment.perturbation <= FARTHEST),
+    }
 
 
 @dataclass(frozen=True)
@@ -143,15 +157,7 @@ class Experiment(Trial):
     """σ, in patches; drawn anew for every step (Eq. 11)."""
 
     def __post_init__(self):
-        sides = f"1 to {MOST_PIXELS} pixels a side"
-        _require(
-            self,
-            {
-                "image_size": (sides, all(1 <= side <= MOST_PIXELS for side in self.image_size)),
-                "enlargement": ("1 to 16", 1 <= self.enlargement <= 16),
-                "perturbation": ("a number, 0 or more", 0 <= self.perturbation < math.inf),
-            },
-        )
+        require(self, pictures(self))
 
     def _title(self) -> str:
         return f"{super()._title()}-s{self.perturbation:g}"

@@ -10,6 +10,7 @@ import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -58,17 +59,25 @@ def write_report(results: Mapping[str, Any], path: Path) -> None:
             {"caption": str, "image": rows of grey values, or of [red, green, blue], in [0, 1]}.
         path: the file to write; its folder is made where it is missing.
     Raises:
-        DataError: a part of the results is missing.
+        DataError: a part of the results is missing, or the file cannot be written.
     """
-    page = render(results)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: name a file for the report, such as {path / 'report.html'}.")
+    above = next((place for place in path.absolute().parents if place.exists()), None)
+    if above is not None and not above.is_dir():
+        raise DataError(f"{above} is a file, and {path} cannot lie in it: name another file for the report.")
+    page = render(results)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(page, encoding="utf-8")
         os.replace(draft, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error}): name another file, or make room.") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -86,6 +95,12 @@ def render(results: Mapping[str, Any]) -> str:
     except (KeyError, jinja2.UndefinedError) as error:
         raise DataError(
             f"results: {error} is missing or incomplete. Expected what `comrope demo` writes to results.json."
+        ) from error
+    except DataError:
+        raise
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        raise DataError(
+            f"results: some part is of another kind ({error}). Expected what `comrope demo` writes to results.json."
         ) from error
 
 

@@ -49,6 +49,7 @@ def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
     foreign = [name for name in names if name not in _FILES and not any(fnmatch(name, pattern) for pattern in also)]
     if foreign:
         raise DataError(f"{folder} holds what is no result of comrope ({', '.join(foreign[:3])}): name another folder.")
+    missing = [place for place in folder.parents if not place.exists()]
     with writing(folder, "what was there is as it was"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{DRAFT}"):
@@ -69,6 +70,9 @@ def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for place in missing:
+            with suppress(OSError):  # there is something in it
+                place.rmdir()
 
 
 def refuse_file(folder: Path) -> None:
@@ -94,12 +98,14 @@ def read(path: Path) -> dict:
     Raises:
         DataError: there are none, or the file is damaged.
     """
-    path = path / "results.json" if path.is_dir() else path
     try:
+        path = path / "results.json" if path.is_dir() else path
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: `comrope demo` makes one.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}): name the folder of a result, or its results.json.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}): run the command that made it again.") from None
     if not isinstance(results, dict):
         raise DataError(f"{path} is damaged (no results in it): run the command that made it again.")

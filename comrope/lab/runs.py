@@ -7,6 +7,7 @@
     result.json          what training and all measurements gave
 
 What is trained, and how it is measured, is the problem's: the module that `experiment.module` names has
+    check(experiment)                      refuses what is wrong with it, before data are read
     data(experiment, unreadable)           what to train on, and what to test on
     build(experiment, data, runs)          the model
     task(model, data, experiment)          what `comrope.lab.train` wants to know
@@ -36,7 +37,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import comrope
-from comrope.encodings import Encoding, LearnedEncoding, SpectralEncoding
+from comrope.encodings import Encoding, LearnedEncoding, SpectralEncoding, kind_of
 from comrope.errors import ComropeError, ConfigurationError, DataError
 from comrope.hosts import angle_parameters
 from comrope.lab import results
@@ -45,8 +46,9 @@ from comrope.lab.data.labelled import about
 from comrope.lab.detection.experiment import DetectionExperiment
 from comrope.lab.experiment import WEIGHTS, Experiment, Trial
 from comrope.lab.text.experiment import TextExperiment
-from comrope.lab.train import Progress, train
+from comrope.lab.train import Progress, check_precision, sizes, train
 from comrope.lab.video.experiment import VideoExperiment
+from comrope.lab.vit import ViT
 
 KINDS: dict[str, type[Trial]] = {
     cls.kind: cls for cls in (Experiment, VideoExperiment, DetectionExperiment, TextExperiment)
@@ -54,6 +56,8 @@ KINDS: dict[str, type[Trial]] = {
 """The experiments of all problems."""
 
 LOCK = ".lock"
+MOST_READERS = 1024
+"""Each is a process."""
 
 Report = Callable[[str, int, int, float], None]
 """Told (stage, done, in all, samples a second) as a run goes on."""
@@ -97,8 +101,16 @@ def run(
     for name, value, least in (("readers", readers, 0), ("save_every", save_every, 1), ("micro_batch", micro_batch, 1)):
         if value is not None and value < least:
             raise ConfigurationError(f"{name}={value}: expected {least} or more.")
+    if readers > MOST_READERS:
+        raise ConfigurationError(f"readers={readers}: expected {MOST_READERS} or less, each is a process.")
+    conditions = list(dict.fromkeys(conditions))
     state = PartialState(cpu=not torch.cuda.is_available())
     problem = importlib.import_module(experiment.module)
+    kind_of(experiment.encoding)
+    problem.check(experiment)
+    if tensorboard:
+        _summary_writer()
+    _check(folder, experiment, {})
     sets = problem.data(experiment if data is None else replace(experiment, data=data), unreadable)
     described = {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
     _check(folder, experiment, described)
@@ -108,9 +120,12 @@ def run(
     if result is not None and not _missing(result, conditions):
         report("measured", 1, 1, 0.0)
         return result
-    model = (
-        None if result is not None else problem.build(experiment, sets[0], folder.parent)
-    )  # or say what is wrong with it
+    model = task = None
+    if result is None:  # what is wrong with it is said before anything is written
+        check_precision(experiment.recipe)
+        model = problem.build(experiment, sets[0], folder.parent)
+        task = problem.task(model, sets[0], experiment)
+        sizes(experiment.recipe, len(task.feed), state.num_processes, micro_batch)
     with _alone(folder, state):
         if state.is_main_process:  # while others look, it may be writing
             _check(folder, experiment, described)
@@ -118,19 +133,21 @@ def run(
         if result is None:
             _claim(folder, experiment, described, command, state)
             settings = {"micro_batch": micro_batch, "readers": readers, "compiled": compiled}
-            result = _train(
-                experiment, problem, model, sets[0], folder, settings, save_every, tensorboard, report, state
-            )
+            result = _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state)
         missing = _missing(result, conditions)
         if missing:
             model = load_run(folder, sets[1])
+            if isinstance(model, ViT):
+                for condition in missing:
+                    model.grid(condition.canvas)  # or say which images it cannot have
             begun = time.perf_counter()
             for done, condition in enumerate(missing):
                 report("measuring", done, len(missing), 0.0)
                 result["evaluation"] += problem.measure(model, sets[1], [condition], readers=readers)
-            result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
-            if state.is_main_process:
-                results.write_json(result, folder / "result.json")
+                result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
+                begun = time.perf_counter()
+                if state.is_main_process:  # at once: another condition may fail
+                    results.write_json(result, folder / "result.json")
             state.wait_for_everyone()
     report("measured", 1, 1, 0.0)
     return result
@@ -145,7 +162,10 @@ def read(folder: Path) -> dict[str, Any]:
     """The result of a finished run; DataError where there is none."""
     found = _result(folder)
     if found is None:
-        raise DataError(f"{folder} holds no finished run: `comrope train` makes one.")
+        raise DataError(
+            f"{folder} holds no finished run: give its training command again, which is in its run.json, or name another "
+            "folder."
+        )
     return found
 
 
@@ -153,15 +173,23 @@ def experiment_of(folder: Path) -> Trial:
     """What a run's folder is about; DataError where it is none."""
     found = _about(folder)
     if found is None:
-        raise DataError(f"{folder} is no run: it has no run.json, which `comrope train` writes.")
+        raise DataError(f"{folder} is no run: it has no run.json. Name a folder that `comrope train` wrote.")
     return _trial(found, folder)
 
 
-def load_run(folder: Path, data: Any = None) -> nn.Module:
-    """The trained model of a run, in eval mode, on the device there is. The data it is for are read if None."""
+def load_run(folder: Path, data: Any = None, *, where: str | None = None) -> nn.Module:
+    """The trained model of a run, in eval mode, on the device there is.
+
+    Args:
+        folder: of the run.
+        data: that the model is for; read if None.
+        where: they are now, if they were moved.
+    """
     experiment = experiment_of(folder)
     problem = importlib.import_module(experiment.module)
-    model = problem.build(experiment, problem.data(experiment)[1] if data is None else data, folder.parent)
+    if data is None:
+        data = problem.data(experiment if where is None else replace(experiment, data=where))[1]
+    model = problem.build(experiment, data, folder.parent)
     load_weights(model, folder)
     return model.eval().to(PartialState(cpu=not torch.cuda.is_available()).device)
 
@@ -259,9 +287,7 @@ def _claim(folder: Path, experiment: Trial, data: dict[str, dict], command: str,
     state.wait_for_everyone()
 
 
-def _train(
-    experiment, problem, model, data, folder, settings, save_every, tensorboard, report, state
-) -> dict[str, Any]:
+def _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state) -> dict[str, Any]:
     if torch.cuda.is_available():
         model.to(state.device)
     log = _Log(folder / "log.jsonl", state.is_main_process, tensorboard)
@@ -271,7 +297,6 @@ def _train(
         log.write(progress)
 
     checkpoints = Checkpoints(folder / "checkpoints", save_every)
-    task = problem.task(model, data, experiment)
     hooks = {"after_step": after_step, **({"after_epoch": task.after_epoch} if hasattr(task, "after_epoch") else {})}
     history = train(model, task, experiment.recipe, checkpoints=checkpoints, **hooks, **settings)
     seconds = checkpoints.progress()["seconds"]  # also those before an interruption
@@ -359,12 +384,12 @@ def _read(path: Path, *needed: str) -> dict[str, Any] | None:
     return found
 
 
-def _board(folder: Path) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigurationError("tensorboard is not installed: pip install tensorboard, or leave it out.") from None
-    return SummaryWriter(str(folder))
+    return SummaryWriter
 
 
 class _Log:
@@ -373,7 +398,7 @@ class _Log:
     def __init__(self, path: Path, writes: bool, tensorboard: bool, every: int = 50):
         self.path, self.writes, self.every = path, writes, every
         self.begun = False
-        self.board = _board(path.parent / "tensorboard") if writes and tensorboard else None
+        self.board = _summary_writer()(str(path.parent / "tensorboard")) if writes and tensorboard else None
 
     def write(self, progress: Progress) -> None:
         if not self.writes or (progress.step % self.every and progress.step != progress.total):

@@ -27,6 +27,10 @@ Report = Callable[[str, str, int, int, float], None]
 """Told (name of the run, stage, done, in all, samples a second)."""
 
 
+MOST_WORKERS = 1024
+"""Each is a process."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One run, and what it is measured under."""
@@ -53,8 +57,8 @@ def run_all(
             with all threads; so does every process that `torchrun` or `accelerate launch` started, all sharing each run.
         settings: further ones of `comrope.lab.runs.run`.
     """
-    if workers < 0:
-        raise ConfigurationError(f"workers={workers}: expected 0 or more.")
+    if not 0 <= workers <= MOST_WORKERS:
+        raise ConfigurationError(f"workers={workers}: expected 0 to {MOST_WORKERS}.")
     settings |= {"command": command}
     jobs, wanted = _merged(jobs), jobs
     if workers == 0 or int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -19,7 +19,7 @@ class Table:
     """Of its file."""
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     decimals: int = 2
 
     def printed(self) -> list[list[str]]:

@@ -138,15 +138,12 @@ def train(
         DataError: nothing of an epoch could be read; a checkpoint cannot be written, or all are damaged.
         DivergedError: the loss is no number any more. The checkpoints from before are kept.
     """
+    check_precision(recipe)
     AcceleratorState._reset_state()  # or an earlier run of this process would fix the precision of this one
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
     rank, world = accelerator.process_index, accelerator.num_processes
-    micro_batch = _micro_batch(recipe, world, micro_batch)
+    micro_batch = sizes(recipe, len(task.feed), world, micro_batch)
     batches = Batches(len(task.feed), recipe, micro_batch, rank, world)
-    if batches.total < 1:
-        raise ConfigurationError(
-            f"epochs={recipe.epochs}, batch_size={recipe.batch_size} and {len(task.feed)} samples make no training step."
-        )
     groups = comrope.param_groups(model, lr=recipe.angle_learning_rate, weight_decay=recipe.weight_decay)
     optimizer: Any = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     warmup = round(recipe.warmup * batches.total)
@@ -198,7 +195,19 @@ def train(
     return history
 
 
-def _micro_batch(recipe: Recipe, world: int, micro_batch: int | None) -> int:
+def check_precision(recipe: Recipe) -> None:
+    """ConfigurationError where there is no device for it."""
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigurationError("precision='fp16' needs a GPU, and there is none: use 'bf16' or 'no'.")
+
+
+def sizes(recipe: Recipe, num_samples: int, world: int, micro_batch: int | None) -> int:
+    """Samples that a process takes at a time; ConfigurationError where numbers do not divide, or make no step."""
+    if recipe.batch_size > num_samples:
+        raise ConfigurationError(
+            f"batch_size={recipe.batch_size} and {num_samples} samples make no training step: take a batch_size of "
+            f"{num_samples} or less, or more samples."
+        )
     share, rest = divmod(recipe.batch_size, world)
     micro_batch = share if micro_batch is None else min(micro_batch, share)
     if rest or micro_batch < 1 or share % micro_batch:

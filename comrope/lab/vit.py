@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import comrope
 from comrope.encodings import ENCODINGS, AbsoluteEncoding, Encoding, LearnedEncoding
 from comrope.errors import InputError
+from comrope.lab.experiment import Trial
 
 
 class ViT(VisionTransformer):
@@ -87,6 +88,20 @@ class ViT(VisionTransformer):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay would pull towards no positions at all, beside timm's own."""
         return super().no_weight_decay() | set(self.encoding_parameters())
+
+
+def check_encoding(experiment: Trial, sizes: dict[str, Any], num_axes: int) -> None:
+    """Refuses settings of an encoding that the heads of a model cannot have, before data are read or made.
+
+    Args:
+        experiment: whose encoding.
+        sizes: of the model, among them embed_dim and num_heads.
+        num_axes: of its positions.
+    """
+    num_heads = sizes["num_heads"]
+    grid = {"grid": (1,) * num_axes} if experiment.encoding == "ape" else {}
+    heads = {"num_heads": num_heads, "head_dim": sizes["embed_dim"] // num_heads, "num_axes": num_axes}
+    comrope.encoding(experiment.encoding, **heads, **grid, **experiment.settings, device="meta")
 
 
 def give(model: Any, encoding: str, settings: dict[str, Any], *example: Any) -> None:

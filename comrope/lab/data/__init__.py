@@ -51,7 +51,7 @@ def _whole(source: str, unreadable: str) -> tuple[ImageSet, ImageSet]:
     if not Path(source).is_dir():
         raise ConfigurationError(
             f"data={source!r}: expected digits, fashion-mnist, or a folder with train/<class>/* and val/<class>/*, and "
-            f"{Path(source).absolute()} is none."
+            f"{Path(source).absolute()} is none: --data says where it is."
         )
     return image_folder(Path(source), unreadable)
 

@@ -192,7 +192,7 @@ def _mirrored(pixels: Tensor, target: Target) -> tuple[Tensor, Target]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{file} does not exist: expected {LAYOUT}.") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error}): get it again.") from error

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from comrope.lab.experiment import Trial
+from comrope.lab.experiment import MOST_PIXELS, Trial, require
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ class DetectionExperiment(Trial):
     """Pixels that the longer side may have at most after that."""
     drop_path: float = 0.0
     """Stochastic depth of the backbone."""
+
+    def __post_init__(self):
+        pixels = f"1 to {MOST_PIXELS} pixels"
+        edges = bool(self.short_edges) and all(1 <= edge <= MOST_PIXELS for edge in self.short_edges)
+        require(
+            self,
+            {
+                "short_edges": (f"{pixels}, one edge at least", edges),
+                "long_edge": (pixels, 1 <= self.long_edge <= MOST_PIXELS),
+                "drop_path": ("a share, 0 or more and less than 1", 0 <= self.drop_path < 1),
+            },
+        )
 
     def _title(self) -> str:
         return f"{self.kind}-{super()._title()}"

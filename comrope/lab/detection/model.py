@@ -34,6 +34,15 @@ MODELS: dict[str, dict[str, Any]] = {
 heads. "timm:<name>" has the heads of "vit-s/16"."""
 
 
+def check(experiment: DetectionExperiment) -> None:
+    """Refuses a model or a head that there is not."""
+    if experiment.head not in HEADS:
+        raise ConfigurationError(f"head={experiment.head!r}: expected one of {', '.join(HEADS)}.")
+    name = experiment.model
+    if not name.startswith("timm:") and name not in MODELS:
+        raise ConfigurationError(f"model={name!r}: expected one of {', '.join(MODELS)}, or 'timm:' and a name there.")
+
+
 def build(experiment: DetectionExperiment, images: CocoSet, runs: Path | None = None) -> Detector:
     """The detector of an experiment; with the same seed all encodings start from the same weights outside of themselves.
 
@@ -42,12 +51,9 @@ def build(experiment: DetectionExperiment, images: CocoSet, runs: Path | None = 
         images: what it is for; their classes matter.
         runs: the folder that `experiment.start` is a run in.
     """
-    if experiment.head not in HEADS:
-        raise ConfigurationError(f"head={experiment.head!r}: expected one of {', '.join(HEADS)}.")
+    check(experiment)
     torch.manual_seed(experiment.recipe.seed)
     name = experiment.model
-    if not name.startswith("timm:") and name not in MODELS:
-        raise ConfigurationError(f"model={name!r}: expected one of {', '.join(MODELS)}, or 'timm:' and a name there.")
     model = {"name": name.removeprefix("timm:"), **_FULL} if name.startswith("timm:") else MODELS[name]
     vit = _vit(experiment, model, runs)
     with torch.random.fork_rng(devices=[]):  # the heads do not depend on the encoding
@@ -67,8 +73,11 @@ def _vit(experiment: DetectionExperiment, model: dict[str, Any], runs: Path | No
     settings = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": experiment.drop_path, **shape}
     try:
         vit = timm.create_model(name, pretrained=experiment.start == "pretrained", **settings)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigurationError(f"model={experiment.model!r} is no VisionTransformer of timm: {error}.") from error
+    except Exception as error:  # whatever timm makes of another model, of a name, or of no network
+        raise ConfigurationError(
+            f"model={experiment.model!r} cannot be made ({type(error).__name__}: {error}): expected a VisionTransformer of "
+            "timm."
+        ) from error
     if not isinstance(vit, VisionTransformer):
         raise ConfigurationError(f"model={experiment.model!r} is a {type(vit).__name__}, expected a VisionTransformer.")
     if experiment.start not in (None, "pretrained"):

@@ -21,6 +21,7 @@ from comrope.lab.detection.detector import Detector
 from comrope.lab.detection.experiment import DetectionExperiment
 from comrope.lab.detection.metric import NAMES, average_precision
 from comrope.lab.detection.model import build as build
+from comrope.lab.detection.model import check as check
 from comrope.lab.detection.scenes import scenes
 from comrope.lab.train import Means
 

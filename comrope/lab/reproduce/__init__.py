@@ -91,9 +91,9 @@ def run(
         )
     recipe = RECIPES[name]
     study = recipe(scale)
-    there = {job.experiment.encoding for job in study.jobs}
+    there = {job.experiment.encoding for job in study.jobs} | set(study.encodings)
     foreign = [each for each in scale.encodings if each not in there]
-    if there and foreign and scale.encodings != tuple(ENCODINGS):
+    if foreign and scale.encodings != tuple(ENCODINGS):
         raise ConfigurationError(f"encodings: {name} has no {', '.join(foreign)}: leave them out.")
     runs = out.resolve().parent / f"runs-{scale.name}" if runs is None else runs
     writes = int(os.environ.get("RANK", "0")) == 0

@@ -101,7 +101,7 @@ def table7(scale: Scale) -> Study:
         ]
         return Outcome(tables, {}, notes)
 
-    return Study("Table 7: extra parameters and operations", [], outcome)
+    return Study("Table 7: extra parameters and operations", [], outcome, COUNTED)
 
 
 def _parameters(name: str, shape: Shape) -> tuple[Cell, ...]:

@@ -111,7 +111,7 @@ def axes(scale: Scale) -> Study:
         ]
         return Outcome([Table("axes", title, columns, rows)], {}, notes)
 
-    return Study("Number of axes", [], outcome)
+    return Study("Number of axes", [], outcome, ROTATING[1:])
 
 
 def spectra(scale: Scale) -> Study:

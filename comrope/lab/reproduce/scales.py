@@ -131,13 +131,16 @@ class Scale:
         """With other data, seeds, encodings, or length and batch of every training, where given.
 
         Raises:
-            ConfigurationError: an encoding that there is not, or a seed twice.
+            ConfigurationError: an encoding or a seed that there is not, or one of them twice.
         """
-        unknown = [name for name in encodings if name not in ENCODINGS]
-        if unknown:
-            raise ConfigurationError(f"encodings: got {unknown}, expected some of {', '.join(ENCODINGS)}.")
-        if len(set(seeds)) < len(seeds):
-            raise ConfigurationError(f"seeds: got {list(seeds)}, expected different ones.")
+        if set(encodings) - set(ENCODINGS) or len(set(encodings)) < len(encodings):
+            raise ConfigurationError(
+                f"encodings: got {list(encodings)}, expected different ones of {', '.join(ENCODINGS)}."
+            )
+        if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
+            raise ConfigurationError(f"seeds: got {list(seeds)}, expected different ones, 0 or more, of 63 bits.")
+        if data == "":
+            raise ConfigurationError("data='': expected the name of a data set, or a folder.")
         asked = {"data": data, "seeds": seeds, "few_seeds": seeds, "encodings": encodings}
         asked = {name: value for name, value in asked.items() if value}
         length = {"epochs": epochs, "batch_size": batch_size}

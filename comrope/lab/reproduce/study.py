@@ -28,3 +28,5 @@ class Study:
     title: str
     jobs: Sequence[Job]
     outcome: Callable[[list[dict[str, Any]]], Outcome]
+    encodings: Sequence[str] = ()
+    """Those that it can compare, where no jobs say it."""

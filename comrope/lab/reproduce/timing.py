@@ -62,7 +62,7 @@ def table9(scale: Scale) -> Study:
         ]
         return Outcome([Table("table9", title, columns, rows)], {}, notes)
 
-    return Study("Table 9: time of an epoch and an evaluation", [], outcome)
+    return Study("Table 9: time of an epoch and an evaluation", [], outcome, [name for name, _ in TIMED])
 
 
 def _key(name: str, block_size: int | None) -> str:

@@ -51,10 +51,10 @@ class Training:
         self.tokens, self.starts = _packed(documents)
         self.length, self.seed = length, seed
         self.num_windows = len(self.tokens) // length if num_windows is None else num_windows
-        if len(self.tokens) <= length or self.num_windows < 1:
+        if len(self.tokens) <= length or not 1 <= self.num_windows <= len(self.tokens):
             raise ConfigurationError(
                 f"length={length}, num_train={num_windows}: expected windows shorter than the {len(self.tokens)} tokens of "
-                "training text, and one at least."
+                "training text, one at least, and no more than tokens."
             )
 
     def __len__(self) -> int:
@@ -121,7 +121,9 @@ def documents(source: str, suffixes: tuple[str, ...], unreadable: str = "fail") 
     """
     root = Path(sysconfig.get_path("stdlib") if source == "stdlib" else source)
     if not root.is_dir():
-        raise DataError(f"data={source!r}: expected 'stdlib', or a folder of text files; {root} is none.")
+        raise DataError(
+            f"data={source!r}: expected 'stdlib', or a folder of text files, and {root} is none: --data says where it is."
+        )
     wanted = (".py",) if source == "stdlib" else suffixes
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix in wanted)
     if source == "stdlib":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from comrope.lab.experiment import Trial
+from comrope.lab.experiment import Trial, require
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class TextExperiment(Trial):
     """How the angles start: "normal", "identity" or "rope". None is "rope": the model's own."""
     start: str | None = None
     """Name of a run beside this one, of the same model with encoding="rope", whose weights training starts from."""
+
+    def __post_init__(self):
+        lengths = {name: ("1 byte or more", getattr(self, name) >= 1) for name in ("length", "test_length")}
+        require(self, {**lengths, "data": ("'stdlib', or a folder", bool(self.data))})
 
     def _title(self) -> str:
         return f"{self.kind}-{super()._title()}"

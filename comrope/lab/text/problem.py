@@ -20,7 +20,7 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab.experiment import WEIGHTS
 from comrope.lab.text.corpus import BOS, Stretches, Training, Windows, documents
 from comrope.lab.text.experiment import TextExperiment
-from comrope.lab.text.model import llama, with_encoding
+from comrope.lab.text.model import MODELS, llama, with_encoding
 from comrope.lab.text.scaling import SCALINGS, scaled
 from comrope.lab.train import Means
 
@@ -59,8 +59,24 @@ def conditions(
     experiment: TextExperiment, lengths: Sequence[int] = (), scalings: Sequence[str] = ("none",)
 ) -> list[Condition]:
     """Every combination of lengths, the trained one if there are none, and scalings, which nothing but longer windows have."""
+    for length in lengths:
+        if length < 1 or experiment.test_length % length:
+            raise ConfigurationError(_no_divisor(length, experiment.test_length))
     asked = itertools.product(lengths or [experiment.length], scalings)
-    return [Condition(n, s) for n, s in asked if s == "none" or n > experiment.length]
+    found = [Condition(n, s) for n, s in asked if s == "none" or n > experiment.length]
+    if not found:
+        raise ConfigurationError(
+            f"scalings {', '.join(scalings)}: they are for longer windows than the {experiment.length} bytes trained at: give "
+            "such lengths as well."
+        )
+    return found
+
+
+def _no_divisor(length: int, stretch: int) -> str:
+    return (
+        f"length={length}: expected a divisor of the {stretch} bytes in a stretch of test text, so that the same bytes are "
+        "predicted at every length (test_length)."
+    )
 
 
 @lru_cache(maxsize=2)
@@ -74,6 +90,12 @@ def data(experiment: TextExperiment, unreadable: str = "fail") -> tuple[Training
     """Windows to train on and stretches to test on; those read last are kept in memory."""
     names = ("data", "suffixes", "num_train", "num_test", "length", "test_length")
     return _load((*(getattr(experiment, name) for name in names), experiment.recipe.seed), unreadable)
+
+
+def check(experiment: TextExperiment) -> None:
+    """Refuses a model that there is not."""
+    if experiment.model not in MODELS:
+        raise ConfigurationError(f"model={experiment.model!r}: expected one of {', '.join(MODELS)}.")
 
 
 def build(experiment: TextExperiment, text: Any = None, runs: Path | None = None) -> LlamaForCausalLM:
@@ -139,10 +161,7 @@ def measure(
     rows = []
     for condition in conditions:
         if text.length % condition.length:
-            raise ConfigurationError(
-                f"length={condition.length}: expected a divisor of the {text.length} bytes in a stretch of test text, so that "
-                "the same bytes are predicted at every length (test_length)."
-            )
+            raise ConfigurationError(_no_divisor(condition.length, text.length))
         factor = max(1.0, condition.length / model.config.max_position_embeddings)
         nats = nats_by_position(scaled(model, condition.scaling, factor), text, condition.length)
         count = len(text.tokens) * (text.length // condition.length)

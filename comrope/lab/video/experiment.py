@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-from comrope.lab.experiment import Trial
+from comrope.lab.experiment import Trial, pictures, require
+
+MOST_FRAMES = 4096
+"""Of a clip."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class VideoExperiment(Trial):
     """Mirror half of the clips in training; if None, of UCF-101 alone: elsewhere a class may be a direction."""
     perturbation: float = 1.0
     """σ, in patches, along rows and columns; drawn anew for every step (Eq. 11). Frames are held still."""
+
+    def __post_init__(self):
+        frames = {"num_frames": (f"1 to {MOST_FRAMES}", 1 <= self.num_frames <= MOST_FRAMES)}
+        require(self, {**pictures(self), **frames, "split": ("1, 2 or 3", self.split in (1, 2, 3))})
 
     def _title(self) -> str:
         return f"{self.kind}-{super()._title()}-s{self.perturbation:g}"

@@ -17,10 +17,11 @@ from comrope.lab import evaluate
 from comrope.lab.data import Batch, subset
 from comrope.lab.train import Means
 from comrope.lab.video.clips import Clips, video_folder
-from comrope.lab.video.experiment import VideoExperiment
+from comrope.lab.video.experiment import MOST_FRAMES, VideoExperiment
 from comrope.lab.video.feed import TestingClips, TrainingClips
 from comrope.lab.video.model import MODELS, VideoViT
 from comrope.lab.video.motion import motion
+from comrope.lab.vit import check_encoding
 
 MOVES = (False, True, True)
 """The axes (frame, row, column) that perturbation moves: frames are held still (paper, section 4)."""
@@ -34,6 +35,11 @@ class Condition(evaluate.Condition):
     """
 
     num_frames: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.num_frames <= MOST_FRAMES:
+            raise ConfigurationError(f"frames={self.num_frames}: expected 1 to {MOST_FRAMES} frames of a clip.")
 
     @property
     def canvas(self) -> tuple[int, ...]:
@@ -84,16 +90,24 @@ def _load(source: str, split: int, num_train: int | None, num_test: int | None, 
     if not Path(source).is_dir():
         raise ConfigurationError(
             f"data={source!r}: expected motion, motion:<folder>, or a folder of videos: UCF-101 as it is unpacked, or "
-            "train/<class>/* and val/<class>/*."
+            "train/<class>/* and val/<class>/*; --data says where it is."
         )
     train, test = video_folder(Path(source), split, unreadable)
     return subset(train, num_train, f"num_train, {source}"), subset(test, num_test, f"num_test, {source}")
 
 
-def build(experiment: VideoExperiment, clips: Clips, runs: Path | None = None) -> VideoViT:
-    """The model of an experiment; with the same seed all encodings start from the same weights outside of themselves."""
+def check(experiment: VideoExperiment) -> None:
+    """Refuses a model that there is not, and an encoding that its heads cannot have."""
     if experiment.model not in MODELS:
         raise ConfigurationError(f"model={experiment.model!r}: expected one of {', '.join(MODELS)}.")
+    check_encoding(experiment, MODELS[experiment.model], num_axes=3)
+    if experiment.flip and experiment.data.startswith("motion"):
+        raise ConfigurationError("flip=True with data='motion': the classes are directions; leave it out.")
+
+
+def build(experiment: VideoExperiment, clips: Clips, runs: Path | None = None) -> VideoViT:
+    """The model of an experiment; with the same seed all encodings start from the same weights outside of themselves."""
+    check(experiment)
     torch.manual_seed(experiment.recipe.seed)
     shape = (experiment.num_frames, experiment.image_size)
     sizes = {"num_classes": len(clips.classes), **MODELS[experiment.model]}
@@ -109,8 +123,6 @@ class Classification:
 
     def __init__(self, model: VideoViT, clips: Clips, experiment: VideoExperiment):
         flip = clips.mirrors if experiment.flip is None else experiment.flip
-        if flip and experiment.data.startswith("motion"):
-            raise ConfigurationError("flip=True with data='motion': the classes are directions; leave it out.")
         shape = (experiment.num_frames, experiment.image_size)
         settings = {"enlargement": experiment.enlargement, "flip": flip, "seed": experiment.recipe.seed}
         self.feed = TrainingClips(clips, *shape, **settings)
