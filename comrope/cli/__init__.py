@@ -6,24 +6,8 @@ import sys
 from io import TextIOWrapper
 from typing import Any
 
-import tyro
-
 import comrope
-from comrope.cli.experiments import Evaluate, Reproduce, TrainDetection, TrainImages, TrainText, TrainVideo
-from comrope.cli.tools import Bench, Check, Demo, Fold, Report
 from comrope.errors import ComropeError, ConfigurationError, DivergedError
-
-COMMANDS = {
-    "demo": Demo,
-    "train": {"images": TrainImages, "video": TrainVideo, "detection": TrainDetection, "text": TrainText},
-    "evaluate": Evaluate,
-    "reproduce": Reproduce,
-    "report": Report,
-    "bench": Bench,
-    "check": Check,
-    "fold": Fold,
-}
-
 
 UNREAD = 128 + 13
 """The exit status of a command whose output nobody reads any more, as in `comrope … | head`: that of SIGPIPE in a shell."""
@@ -55,11 +39,18 @@ def _run() -> None:
     command = None
     try:
         _refuse_repeated(sys.argv[1:])
-        command = _app(COMMANDS).cli(prog="comrope", description=__doc__)
+        command = _parsed()
         command.run()
     except ComropeError as error:
         print(f"comrope: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, DivergedError) else 2)
+    except ModuleNotFoundError as error:
+        print(
+            f"comrope: {error.name} is not installed: get it by pip install 'comrope[lab]', or 'comrope[bench]' for "
+            "`comrope bench`.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -70,11 +61,35 @@ def _run() -> None:
         sys.exit(130)
 
 
-def _app(commands: dict[str, Any]) -> tyro.extras.SubcommandApp:
-    app = tyro.extras.SubcommandApp()
-    for name, command in commands.items():
-        app.command(_app(command) if isinstance(command, dict) else command, name=name)
-    return app
+def _parsed() -> Any:
+    """The command that was typed."""
+    import tyro
+
+    from comrope.cli import experiments, tools
+
+    def app(commands: dict[str, Any]) -> tyro.extras.SubcommandApp:
+        app_of_them = tyro.extras.SubcommandApp()
+        for name, command in commands.items():
+            app_of_them.command(app(command) if isinstance(command, dict) else command, name=name)
+        return app_of_them
+
+    train = {
+        "images": experiments.TrainImages,
+        "video": experiments.TrainVideo,
+        "detection": experiments.TrainDetection,
+        "text": experiments.TrainText,
+    }
+    commands = {
+        "demo": tools.Demo,
+        "train": train,
+        "evaluate": experiments.Evaluate,
+        "reproduce": experiments.Reproduce,
+        "report": tools.Report,
+        "bench": tools.Bench,
+        "check": tools.Check,
+        "fold": tools.Fold,
+    }
+    return app(commands).cli(prog="comrope", description=__doc__)
 
 
 def _refuse_repeated(arguments: list[str]) -> None:

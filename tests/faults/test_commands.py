@@ -486,6 +486,16 @@ def test_stdout_may_be_closed(line):
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("package", "line"), [("tyro", "demo"), ("matplotlib", f"report {RESULTS}")])
+def test_a_package_that_is_not_installed_is_named(package, line, tmp_path):
+    done = _process(
+        *line.split(), before=f"sys.modules[{package!r}] = None", capture_output=True, cwd=tmp_path, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"comrope: {package} is not installed: get it by pip install 'comrope[lab]'")
+    assert done.stderr.count("\n") == 1
+
+
 # What was left silent, or without a way out, before
 
 
