@@ -1,8 +1,27 @@
 """Every test of this folder says what it is a try of: `@pytest.mark.area("damaged checkpoints")`, `tries=` if of several."""
 
+import os
+import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def strangers_folder() -> Iterator[Path]:
+    """A folder of a user who is not root, whom a folder may be closed to; the test runs as that user."""
+    folder = Path(tempfile.mkdtemp())
+    if os.geteuid():
+        yield folder
+    else:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        yield folder
+        os.seteuid(0)
+    shutil.rmtree(folder)
 
 
 def area_of(item: pytest.Item) -> tuple[str, int]:
