@@ -18,7 +18,8 @@ DAMAGE = (av.FFmpegError, OSError, ValueError)
 FORMATS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
 """FFmpeg's names of what holds videos. What else it knows are pictures, text, sound, or lists of other files, which are not to
 be read in place of this one."""
-_LEAST = 0.9  # of the frames that a file's header promises
+_LEAST = 0.9  # of the frames, or bytes, that a file's header promises
+_SEGMENT = b"\x18\x53\x80\x67"  # all of a Matroska file but its first bytes
 
 
 class _Index(NamedTuple):
@@ -43,13 +44,15 @@ def read(path: str | Path, shares: Sequence[float]) -> Tensor:
     Returns:
         (frames, 3, height, width), uint8, RGB, upright, all of the first one's size.
     Raises:
-        av.FFmpegError, OSError, ValueError: it is damaged, empty or no video, or more than a tenth of the frames that its
-            header promises are missing.
+        av.FFmpegError, OSError, ValueError: it is damaged, empty or no video, or more than a tenth of the frames, or of the
+            bytes, that its header promises are missing.
     """
     with _opened(path) as container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise ValueError("it has no video stream")
+        if "matroska" in container.format.name:
+            _check_length(path)
         stream = streams[0]
         if stream.codec_context is None:
             raise ValueError("its codec is not known")
@@ -71,6 +74,21 @@ def _opened(path: str | Path) -> Any:
         return av.open(os.path.abspath(path), container_options={"format_whitelist": FORMATS})
     except av.error.ArgumentError as error:
         raise ValueError(f"it is none of the formats {FORMATS}") from error
+
+
+def _check_length(path: str | Path) -> None:
+    """Of a Matroska file, which says how many bytes follow its head, unless it was written live; FFmpeg reads any part of it."""
+    with open(path, "rb") as file:
+        before, _, after = file.read(4096).partition(_SEGMENT)
+        size = os.fstat(file.fileno()).st_size
+    if not after:
+        return
+    width = 9 - after[0].bit_length()  # of a number: as many leading zeros as there are bytes more, then a one, then itself
+    most = (1 << 7 * width) - 1
+    follow = int.from_bytes(after[:width], "big") & most
+    whole = len(before) + len(_SEGMENT) + width + follow
+    if follow != most and size < _LEAST * whole:
+        raise ValueError(f"{size} of {whole} bytes are there")
 
 
 def _index(container: Any, stream: Any) -> _Index:
