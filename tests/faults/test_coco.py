@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -35,8 +34,8 @@ def root(whole, tmp_path) -> Path:
     return shutil.copytree(whole, tmp_path / "coco")
 
 
-def _use(root: Path, masks: bool = True) -> CocoSet:
-    """All that training and measuring ask of a set, which must be numbers and lie on the images."""
+def _use(root: Path, masks: bool = True) -> tuple[CocoSet, dict]:
+    """All that training and measuring ask of a set, which must be numbers and lie on the images; and how good its boxes are."""
     images = CocoSet(root, "train")
     found = []
     for index in range(len(images)):
@@ -52,13 +51,9 @@ def _use(root: Path, masks: bool = True) -> CocoSet:
         found += [
             about | {"category_id": a["category_id"], "bbox": a["bbox"]}
             for a in images.annotations[index]
-            if not a["iscrowd"]
+            if not a["iscrowd"] and a["bbox"][2]
         ]
-    truth = images.truth(set())
-    if found:  # what is there, found exactly
-        points = average_precision(truth, found)
-        assert points["AP"] is None or math.isclose(points["AP"], 100), points
-    return images
+    return images, average_precision(images.truth(set()), found)
 
 
 def _changed(root: Path, change: Callable[[dict], Any]) -> None:
@@ -104,12 +99,12 @@ def test_a_part_that_lacks(part, root):
 
 VALUES = {
     "images": {
-        "id": [True, 1.5, [1], NAN, 2**70],
+        "id": [True, 1.5, [1], NAN, 2**53 + 1, "100"],
         "file_name": [7, "", ["0.jpg"]],
         "width": ["40", 40.0, 0, -40, NAN, 10**400, True],
         "height": [None, -1, 2**40],
     },
-    "categories": {"id": [{}, INFINITY, -(2**63)], "name": [18, "", None]},
+    "categories": {"id": [{}, INFINITY, -(2**63), "18"], "name": [18, "", None]},
     "annotations": {
         "image_id": [[100], 100.0, "100", 7, 2**70],
         "category_id": ["dog", 19, -1, 18.0, None],
@@ -164,8 +159,6 @@ WHOLE: dict[str, tuple[Callable[[dict], Any], str]] = {
     "two images of one id": (_twice("images", file_name="other.jpg"), "images have 100 twice for id"),
     "one image of two ids": (_twice("images", id=7), "images have '0.jpg' twice for file_name"),
     "two categories of one id": (_twice("categories", name="cat"), "categories have 18 twice for id"),
-    "ids of two kinds": (_twice("images", id="7", file_name="other.jpg"), "images have numbers and texts for id"),
-    "categories of two kinds": (_twice("categories", id="7"), "categories have numbers and texts for id"),
     "no images": (lambda about: about["images"].clear(), "has no images"),
     "no categories": (lambda about: about["categories"].clear(), "has no categories"),
     "an image that is none": (lambda about: about["images"].append(None), r"images\[6\] is None, expected an object"),
@@ -228,7 +221,9 @@ def test_what_is_in_the_place_of_annotations(make, root):
 def test_other_encodings_of_json_are_read(encoding, root, whole):
     """As the standard of JSON has them."""
     (root / FILE).write_bytes((whole / FILE).read_text().encode(encoding))
-    assert _use(root).images == CocoSet(whole, "train").images
+    images, points = _use(root)
+    assert images.images == CocoSet(whole, "train").images
+    assert points == _use(whole)[1]
 
 
 def _image_ids(value: Callable[[int], Any]) -> Callable[[dict], None]:
@@ -260,8 +255,15 @@ def _every_annotation(**more: Any) -> Callable[[dict], None]:
 
 
 def _no_defaults(about: dict) -> None:
+    about["annotations"] = [annotation for annotation in about["annotations"] if not annotation["iscrowd"]]
     for annotation in about["annotations"]:
         del annotation["area"], annotation["iscrowd"]
+
+
+def _null_defaults(about: dict) -> None:
+    _no_defaults(about)
+    for annotation in about["annotations"]:
+        annotation.update(area=None, iscrowd=None)
 
 
 RIGHT: dict[str, Callable[[dict], Any]] = {
@@ -269,14 +271,12 @@ RIGHT: dict[str, Callable[[dict], Any]] = {
     "annotations without ids": lambda about: [one.pop("id") for one in about["annotations"]] and None,
     "annotations with odd ids": _every_annotation(id=[NAN]),
     "ids of images below zero": _image_ids(lambda value: -value),
-    "ids of images that are texts": _image_ids(lambda value: f"image {value}"),
-    "ids of images that are huge": _image_ids(lambda value: 2**62 + value),
-    "categories that are texts": _categories(lambda value: f"category {value}"),
+    "ids of images that are huge": _image_ids(lambda value: 2**53 - value),
     "categories from 0 on": _categories(lambda value: 0 if value == 3 else value),
     "categories that are huge": _categories(lambda value: 2**40 + value),
     "categories of one name": _set("categories", "name", "car"),  # they are told apart by their ids
     "no area, no crowds": _no_defaults,  # as many tools write it: the area of the box, and no crowd
-    "null for area and crowd": _every_annotation(area=None, iscrowd=None),
+    "null for area and crowd": _null_defaults,
     "fields that nobody knows": _every_annotation(score=NAN, attributes={"occluded": True}),
     "no annotations": lambda about: about["annotations"].clear(),  # there may be nothing to see
     "a dot before the file": _set("images", "file_name", "./0.jpg"),
@@ -287,7 +287,7 @@ RIGHT: dict[str, Callable[[dict], Any]] = {
 @pytest.mark.parametrize("change", RIGHT.values(), ids=RIGHT)
 def test_what_is_right_all_the_same(change, root, whole):
     _changed(root, change)
-    found, expected = _use(root), CocoSet(whole, "train")
+    (found, points), (expected, best) = _use(root), _use(whole)
     assert sorted(Path(found.name(i)).name for i in range(6)) == sorted(Path(expected.name(i)).name for i in range(6))
     if found.annotations != [[]] * 6:
         boxes = [
@@ -295,6 +295,7 @@ def test_what_is_right_all_the_same(change, root, whole):
             for images in (found, expected)
         ]
         assert boxes[0] == boxes[1]
+        assert points == pytest.approx(best)
 
 
 OUTLINES: list[Any] = [
@@ -353,7 +354,7 @@ def test_outlines_that_cannot_be_drawn(outline, root):
 )
 def test_outlines_that_can(outline, pixels, root):
     _changed(root, _set("annotations", "segmentation", outline))
-    masks = _use(root).target(5, masks=True)["masks"]
+    masks = _use(root)[0].target(5, masks=True)["masks"]
     assert int(masks[0].sum()) == pixels
 
 

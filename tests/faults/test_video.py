@@ -313,7 +313,13 @@ def test_a_cover_is_no_frame(tmp_path):
     assert _shown(path) == SHOWN
 
 
-CODECS = {"h264.mp4": b"avc1", "mpeg4.avi": b"FMP4", "mjpeg.avi": b"MJPG", "mpeg4.mkv": b"V_MPEG4", "vp9.webm": b"V_VP9"}
+CODECS = {
+    "h264.mp4": b"avc1",
+    "mpeg4.avi": b"FMP4",
+    "mjpeg.avi": b"MJPG",
+    "mpeg4.mkv": b"V_MPEG4",
+    "vp9.webm": b"V_VP9",
+}
 CODECS = {name: codec for name, codec in CODECS.items() if name in KINDS}
 
 

@@ -56,23 +56,22 @@ def read_batches(feed: Any, keys: Iterable[Any], readers: int) -> Iterator[Any]:
         WorkerError: a process that read is gone.
     """
     told: Any = _Told(feed)
-    loader: Any = DataLoader(told, batch_sampler=keys, num_workers=readers, collate_fn=as_is)  # type: ignore
-    found = iter(loader)
-    while True:
-        try:
-            batch = next(found)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise WorkerError(
-                f"a process that reads data is gone ({error}), killed by hand or for want of memory: give the same command "
-                "again to go on, with fewer --readers if it was memory."
-            ) from error
-        if isinstance(batch, ComropeError):
-            raise batch
-        yield batch
+    settings: Any = {"batch_sampler": keys, "num_workers": readers, "collate_fn": as_is}
+    found = iter(DataLoader(told, **settings))
+    try:
+        for batch in found:
+            if isinstance(batch, ComropeError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"a process that reads data is gone ({error}), killed by hand or for want of memory: give the same command again "
+            "to go on, with fewer --readers if it was memory."
+        ) from error
+    finally:
+        del found  # and with it the processes, which a traceback would keep
 
 
 class _Told(Dataset):

@@ -13,7 +13,10 @@ from comrope.lab.data.labelled import LabelledFiles, by_class
 
 SUFFIXES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", ".jp2")
 LAYOUT = "put images as train/<class>/* and val/<class>/*, with the same classes in both"
-DAMAGE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGE = (
+    *(ArithmeticError, EOFError, OSError, RuntimeError, SyntaxError, ValueError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 """What Pillow raises of files that are no images, or damaged."""
 
 
@@ -63,7 +66,7 @@ def rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     Raises:
         ValueError: its numbers are of a scale that is not known.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.int64)
         grey = np.where(values == image.info.get("transparency"), 255, values >> 8)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -219,7 +219,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53  # the metric's are float64
 
 
 def _is_name(value: Any) -> bool:
@@ -248,7 +248,7 @@ def _is_flag(value: Any) -> bool:
 
 _FAR = 1_000_000
 """Pixels: what lies beyond is no place on an image."""
-_ID = (_is_id, "a whole number of 64 bits, or a text")
+_ID = (_is_id, "a whole number of at most 53 bits")
 _NAME = (_is_name, "a text")
 _LENGTH = (_is_length, f"a whole number of pixels, from 1 to {_FAR - 1}")
 _BOX = (_is_box, f"[left, top, width, height], numbers of pixels below {_FAR}, the latter two not negative")
@@ -284,11 +284,8 @@ def _check(found: dict[str, Any], file: Path) -> None:
     for part, name in (("images", "id"), ("images", "file_name"), ("categories", "id")):
         values = [entry[name] for entry in found[part]]
         twice = [value for value, count in Counter(values).items() if count > 1]
-        if twice or len({type(value) for value in values}) > 1:
-            what = f"{twice[0]!r} twice" if twice else "numbers and texts"
-            raise DataError(
-                f"{file}: {part} have {what} for {name}, expected another one each, all of one kind: mend them."
-            )
+        if twice:
+            raise DataError(f"{file}: {part} have {twice[0]!r} twice for {name}, expected another one each: mend them.")
 
 
 def _by_image(annotations: list[dict], images: list[dict], categories: list[dict], file: Path) -> list[list[dict]]:

@@ -77,13 +77,15 @@ def _opened(path: str | Path) -> Any:
 
 
 def _check_length(path: str | Path) -> None:
-    """Of a Matroska file, which says how many bytes follow its head, unless it was written live; FFmpeg reads any part of it."""
+    """Of a Matroska file, which says how many bytes follow its head, unless written live: FFmpeg reads any part of it."""
     with open(path, "rb") as file:
         before, _, after = file.read(4096).partition(_SEGMENT)
         size = os.fstat(file.fileno()).st_size
     if not after:
         return
-    width = 9 - after[0].bit_length()  # of a number: as many leading zeros as there are bytes more, then a one, then itself
+    width = (
+        9 - after[0].bit_length()
+    )  # of a number: as many leading zeros as there are bytes more, then a one, then itself
     most = (1 << 7 * width) - 1
     follow = int.from_bytes(after[:width], "big") & most
     whole = len(before) + len(_SEGMENT) + width + follow
