@@ -4,6 +4,7 @@ import io
 import os
 import random
 import signal
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,17 +121,8 @@ def _of_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
     return Image.merge(mode, bands), shown
 
 
-EXACT = {
-    "png": {},
-    "tif": {},
-    "gif": {},
-    "bmp": {},
-    "webp": {"lossless": True, "exact": True},
-    "jp2": {},
-    "pgm": {},
-    "ppm": {},
-}
 LOSSY = {"jpg": {"quality": 98, "subsampling": 0}, "jfif": {"quality": 98, "subsampling": 0}, "avif": {"quality": 98}}
+SETTINGS: dict[str, dict[str, Any]] = {"webp": {"lossless": True, "exact": True}, **LOSSY}
 WRITTEN = {
     "png": ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"],
     "tif": ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16"],
@@ -152,20 +144,18 @@ def test_every_mode_is_what_a_viewer_shows(suffix, mode, root):
     if not HAS.get(suffix, True):
         pytest.skip(f"this Pillow writes no {suffix}")
     image, shown = _of_mode(mode)
-    _add(root, image, f"some.{suffix.upper()}", **(EXACT | LOSSY)[suffix])
+    _add(root, image, f"some.{suffix.upper()}", **SETTINGS.get(suffix, {}))
     apart = np.abs(_pixels(root, f"some.{suffix.upper()}") - shown.astype(int))
-    assert apart.max() <= 1 if suffix in EXACT else apart.mean() <= 8
+    assert apart.mean() <= 8 if suffix in LOSSY else apart.max() <= 1
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("L", 36), ("RGB", (36, 0, 90)), ("P", 1), ("I;16", None), ("1", 1)])
+@pytest.mark.parametrize(("mode", "colour"), [("L", 36), ("RGB", (36, 0, 90)), ("P", 1), ("I;16", 3120), ("1", 0)])
 def test_a_colour_may_be_transparent(mode, colour, root):
     image, shown = _of_mode(mode)
-    if colour is None:
-        colour = int(np.asarray(image)[3, 3])
     clear = np.asarray(image) == colour
     _add(root, image, "clear.png", transparency=colour)
     expected = np.where((clear.all(-1) if clear.ndim == 3 else clear)[..., None], 255, shown.astype(int))
-    assert (expected != shown).any() or mode == "1"
+    assert (expected != shown).any()
     assert np.abs(_pixels(root, "clear.png") - expected).max() <= 1
 
 
@@ -187,7 +177,7 @@ def test_any_orientation(orientation, suffix, root):
     """The numbers from 1 to 8 mean something; others nothing."""
     image, exif = Image.fromarray(_ramp(colour=True)[:4]), Image.Exif()
     exif[0x0112] = orientation
-    _add(root, image, f"turned.{suffix}", exif=exif, **(EXACT | LOSSY)[suffix])
+    _add(root, image, f"turned.{suffix}", exif=exif, **SETTINGS.get(suffix, {}))
     expected = TURNED.get(orientation, TURNED[1])(_ramp(colour=True)[:4]).astype(int)
     found = _pixels(root, f"turned.{suffix}")
     assert found.shape == expected.shape
@@ -207,7 +197,11 @@ def test_colours_of_another_space_are_converted(root):
 
 
 def _bomb(path: Path) -> None:
-    Image.new("1", (20_000, 20_000)).save(path)
+    """A file of a few bytes that says it is 20,000 pixels wide and high."""
+    Image.new("1", (1, 1)).save(path)
+    whole = path.read_bytes()
+    header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + whole[24:29]
+    path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:])
 
 
 def _noise(size: int) -> bytes:
@@ -257,7 +251,8 @@ def test_damaged_images_are_read_or_named(suffix, root):
     noise = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(noise).save(path, **({} if suffix in ("gif", "bmp", "jp2") else {"exif": exif}))
+    settings: dict[str, Any] = {} if suffix in ("gif", "bmp", "jp2") else {"exif": exif}
+    Image.fromarray(noise).save(path, **settings)
     whole, (train, _) = path.read_bytes(), image_folder(root)
     for number in range(NUM_DAMAGES):
         damaged = bytearray(whole)

@@ -337,9 +337,11 @@ def _are_run_lengths(shape: Any, height: int, width: int) -> bool:
     if not isinstance(shape, dict) or shape.get("size") != [height, width]:
         return False
     counts = shape.get("counts")
-    lengths = _unpacked(counts) if isinstance(counts, str) and counts.isascii() else counts
-    whole = isinstance(lengths, list) and all(isinstance(n, int) and n >= 0 for n in lengths)
-    return whole and sum(lengths) == height * width
+    if isinstance(counts, str) and counts.isascii():
+        counts = _unpacked(counts)
+    if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
+        return False
+    return sum(counts) == height * width
 
 
 def _unpacked(counts: str) -> list[int]:

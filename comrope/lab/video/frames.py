@@ -72,7 +72,7 @@ def _opened(path: str | Path) -> Any:
     # An absolute path is a file for sure: "a:b.mp4" would be a way of transmission.
     try:
         return av.open(os.path.abspath(path), container_options={"format_whitelist": FORMATS})
-    except av.error.ArgumentError as error:
+    except av.ArgumentError as error:
         raise ValueError(f"it is none of the formats {FORMATS}") from error
 
 
