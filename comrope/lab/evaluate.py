@@ -8,13 +8,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import comrope
 from comrope._values import FARTHEST, is_number
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
-from comrope.lab.data import Testing, as_is
+from comrope.lab.data import Testing, read_batches
 from comrope.lab.draws import generator
 from comrope.lab.vit import ViT
 
@@ -134,14 +133,8 @@ def predict(
     share = _share(len(images))
     batches = [list(share)[i : i + batch_size] for i in range(0, len(share), batch_size)]
     positions = _positions(model, len(images), condition)
-    loader = DataLoader(
-        condition.feed(images),
-        batch_sampler=batches,
-        num_workers=readers,
-        collate_fn=as_is,  # pyright: ignore
-    )
     labels = torch.full((len(images),), -1)
-    for indices, batch in zip(batches, loader, strict=True):
+    for indices, batch in zip(batches, read_batches(condition.feed(images), batches, readers), strict=True):
         seen = [index for index in indices if images.name(index) not in batch.skipped] if batch.skipped else indices
         if not seen:
             continue

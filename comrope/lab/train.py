@@ -17,12 +17,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import reduce, set_seed
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 import comrope
 from comrope.errors import ConfigurationError, DataError, DivergedError
 from comrope.lab.checkpoints import Checkpoints
-from comrope.lab.data import as_is
+from comrope.lab.data import read_batches
 from comrope.lab.draws import generator, seed_for
 from comrope.lab.experiment import Recipe
 
@@ -158,16 +158,14 @@ def train(
     if checkpoints is not None and (found := checkpoints.restore(accelerator)) is not None:
         step, history, sums.values, spent = (found[key] for key in ("step", "history", "sums", "seconds"))
     batches.start = step
-    loader = iter(
-        DataLoader(task.feed, batch_sampler=batches, collate_fn=as_is, num_workers=readers)  # type: ignore
-    )
+    read = read_batches(task.feed, batches, readers)
     parts = recipe.batch_size // world // micro_batch
     begun, first = time.perf_counter(), step
     prepared.train()
     while step < batches.total:
         schedule.step_update(step)
         for part in range(parts):
-            batch = next(loader)
+            batch = next(read)
             set_seed(seed_for(recipe.seed, 1, step, part, rank))
             with nullcontext() if part == parts - 1 else accelerator.no_sync(prepared):
                 loss, means = task.loss(prepared, batch, generator(recipe.seed, 2, step))

@@ -7,7 +7,8 @@ import random
 import resource
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import psutil
@@ -76,10 +77,9 @@ def _tell(results: Any, work: Callable[..., Any], arguments: tuple, most_bytes: 
     torch.set_num_threads(1)
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
-    if no_rights:
-        _drop_rights()
     try:
-        work(*arguments)
+        with without_rights() if no_rights else nullcontext():
+            work(*arguments)
     except ComropeError as error:
         results.put(f"comrope: {error}")
     except BaseException as error:
@@ -88,7 +88,16 @@ def _tell(results: Any, work: Callable[..., Any], arguments: tuple, most_bytes: 
         results.put(None)
 
 
-def _drop_rights() -> None:
-    """Takes all capabilities from this process, among them that of root to write where nobody may (see capset(2))."""
-    header, none = struct.pack("=Ii", 0x20080522, 0), bytes(24)
-    assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0, os.strerror(ctypes.get_errno())
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Meanwhile even root may read and write only what its files' marks allow: no capability is in effect, see capget(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, held = struct.pack("=Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
+    assert libc.capget(header, held) == 0, os.strerror(ctypes.get_errno())
+    words = struct.unpack("=6I", held.raw)  # effective, permitted and inheritable, twice
+    none = struct.pack("=6I", 0, *words[1:3], 0, *words[4:])
+    assert libc.capset(header, none) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held.raw) == 0, os.strerror(ctypes.get_errno())

@@ -1,6 +1,18 @@
 """Every test of this folder says what it is a try of: `@pytest.mark.area("damaged checkpoints")`, `tries=` if of several."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+
+from tests.faults.children import without_rights
+
+
+@pytest.fixture
+def strangers_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a user who is not root, whom folders and files may be closed to; the test runs as such a user."""
+    with without_rights():
+        yield tmp_path
 
 
 def area_of(item: pytest.Item) -> tuple[str, int]:

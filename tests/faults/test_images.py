@@ -1,17 +1,30 @@
 """Image files as people have them, and folders with more in them than images."""
 
+import io
 import os
+import random
+import signal
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from torch.utils.data import Dataset
 
-from comrope.errors import DataError
-from comrope.lab.data import image_folder
+from comrope.errors import ComropeError, DataError, WorkerError
+from comrope.lab import runs
+from comrope.lab.data import Testing, Training, image_folder, load, read_batches
+from comrope.lab.evaluate import plain
+from comrope.lab.experiment import Experiment, Recipe
 
 pytestmark = pytest.mark.area("image files")
 
 GRADIENT = np.linspace(0, 1, 64).reshape(8, 8)
+NUM_DAMAGES = 60
+"""Of each format, drawn from a fixed seed."""
 
 
 @pytest.fixture
@@ -75,6 +88,237 @@ def test_transparent_pixels_are_white(root, mode):
     assert (np.abs(found[:, :4] - 10) <= 2).all()
 
 
+def _ramp(colour: bool) -> np.ndarray:
+    """(8, 8, 3), uint8: red to the right and green to the bottom, or grey."""
+    step = np.arange(8) * 36
+    if colour:
+        return np.stack([*np.meshgrid(step, step), np.full((8, 8), 90)], -1).astype(np.uint8)
+    return (255 * GRADIENT[..., None] * np.ones(3)).astype(np.uint8)
+
+
+OPAQUE = np.where(np.arange(8) < 4, 255, 0) * np.ones((8, 1), dtype=int)
+"""Of the left half: (8, 8)."""
+
+
+def _of_mode(mode: str) -> tuple[Image.Image, np.ndarray]:
+    """An image, and what a viewer shows of it, on white where it is transparent: (8, 8, 3)."""
+    shown = _ramp(mode not in ("1", "L", "LA", "I;16"))
+    if mode == "1":
+        return Image.fromarray(shown[..., 0] > 127), np.where(shown > 127, 255, 0)
+    if mode == "I;16":
+        return Image.fromarray((GRADIENT * 65535).astype(np.uint16)), shown
+    if mode == "P":
+        image = Image.new("P", (8, 8))
+        image.putdata(range(64))
+        image.putpalette(shown.tobytes())
+        return image, shown
+    if mode == "CMYK":
+        return Image.merge(mode, [*Image.fromarray(255 - shown).split(), Image.new("L", (8, 8))]), shown
+    bands = [Image.fromarray(shown[..., i]) for i in range(3)][: 1 if mode in ("L", "LA") else 3]
+    if mode in ("LA", "RGBA"):
+        bands.append(Image.fromarray(OPAQUE.astype(np.uint8)))
+        shown = np.where(OPAQUE[..., None] == 0, 255, shown)
+    return Image.merge(mode, bands), shown
+
+
+LOSSY = {"jpg": {"quality": 98, "subsampling": 0}, "jfif": {"quality": 98, "subsampling": 0}, "avif": {"quality": 98}}
+SETTINGS: dict[str, dict[str, Any]] = {"webp": {"lossless": True, "exact": True}, **LOSSY}
+WRITTEN = {
+    "png": ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"],
+    "tif": ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16"],
+    "gif": ["1", "L", "P", "RGBA"],
+    "bmp": ["1", "L", "P", "RGB"],
+    "webp": ["L", "RGB", "RGBA"],
+    "jp2": ["L", "RGB", "RGBA"],
+    "pgm": ["L", "I;16"],
+    "ppm": ["RGB"],
+    "jpg": ["L", "RGB", "CMYK"],
+    "jfif": ["RGB"],
+    "avif": ["L", "RGB", "RGBA"],
+}
+HAS = {"webp": features.check("webp"), "jp2": features.check("jpg_2000"), "avif": features.check("avif")}
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(suffix, mode) for suffix, modes in WRITTEN.items() for mode in modes])
+def test_every_mode_is_what_a_viewer_shows(suffix, mode, root):
+    if not HAS.get(suffix, True):
+        pytest.skip(f"this Pillow writes no {suffix}")
+    image, shown = _of_mode(mode)
+    _add(root, image, f"some.{suffix.upper()}", **SETTINGS.get(suffix, {}))
+    apart = np.abs(_pixels(root, f"some.{suffix.upper()}") - shown.astype(int))
+    assert apart.mean() <= 8 if suffix in LOSSY else apart.max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 36), ("RGB", (36, 0, 90)), ("P", 1), ("I;16", 3120), ("1", 0)])
+def test_a_colour_may_be_transparent(mode, colour, root):
+    image, shown = _of_mode(mode)
+    clear = np.asarray(image) == colour
+    _add(root, image, "clear.png", transparency=colour)
+    expected = np.where((clear.all(-1) if clear.ndim == 3 else clear)[..., None], 255, shown.astype(int))
+    assert (expected != shown).any()
+    assert np.abs(_pixels(root, "clear.png") - expected).max() <= 1
+
+
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [*TURNED, 0, 9])
+def test_any_orientation(orientation, suffix, root):
+    """The numbers from 1 to 8 mean something; others nothing."""
+    image, exif = Image.fromarray(_ramp(colour=True)[:4]), Image.Exif()
+    exif[0x0112] = orientation
+    _add(root, image, f"turned.{suffix}", exif=exif, **SETTINGS.get(suffix, {}))
+    expected = TURNED.get(orientation, TURNED[1])(_ramp(colour=True)[:4]).astype(int)
+    found = _pixels(root, f"turned.{suffix}")
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() <= 8
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
+def test_of_a_series_the_first_is_taken(suffix, root):
+    first, *others = (Image.new("RGB", (8, 8), (value,) * 3) for value in (40, 120, 200))
+    _add(root, first, f"series.{suffix}", save_all=True, append_images=others)
+    assert np.abs(_pixels(root, f"series.{suffix}") - 40).max() <= 2
+
+
+def test_colours_of_another_space_are_converted(root):
+    _add(root, Image.new("LAB", (8, 8), (200, 128, 128)), "lab.tif")  # L* of 78 %, no colour
+    assert np.abs(_pixels(root, "lab.tif") - 194).max() <= 2
+
+
+def _bomb(path: Path) -> None:
+    """A file of a few bytes that says it is 20,000 pixels wide and high."""
+    Image.new("1", (1, 1)).save(path)
+    whole = path.read_bytes()
+    header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + whole[24:29]
+    path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:])
+
+
+def _noise(size: int) -> bytes:
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)).save(whole, format="PNG")
+    return whole.getvalue()[:size]
+
+
+NO_IMAGES: dict[str, Callable[[Path], Any]] = {
+    "nothing": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(5000)),
+    "text": lambda path: path.write_text("no image"),
+    "HTML": lambda path: path.write_text("<html>404</html>"),
+    "vectors": lambda path: path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>'),
+    "a few bytes of PNG": lambda path: path.write_bytes(_noise(30)),
+    "half a PNG": lambda path: path.write_bytes(_noise(6000)),
+    "a header alone": lambda path: path.write_bytes(b"\xff\xd8\xff\xe0"),
+    "400 megapixels": _bomb,
+    "a link to nowhere": lambda path: path.symlink_to("nowhere.png"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("make", NO_IMAGES.values(), ids=NO_IMAGES)
+def test_what_is_no_image_is_named_or_left_out(make, root):
+    path = root / "train" / "a" / "1.png"
+    make(path)
+    train, _ = image_folder(root)
+    assert len(train) == 3
+    with pytest.raises(DataError) as caught:
+        Testing(train, (8, 8)).__getitems__([0, 1, 2])
+    assert str(caught.value).startswith(f"{path} cannot be read (")
+    assert "mend or remove the file" in str(caught.value)
+    train, _ = image_folder(root, "skip")
+    batch = Testing(train, (8, 8)).__getitems__([0, 1, 2])
+    assert batch.skipped == (str(path),)
+    assert batch.labels.tolist() == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about tags it passes over
+@pytest.mark.area("image files", tries=NUM_DAMAGES)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "bmp", "webp", "jp2", "avif"])
+def test_damaged_images_are_read_or_named(suffix, root):
+    if not HAS.get(suffix, True):
+        pytest.skip(f"this Pillow writes no {suffix}")
+    path, draws, found = root / "train" / "a" / f"1.{suffix}", random.Random(f"0 {suffix}"), {}
+    noise = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    settings: dict[str, Any] = {} if suffix in ("gif", "bmp", "jp2") else {"exif": exif}
+    Image.fromarray(noise).save(path, **settings)
+    whole, (train, _) = path.read_bytes(), image_folder(root)
+    for number in range(NUM_DAMAGES):
+        damaged = bytearray(whole)
+        at = draws.randrange(len(whole) if number % 2 else min(200, len(whole)))
+        damaged[at : at + number % 5 + 1] = draws.randbytes(number % 5 + 1)
+        path.write_bytes(damaged[: len(whole)] if number % 7 else damaged[:at])
+        try:
+            batch = Testing(train, (8, 8)).__getitems__([1])
+        except DataError as error:
+            if not str(error).startswith(f"{path} cannot be read ("):
+                found[number] = str(error)
+        except Exception as error:
+            found[number] = f"{type(error).__name__}: {error}"
+        else:
+            if batch.pixels.shape != (1, 3, 8, 8) or not batch.pixels.abs().max() <= 1:
+                found[number] = f"{batch.pixels.shape}"
+    assert not found
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+@pytest.mark.parametrize("way", ["training", "testing"])
+def test_what_a_reading_process_finds_is_said_as_by_this_one(way, readers, root):
+    path = root / "train" / "b" / "1.png"
+    path.write_bytes(_noise(6000))
+    keys = [[(0, 0, 0)], [(0, 2, 0), (0, 1, 0)]] if way == "training" else [[0], [2, 1]]
+    for unreadable in ("fail", "skip"):
+        train, _ = image_folder(root, unreadable)
+        feed = Training(train, (8, 8), flip=False, seed=0) if way == "training" else Testing(train, (8, 8))
+        if unreadable == "skip":
+            first, second = read_batches(feed, keys, readers)
+            assert (len(first.labels), second.labels.tolist(), second.skipped) == (1, [1], (str(path),))
+            continue
+        with pytest.raises(DataError, match=rf"^{path} cannot be read \(.*\): mend or remove the file") as caught:
+            list(read_batches(feed, keys, readers))
+        assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("unreadable", ["fail", "skip"])
+def test_a_run_with_readers_names_or_counts_what_cannot_be_read(unreadable, root, tmp_path_factory):
+    (root / "train" / "b" / "1.png").write_bytes(_noise(6000))
+    (root / "val" / "b" / "1.png").write_bytes(b"")
+    recipe = Recipe(epochs=1, batch_size=3, warmup=0.0)
+    experiment = Experiment(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    if unreadable == "fail":
+        with pytest.raises(DataError, match=r"^.*1\.png cannot be read \(.*\): mend or remove the file") as caught:
+            runs.run(experiment, plain([(8, 8)]), folder, readers=2)
+        assert "Traceback" not in str(caught.value)
+        return
+    result = runs.run(experiment, plain([(8, 8)]), folder, readers=2, unreadable="skip")
+    assert [row["skipped"] for row in result["history"]] == [1]
+    assert [(row["total"], row["skipped"]) for row in result["evaluation"]] == [(2, 1)]
+
+
+class Killed(Dataset):
+    """A feed whose reading process is gone, as where memory runs out."""
+
+    def __getitems__(self, keys):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_reading_process_that_is_gone_is_named():
+    with pytest.raises(WorkerError, match=r"a process that reads data is gone .*fewer --readers"):
+        next(read_batches(Killed(), [[0]], 1))
+
+
 def test_links_that_lead_back_up_are_not_followed(root, caplog):
     os.symlink(root / "train", root / "train" / "a" / "loop")
     os.symlink(root / "train" / "b", root / "train" / "a" / "there")  # another folder is followed, as it was
@@ -101,3 +345,62 @@ def test_a_class_without_images_is_named(root):
         (root / part / "empty").mkdir()
     with pytest.raises(DataError, match="no files in empty"):
         image_folder(root)
+
+
+@pytest.mark.parametrize("name", ["a b.png", "ä 動.png", "a\nb.png", "%s{}.png", os.fsdecode(b"\xff\xfe.png"), "A.PNG"])
+def test_any_name_of_a_file(name, root):
+    (root / "train" / "a" / name).write_bytes((root / "train" / "a" / "0.png").read_bytes())
+    assert np.abs(_pixels(root, name) - 50).max() == 0
+    (root / "train" / "a" / name).write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        _pixels(root, name)
+    assert str(caught.value).startswith(f"{root}/train/a/{name} cannot be read (")
+
+
+@pytest.mark.parametrize("name", ["a class", "ä 動", os.fsdecode(b"\xff"), "{}%s", "a\nb", "-"])
+def test_any_name_of_a_class(name, root, tmp_path_factory):
+    for part in ("train", "val"):
+        (root / part / "a").rename(root / part / name)
+    recipe = Recipe(epochs=1, batch_size=2, warmup=0.0)
+    experiment = Experiment(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = runs.run(experiment, plain([(8, 8)]), folder)
+    assert result["data"]["train"]["classes"] == sorted([name, "b"])
+    assert runs.read(folder) == result
+
+
+def test_files_that_do_not_count_are_named(root, caplog):
+    for name in ("notes.txt", "photo.heic", "0.png.part"):
+        (root / "train" / "a" / name).write_bytes(b"")
+    train, _ = image_folder(root)
+    assert len(train) == 2
+    assert "3 files do not count, such as" in caplog.text
+    assert "/train/a/0.png.part: only .jpg, " in caplog.text
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/dev/null", "pipe"])
+def test_what_is_no_file_does_not_count(target, root):
+    os.mkfifo(root / "train" / "a" / "pipe")
+    (root / "train" / "a" / "link.png").symlink_to(target)
+    assert len(image_folder(root)[0]) == 2
+
+
+def test_what_may_not_be_read_is_named(strangers_folder):
+    for path in (strangers_folder / part / "a" / "0.png" for part in ("train", "val")):
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(path)
+    train, _ = image_folder(strangers_folder)
+    (strangers_folder / "train" / "a" / "0.png").chmod(0)
+    with pytest.raises(DataError, match=r"0\.png cannot be read .*Permission denied.*mend or remove the file"):
+        train.pil(0)
+    (strangers_folder / "train" / "a").chmod(0)
+    with pytest.raises(DataError, match=r"train is no folder of files by class .*Permission denied"):
+        image_folder(strangers_folder)
+    (strangers_folder / "train" / "a").chmod(0o700)
+
+
+@pytest.mark.parametrize("source", ["", "no/such", "a\0b", "a" * 5000, "0.png"])
+def test_what_is_no_folder_of_images(source, root, monkeypatch):
+    monkeypatch.chdir(root / "train" / "a")
+    with pytest.raises(ComropeError, match=r"expected digits, fashion-mnist, or a folder|put images as train"):
+        load(source)

@@ -1,5 +1,6 @@
 """Data sets by their names, and how batches are read from them."""
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from comrope.lab.data.feed import Batch as Batch
 from comrope.lab.data.feed import Testing as Testing
 from comrope.lab.data.feed import Training as Training
 from comrope.lab.data.feed import as_is as as_is
+from comrope.lab.data.feed import read_batches as read_batches
 from comrope.lab.data.folder import Folder as Folder
 from comrope.lab.data.folder import image_folder as image_folder
 from comrope.lab.data.images import Images as Images
@@ -48,7 +50,7 @@ def _whole(source: str, unreadable: str) -> tuple[ImageSet, ImageSet]:
         return digits()
     if source == "fashion-mnist":
         return fashion_mnist()
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):  # also of what can be no name of a file, where Path's raises
         raise ConfigurationError(
             f"data={source!r}: expected digits, fashion-mnist, or a folder with train/<class>/* and val/<class>/*, and "
             f"{Path(source).absolute()} is none: --data says where it is."

@@ -5,7 +5,7 @@ whatever came before: so training can go on where it stopped, and be the same in
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,10 +15,10 @@ import torch
 from PIL import Image, ImageOps
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from comrope.errors import ConfigurationError
+from comrope.errors import ComropeError, ConfigurationError, WorkerError
 from comrope.lab.data.images import Images, ImageSet, crops
 from comrope.lab.draws import generator, seed_for
 
@@ -42,6 +42,49 @@ class Batch(NamedTuple):
 def as_is(batch: Any) -> Any:
     """The collate_fn for a DataLoader: what is read is a batch already."""
     return batch
+
+
+def read_batches(feed: Any, keys: Iterable[Any], readers: int) -> Iterator[Any]:
+    """The batches of `feed`, one for each list in `keys`, in order.
+
+    Args:
+        feed: what is read, by `feed[[key, …]]`.
+        keys: of each batch.
+        readers: processes that read; this one does if 0.
+    Raises:
+        ComropeError: one that the feed raises, wherever it is read, with its own message.
+        WorkerError: a process that read is gone.
+    """
+    told: Any = _Told(feed)
+    settings: Any = {"batch_sampler": keys, "num_workers": readers, "collate_fn": as_is}
+    found = iter(DataLoader(told, **settings))
+    try:
+        for batch in found:
+            if isinstance(batch, ComropeError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"a process that reads data is gone ({error}), killed by hand or for want of memory: give the same command again "
+            "to go on, with fewer --readers if it was memory."
+        ) from error
+    finally:
+        del found  # and with it the processes, which a traceback would keep
+
+
+class _Told(Dataset):
+    """A feed whose errors come in place of a batch: a DataLoader would put a process's traceback into their message."""
+
+    def __init__(self, feed: Any):
+        self.feed = feed
+
+    def __getitems__(self, keys: Any) -> Any:
+        try:
+            return self.feed.__getitems__(keys)
+        except ComropeError as error:
+            return error
 
 
 class Training(Dataset):

@@ -11,8 +11,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from comrope.lab.data.labelled import LabelledFiles, by_class
 
+SUFFIXES = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", ".jp2")
 LAYOUT = "put images as train/<class>/* and val/<class>/*, with the same classes in both"
-DAMAGE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGE = (
+    *(ArithmeticError, EOFError, OSError, RuntimeError, SyntaxError, ValueError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 """What Pillow raises of files that are no images, or damaged."""
 
 
@@ -46,7 +50,7 @@ def image_folder(root: Path, unreadable: str = "fail") -> tuple[Folder, Folder]:
     Raises:
         DataError: a folder is missing or without images, or the classes of the two differ.
     """
-    train, val = (Folder(**part, unreadable=unreadable) for part in by_class(root, IMG_EXTENSIONS, LAYOUT))
+    train, val = (Folder(**part, unreadable=unreadable) for part in by_class(root, SUFFIXES, LAYOUT))
     return train, val
 
 
@@ -62,8 +66,10 @@ def rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     Raises:
         ValueError: its numbers are of a scale that is not known.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.int64)
+        grey = np.where(values == image.info.get("transparency"), 255, values >> 8)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "I":
         raise ValueError("integers of 32 bits a pixel, whose largest is not known: convert it to 8 or 16 bits")
     if image.mode == "F":

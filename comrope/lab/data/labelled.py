@@ -117,11 +117,17 @@ def by_class(root: Path, suffixes: Sequence[str], layout: str) -> list[dict[str,
     parts = []
     for folder in (root / "train", root / "val"):
         try:
-            classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+            classes = sorted(e.name for e in os.scandir(folder) if _is_folder(e) and not e.name.startswith("."))
             above = (os.path.realpath(folder),)
-            files = [list(_files(str(folder / name), tuple(suffixes), above)) for name in classes]
+            there = [list(files_below(str(folder / name), above)) for name in classes]
         except OSError as error:
             raise DataError(f"{folder} is no folder of files by class ({error}): {layout}.") from error
+        files = [[path for path in found if path.lower().endswith(tuple(suffixes))] for found in there]
+        others = [path for found in there for path in found if not path.lower().endswith(tuple(suffixes))]
+        if others:
+            logging.getLogger("comrope").warning(
+                "%s: %d files do not count, such as %s: only %s do", folder, len(others), others[0], ", ".join(suffixes)
+            )
         empty = [name for name, found in zip(classes, files, strict=True) if not found]
         if empty or not classes:
             what = f"in {', '.join(empty[:5])}" if empty else "by class"
@@ -138,20 +144,32 @@ def by_class(root: Path, suffixes: Sequence[str], layout: str) -> list[dict[str,
     return parts
 
 
-def _files(folder: str, suffixes: tuple[str, ...], above: tuple[str, ...]) -> Iterator[str]:
+def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """The files below a folder, its own before those of folders in it, each by name.
 
-    Hidden ones do not count, nor what is no file, such as a pipe. A link that leads back to one of the folders `above` is not
-    followed, and named.
+    Hidden ones do not count, nor what is no file, such as a pipe. A link that leads nowhere does: it is named where it cannot
+    be read. A link that leads back to one of the folders `above` is not followed, and named.
+
+    Raises:
+        OSError: a folder cannot be read.
     """
     real = os.path.realpath(folder)
     if any(place == real or place.startswith(f"{real}{os.sep}") for place in above):
         logging.getLogger("comrope").warning("%s leads back to a folder that it is in: not followed", folder)
         return
     entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda entry: entry.name)
+    yield from (entry.path for entry in entries if _is_file(entry))
     for entry in entries:
-        if entry.name.lower().endswith(suffixes) and entry.is_file():
-            yield entry.path
-    for entry in entries:
-        if entry.is_dir():
-            yield from _files(entry.path, suffixes, (*above, real))
+        if _is_folder(entry):
+            yield from files_below(entry.path, (*above, real))
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Asked of os.path where it is a link: an entry itself raises an error of a link that leads to itself."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()

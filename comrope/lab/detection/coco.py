@@ -2,7 +2,9 @@
 
 import copy
 import json
-import math
+import os
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,10 +62,13 @@ class CocoSet:
         self._folder = next((place for place in places if place.is_dir()), None)
         if self._folder is None:
             raise DataError(f"{places[0]} and {places[1]} do not exist: expected {LAYOUT}.")
-        there = {path.name for path in self._folder.iterdir()}
+        try:
+            there = set(os.listdir(self._folder))
+        except OSError as error:
+            raise DataError(f"{self._folder} cannot be read ({error}): make it readable, or move the data.") from error
         names = [image["file_name"] for image in self.images]
         missing = [
-            name for name in names if name not in there and not ("/" in name and (self._folder / name).is_file())
+            name for name in names if name not in there and not ("/" in name and os.path.isfile(self._folder / name))
         ]
         if missing and unreadable == "fail":
             raise DataError(
@@ -85,6 +90,8 @@ class CocoSet:
         """
         about = self.images[index]
         try:
+            if not os.path.isfile(self.name(index)):
+                raise FileNotFoundError("there is no such file")
             with Image.open(self.name(index)) as image:
                 found = pil_to_tensor(rgb(image, image.format))  # as it lies: boxes are of that
             if tuple(found.shape[1:]) != (about["height"], about["width"]):
@@ -190,42 +197,29 @@ def _mirrored(pixels: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if not os.path.exists(file):
+        raise DataError(f"{file} does not exist: expected {LAYOUT}.")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{file} does not exist: expected {LAYOUT}.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({error}): get it again.") from error
+        if not os.path.isfile(file):
+            raise OSError("it is no file")
+        found = json.loads(file.read_bytes())  # in UTF-8, -16 or -32
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{file} cannot be read ({error}): expected the instances of COCO, as JSON; get it again."
+        ) from error
     parts = ("images", "annotations", "categories")
     lacking = [part for part in parts if not isinstance(found, dict) or not isinstance(found.get(part), list)]
-    if lacking:
-        raise DataError(f"{file} has no list of {', '.join(lacking)}: expected the instances of COCO.")
+    empty = [part for part in ("images", "categories") if not lacking and not found[part]]
+    if lacking or empty:
+        what = f"has no list of {', '.join(lacking)}" if lacking else f"has no {' and no '.join(empty)}"
+        raise DataError(
+            f"{file} {what}: expected the instances of COCO, as https://cocodataset.org/#download has them."
+        )
     return found
 
 
-def _check(found: dict[str, Any], file: Path) -> None:
-    """Refuses what training or COCO's metric would fail of, or take for something else."""
-    wanted: dict[str, dict[str, Callable[[Any], bool]]] = {
-        "images": {"id": _is_id, "file_name": _is_name, "width": _is_length, "height": _is_length},
-        "categories": {"id": _is_id, "name": _is_name},
-        "annotations": {"image_id": _is_id, "category_id": _is_id, "bbox": _is_box},
-    }
-    for part, fields in wanted.items():
-        for at, entry in enumerate(found[part]):
-            wrong = [name for name, holds in fields.items() if not (isinstance(entry, dict) and holds(entry.get(name)))]
-            if wrong:
-                came = entry.get(wrong[0]) if isinstance(entry, dict) else entry
-                raise DataError(f"{file}: {part}[{at}] has {came!r} for {wrong[0]}: mend or remove it.")
-    for part in ("images", "categories"):
-        ids = [entry["id"] for entry in found[part]]
-        if len({type(each) for each in ids}) > 1 or len(set(ids)) < len(ids):
-            twice = next((each for each in ids if ids.count(each) > 1), None)
-            what = "of numbers and of text" if twice is None else f"twice {twice!r}"
-            raise DataError(f"{file}: {part} have ids {what}, expected another one each, all of one kind: mend them.")
-
-
 def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53  # the metric's are float64
 
 
 def _is_name(value: Any) -> bool:
@@ -233,28 +227,88 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _FAR
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_FAR < value < _FAR
 
 
 def _is_box(value: Any) -> bool:
-    def is_number(x: Any) -> bool:
-        return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_place, value)) and min(value[2:]) >= 0
 
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+def _is_area(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _FAR**2
+
+
+def _is_flag(value: Any) -> bool:
+    return value in (0, 1)
+
+
+_FAR = 1_000_000
+"""Pixels: what lies beyond is no place on an image."""
+_ID = (_is_id, "a whole number of at most 53 bits")
+_NAME = (_is_name, "a text")
+_LENGTH = (_is_length, f"a whole number of pixels, from 1 to {_FAR - 1}")
+_BOX = (_is_box, f"[left, top, width, height], numbers of pixels below {_FAR}, the latter two not negative")
+_FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "images": {"id": _ID, "file_name": _NAME, "width": _LENGTH, "height": _LENGTH},
+    "categories": {"id": _ID, "name": _NAME},
+    "annotations": {
+        "image_id": _ID,
+        "category_id": _ID,
+        "bbox": _BOX,
+        "area": (_is_area, "a number of pixels, not negative"),
+        "iscrowd": (_is_flag, "0 or 1"),
+    },
+}
+_MAY_LACK = ("area", "iscrowd")
+
+
+def _check(found: dict[str, Any], file: Path) -> None:
+    """Refuses what training or COCO's metric would fail of, or take for something else."""
+    for part, fields in _FIELDS.items():
+        for at, entry in enumerate(found[part]):
+            if not isinstance(entry, dict):
+                raise DataError(
+                    f"{file}: {part}[{at}] is {reprlib.repr(entry)}, expected an object: mend or remove it."
+                )
+            for name, (holds, expected) in fields.items():
+                value = entry.get(name)
+                if not (holds(value) or (value is None and name in _MAY_LACK)):
+                    came = reprlib.repr(value)
+                    raise DataError(
+                        f"{file}: {part}[{at}] has {came} for {name}, expected {expected}: mend or remove it."
+                    )
+    for part, name in (("images", "id"), ("images", "file_name"), ("categories", "id")):
+        values = [entry[name] for entry in found[part]]
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise DataError(f"{file}: {part} have {twice[0]!r} twice for {name}, expected another one each: mend them.")
 
 
 def _by_image(annotations: list[dict], images: list[dict], categories: list[dict], file: Path) -> list[list[dict]]:
     """The annotations of each image, with what COCO's metric and training need."""
-    found: dict[int, list[dict]] = {image["id"]: [] for image in images}
+    found: dict[Any, list[dict]] = {image["id"]: [] for image in images}
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     known = {category["id"] for category in categories}
-    for annotation in annotations:
-        if annotation["image_id"] not in found or annotation["category_id"] not in known:
+    for at, annotation in enumerate(annotations):
+        which, kind = annotation["image_id"], annotation["category_id"]
+        if which not in found or kind not in known:
             raise DataError(
-                f"{file}: annotation {annotation.get('id')} is of an image or a category that is not there: mend or remove it."
+                f"{file}: annotations[{at}] is of an image or a category that is not there (image_id {which!r}, category_id "
+                f"{kind!r}), expected ids of those that are: mend or remove it."
             )
-        box = annotation["bbox"]
-        defaults = {"area": box[2] * box[3], "iscrowd": 0}
-        found[annotation["image_id"]].append(defaults | annotation)
+        x, y, w, h = annotation["bbox"]
+        width, height = sizes[which]
+        if w and h and not (x < width and y < height and x + w > 0 and y + h > 0):
+            raise DataError(
+                f"{file}: annotations[{at}] has the box {[x, y, w, h]}, [left, top, width, height], which lies outside of its "
+                f"image of {width} × {height} pixels: mend or remove it."
+            )
+        known_of_it = {name: value for name, value in annotation.items() if value is not None}
+        found[which].append({"area": w * h, "iscrowd": 0} | known_of_it)
     return list(found.values())
 
 
@@ -263,19 +317,44 @@ def _mask(annotation: dict[str, Any], height: int, width: int, name: str) -> np.
     shape = annotation.get("segmentation")
     if not shape:
         raise DataError(f'{name}: an annotation without a segmentation, which head="masks" needs; use head="boxes".')
-    counts = shape.get("counts") if isinstance(shape, dict) else None
-    if isinstance(counts, list) and (sum(counts) != height * width or min(counts) < 0):
+    if not (_are_polygons(shape) or _are_run_lengths(shape, height, width)):
         raise DataError(
-            f"{name}: a mask of {sum(counts)} pixels, of an image of {height} × {width}: mend or remove it."
+            f"{name}: an annotation has the segmentation {reprlib.repr(shape)}, expected polygons, [[x, y, x, y, x, y, …], …], "
+            f"or run lengths of size [{height}, {width}] that add up to it: mend or remove it."
         )
-    if isinstance(shape, dict) and list(shape.get("size", ())) != [height, width]:
-        raise DataError(
-            f"{name}: a mask of size {shape.get('size')}, of an image of {height} × {width}: mend or remove it."
-        )
-    try:
-        mask = np.ascontiguousarray(rle.decode(rle.segmToRle(shape, width, height)), dtype=np.uint8)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError, OverflowError) as error:
-        raise DataError(f"{name}: a mask that cannot be drawn ({error}): mend or remove it.") from error
-    if mask.shape != (height, width):
-        raise DataError(f"{name}: a mask of {mask.shape}, of an image of {height} × {width}: mend or remove it.")
-    return mask
+    lengths = shape | {"size": [height, width]} if isinstance(shape, dict) else shape
+    return np.ascontiguousarray(rle.decode(rle.segmToRle(lengths, width, height)), dtype=np.uint8)
+
+
+def _are_polygons(shape: Any) -> bool:
+    return isinstance(shape, list) and all(
+        isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(map(_is_place, part)) for part in shape
+    )
+
+
+def _are_run_lengths(shape: Any, height: int, width: int) -> bool:
+    """Whether they are as many pixels as the image: the library would write beyond it."""
+    if not isinstance(shape, dict) or shape.get("size") != [height, width]:
+        return False
+    counts = shape.get("counts")
+    if isinstance(counts, str) and counts.isascii():
+        counts = _unpacked(counts)
+    if not isinstance(counts, list) or not all(isinstance(n, int) and n >= 0 for n in counts):
+        return False
+    return sum(counts) == height * width
+
+
+def _unpacked(counts: str) -> list[int]:
+    """Run lengths out of COCO's text: digits of five bits, the lowest first, of the difference to the last but one.
+
+    What breaks off in a number ends in −1.
+    """
+    lengths, value, shift = [], 0, 0
+    for digit in (ord(letter) - 48 for letter in counts):
+        value |= (digit & 0x1F) << shift
+        shift += 5
+        if not digit & 0x20:  # the number ends
+            value -= (digit & 0x10) << (shift - 4)  # two's complement: this bit is the sign
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value, shift = 0, 0
+    return [-1] if shift else lengths

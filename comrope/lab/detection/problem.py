@@ -12,10 +12,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import UNREADABLE, as_is
+from comrope.lab.data import UNREADABLE, read_batches
 from comrope.lab.detection.coco import Batch, CocoSet, Testing, Training
 from comrope.lab.detection.detector import Detector
 from comrope.lab.detection.experiment import DetectionExperiment
@@ -154,9 +153,8 @@ def predict(
     batches = whole[
         state.process_index :: state.num_processes
     ]  # whole batches, so that padding is as it is in one process
-    settings: dict[str, Any] = {"batch_sampler": batches, "num_workers": readers, "collate_fn": as_is}
     found: list[tuple[int, list[dict[str, Any]]]] = []
-    for indices, batch in zip(batches, DataLoader(Testing(images), **settings), strict=True):
+    for indices, batch in zip(batches, read_batches(Testing(images), batches, readers), strict=True):
         if not batch.images:
             continue
         pixels = [_as_float(image, device) for image in batch.images]

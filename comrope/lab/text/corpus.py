@@ -7,6 +7,7 @@ stretch lies within one document, so that a byte's place in a window is the cont
 """
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data.labelled import leave_out
+from comrope.lab.data.labelled import files_below, leave_out
 from comrope.lab.draws import generator
 
 BOS = 256
@@ -110,22 +111,29 @@ def documents(source: str, suffixes: tuple[str, ...], unreadable: str = "fail") 
     """The texts to train on and to test on, in the order of their paths.
 
     The tenth of the files whose paths have the smallest hashes are for testing, one at least. Of files with the same bytes
-    only the first is read, so that no text is on both sides. Empty files are left out.
+    only the first is read, so that no text is on both sides. Empty files are left out, and hidden ones.
 
     Args:
         source: "stdlib", or a folder.
-        suffixes: of the files in a folder that are text.
+        suffixes: of the files in a folder that are text, in any case.
         unreadable: whether a file that cannot be read is to "fail", or be left out ("skip").
     Raises:
         DataError: there is no such folder, too little in it, or a file that cannot be read.
     """
     root = Path(sysconfig.get_path("stdlib") if source == "stdlib" else source)
-    if not root.is_dir():
+    if not source or not os.path.isdir(root):
         raise DataError(
             f"data={source!r}: expected 'stdlib', or a folder of text files, and {root} is none: --data says where it is."
         )
     wanted = (".py",) if source == "stdlib" else suffixes
-    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix in wanted)
+    try:
+        found = [Path(path) for path in files_below(str(root))]
+    except OSError as error:
+        raise DataError(
+            f"{root} cannot be read ({error}): make its folders readable, or name another folder."
+        ) from error
+    endings = {suffix.lower() for suffix in wanted}
+    paths = sorted(path.relative_to(root).as_posix() for path in found if path.suffix.lower() in endings)
     if source == "stdlib":
         paths = [path for path in paths if _NOT_TEXT.isdisjoint(path.split("/"))]
     texts: dict[str, bytes] = {}
@@ -151,13 +159,13 @@ def held_out(paths: Iterable[str]) -> set[str]:
     >>> sorted(held_out(f"{i}.txt" for i in range(20)))
     ['1.txt', '18.txt']
     """
-    order = sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())
+    order = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
     return set(order[: max(1, round(TEST_SHARE * len(order)))])
 
 
 def _read(path: Path, unreadable: str) -> bytes:
     try:
-        return path.read_bytes() if path.is_file() else b""
+        return path.read_bytes()
     except OSError as error:
         leave_out(str(path), error, unreadable)
         return b""

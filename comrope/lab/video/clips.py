@@ -1,6 +1,8 @@
 """Videos in files, one label each: UCF-101 as it is unpacked, or folders named after their classes."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +62,20 @@ def video_folder(root: Path, split: int = 1, unreadable: str = "fail") -> tuple[
 
 def _ucf101(root: Path, lists: Path, split: int, unreadable: str) -> tuple[Clips, Clips]:
     videos = root / "UCF-101" if (root / "UCF-101").is_dir() else root
-    classes = tuple(line.split()[-1] for line in _lines(lists / "classInd.txt"))
-    train, test = (_listed(videos, lists / f"{part}list{split:02}.txt", classes) for part in ("train", "test"))
-    missing = [path for path, _ in (*train, *test) if not path.is_file()]
+    classes = _classes(lists / "classInd.txt")
+    files = [lists / f"{part}list{split:02}.txt" for part in ("train", "test")]
+    train, test = (_listed(videos, file, classes) for file in files)
+    paths = [path for path, _ in (*train, *test)]
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} videos are listed twice in {files[0]} and {files[1]} (the first: {twice[0]}), expected each once, "
+            f"to train on or to test on: {LAYOUT}."
+        )
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(train) + len(test)} videos of UCF-101 are missing (the first: {missing[0]}): {LAYOUT}."
+            f"{len(missing)} of {len(paths)} videos of UCF-101 are missing (the first: {missing[0]}): {LAYOUT}."
         )
     train, test = (
         Clips(
@@ -76,13 +86,29 @@ def _ucf101(root: Path, lists: Path, split: int, unreadable: str) -> tuple[Clips
     return train, test
 
 
+def _classes(file: Path) -> tuple[str, ...]:
+    """Names of classes by their numbers: "1 ApplyEyeMakeup", "2 ApplyLipstick", …."""
+    names: list[str] = []
+    for line in _lines(file):
+        number, *rest = line.split(maxsplit=1)
+        if number != str(len(names) + 1) or not rest or rest[0] in names:
+            raise DataError(
+                f"{file}: got the line {line!r}, expected '{len(names) + 1} <class>', numbered from 1 on, and no class twice: "
+                f"{LAYOUT}."
+            )
+        names += rest
+    return tuple(names)
+
+
 def _listed(videos: Path, file: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     """Videos and their classes: "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1", the number left out in a test list."""
     found = []
     for line in _lines(file):
-        name, *number = line.split()
+        match = re.fullmatch(r"(?P<name>.+?)(\s+(?P<number>\d+))?", line)
+        assert match is not None  # lines are not empty
+        name, number = match["name"], match["number"]
         label = classes.index(Path(name).parent.name) if Path(name).parent.name in classes else None
-        if label is None or number not in ([], [str(label + 1)]):
+        if label is None or number not in (None, str(label + 1)):
             raise DataError(f"{file}: {line!r} does not fit the classes of {file.with_name('classInd.txt')}: {LAYOUT}.")
         found.append((videos / name, label))
     return found
@@ -90,9 +116,12 @@ def _listed(videos: Path, file: Path, classes: tuple[str, ...]) -> list[tuple[Pa
 
 def _lines(file: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not os.path.isfile(file):
+            raise FileNotFoundError("there is no such file")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error}): {LAYOUT}.") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{file} is empty: {LAYOUT}.")
     return lines

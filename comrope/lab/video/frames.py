@@ -1,5 +1,6 @@
 """Frames of a video file, by when they are shown rather than by their number: right at any and at no fixed frame rate."""
 
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -8,12 +9,17 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import torch
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 DAMAGE = (av.FFmpegError, OSError, ValueError)
 """What `read` raises of a file that is no whole video."""
-_LEAST = 0.9  # of the frames that a file's header promises
+FORMATS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
+"""FFmpeg's names of what holds videos. What else it knows are pictures, text, sound, or lists of other files, which are not to
+be read in place of this one."""
+_LEAST = 0.9  # of the frames, or bytes, that a file's header promises
+_SEGMENT = b"\x18\x53\x80\x67"  # all of a Matroska file but its first bytes
 
 
 class _Index(NamedTuple):
@@ -36,25 +42,55 @@ def read(path: str | Path, shares: Sequence[float]) -> Tensor:
         path: of the file.
         shares: increasing, in [0, 1): 0 is the first frame, ½ the one shown half-way.
     Returns:
-        (frames, 3, height, width), uint8, RGB, all of the first one's size.
+        (frames, 3, height, width), uint8, RGB, upright, all of the first one's size.
     Raises:
-        av.FFmpegError, OSError, ValueError: it is damaged, empty or no video, or more than a tenth of the frames that its
-            header promises are missing.
+        av.FFmpegError, OSError, ValueError: it is damaged, empty or no video, or more than a tenth of the frames, or of the
+            bytes, that its header promises are missing.
     """
-    with av.open(str(path)) as container:
-        if not container.streams.video:
+    with _opened(path) as container:
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
             raise ValueError("it has no video stream")
-        stream = container.streams.video[0]
+        if "matroska" in container.format.name:
+            _check_length(path)
+        stream = streams[0]
         if stream.codec_context is None:
             raise ValueError("its codec is not known")
         stream.codec_context.thread_count = 1  # readers are processes; frames come in the same order either way
         index = _index(container, stream)
-        wanted = float(index.times[0]) + np.asarray(shares) * float(index.end - index.times[0])
+        begin = int(index.times[0])
+        wanted = [begin + int(share * (index.end - begin)) for share in shares]  # whole numbers: times may be huge
         at = np.searchsorted(index.times, wanted, side="right") - 1
         found = list(_decoded(container, stream, index, index.times[at]))
     reformatter, first = VideoReformatter(), found[0]
     images = [reformatter.reformat(f, first.width, first.height, "rgb24").to_ndarray() for f in found]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    upright = np.rot90(np.stack(images), round(first.rotation / 90), (1, 2))
+    return torch.from_numpy(np.ascontiguousarray(upright)).permute(0, 3, 1, 2)
+
+
+def _opened(path: str | Path) -> Any:
+    # An absolute path is a file for sure: "a:b.mp4" would be a way of transmission.
+    try:
+        return av.open(os.path.abspath(path), container_options={"format_whitelist": FORMATS})
+    except av.ArgumentError as error:
+        raise ValueError(f"it is none of the formats {FORMATS}") from error
+
+
+def _check_length(path: str | Path) -> None:
+    """Of a Matroska file, which says how many bytes follow its head, unless written live: FFmpeg reads any part of it."""
+    with open(path, "rb") as file:
+        before, _, after = file.read(4096).partition(_SEGMENT)
+        size = os.fstat(file.fileno()).st_size
+    if not after:
+        return
+    width = (
+        9 - after[0].bit_length()
+    )  # of a number: as many leading zeros as there are bytes more, then a one, then itself
+    most = (1 << 7 * width) - 1
+    follow = int.from_bytes(after[:width], "big") & most
+    whole = len(before) + len(_SEGMENT) + width + follow
+    if follow != most and size < _LEAST * whole:
+        raise ValueError(f"{size} of {whole} bytes are there")
 
 
 def _index(container: Any, stream: Any) -> _Index:
@@ -67,7 +103,7 @@ def _index(container: Any, stream: Any) -> _Index:
         return _Index(np.arange(len(packets)), len(packets), None)
     packets.sort(key=lambda p: p.pts)
     times = np.array([p.pts for p in packets])
-    last = packets[-1].duration or (int(np.median(np.diff(times))) if len(times) > 1 else 1)
+    last = max(0, packets[-1].duration or 0) or (int(np.median(np.diff(times))) if len(times) > 1 else 1)
     keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe]
     return _Index(times, int(times[-1]) + last, keys)
 

@@ -1,6 +1,7 @@
 """Video classification: its data, its model, its loss, and under what it is measured."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,7 +88,7 @@ def _load(source: str, split: int, num_train: int | None, num_test: int | None, 
     name, _, folder = source.partition(":")
     if name == "motion":
         return motion(Path(folder) if folder else None, num_train, num_test, unreadable)
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):  # also of what can be no name of a file, where Path's raises
         raise ConfigurationError(
             f"data={source!r}: expected motion, motion:<folder>, or a folder of videos: UCF-101 as it is unpacked, or "
             "train/<class>/* and val/<class>/*; --data says where it is."
