@@ -73,7 +73,7 @@ def _opened(path: str | Path) -> Any:
     try:
         return av.open(os.path.abspath(path), container_options={"format_whitelist": FORMATS})
     except av.ArgumentError as error:
-        raise ValueError(f"it is none of the formats {FORMATS}") from error
+        raise ValueError(f"it is no video in any of the formats {FORMATS}") from error
 
 
 def _check_length(path: str | Path) -> None:
@@ -83,9 +83,8 @@ def _check_length(path: str | Path) -> None:
         size = os.fstat(file.fileno()).st_size
     if not after:
         return
-    width = (
-        9 - after[0].bit_length()
-    )  # of a number: as many leading zeros as there are bytes more, then a one, then itself
+    # A number of `width` bytes begins with width − 1 bits of zero and one of one.
+    width = 9 - after[0].bit_length()
     most = (1 << 7 * width) - 1
     follow = int.from_bytes(after[:width], "big") & most
     whole = len(before) + len(_SEGMENT) + width + follow
