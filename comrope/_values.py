@@ -16,12 +16,12 @@ MOST = 2**48
 
 def is_whole(value: Any, least: int = 0, most: int = MOST) -> bool:
     """Whether a value is a whole number from `least` to `most`. True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 def is_number(value: Any, least: float = 0.0, most: float = FARTHEST) -> bool:
     """Whether a value is a real number from `least` to `most`, which NaN is not. True and False are no numbers."""
-    return isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most  # pyright: ignore
 
 
 def is_dense(value: Any) -> bool:

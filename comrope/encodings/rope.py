@@ -33,9 +33,9 @@ class NoEncoding(Encoding):
 
     def rotation(self, positions, key_positions=None, *, dtype=torch.float32):
         check_turning_dtype(dtype)
-        for name, given in (("positions", positions), ("key_positions", key_positions)):
-            if given is not None or name == "positions":
-                self._check_positions(given, name)
+        self._check_positions(positions, "positions")
+        if key_positions is not None:
+            self._check_positions(key_positions, "key_positions")
         return _Unturned()
 
     def angle_matrices(self) -> Tensor:
