@@ -21,13 +21,7 @@ def is_whole(value: Any, least: int = 0, most: int = MOST) -> bool:
 
 def is_number(value: Any, least: float = 0.0, most: float = FARTHEST) -> bool:
     """Whether a value is a real number from `least` to `most`, which NaN is not. True and False are no numbers."""
-    return (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        and bool(
-            least <= value <= most  # pyright: ignore[reportOperatorIssue]
-        )
-    )
+    return isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most  # pyright: ignore
 
 
 def is_dense(value: Any) -> bool:
