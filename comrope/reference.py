@@ -19,7 +19,7 @@ def rotation_matrices(angle_matrices: Tensor, positions: Tensor) -> Tensor:
         angle_matrices: B_ij, shape (N, H, m, b, b): axes, heads, blocks, block rows and columns.
         positions: (L, N) or (B, L, N).
     Returns:
-        (L, H, m, b, b) or (B, L, H, m, b, b).
+        (L, H, m, b, b) or (B, L, H, m, b, b), in the angle matrices' dtype, off by its rounding times the angle.
     """
     _check_tensor(angle_matrices, "angle_matrices", bits=32)
     if angle_matrices.ndim != 5 or angle_matrices.shape[-1] != angle_matrices.shape[-2]:

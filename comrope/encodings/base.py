@@ -26,6 +26,9 @@ from comrope.encodings.arguments import (
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Rotation, Spectrum, compute_dtype
 
+MOST_RADIANS = 1e9
+"""That `matrix_exp` is asked for."""
+
 
 class PreciseModule(nn.Module):
     """A module whose own tensors stay float32 or float64 when the model around it is cast to something coarser."""
@@ -146,8 +149,21 @@ class Encoding(PreciseModule, ABC):
         """Basis (H, m, b, b) and frequencies (N, H, m, b/2), float64 values; NoSpectrumError where none exists."""
 
     def rotation_matrices(self, positions: Tensor) -> Tensor:
-        """Dense R(x), (..., L, H, m, b, b), by matrix_exp: for looking and testing, not for speed."""
-        return reference.rotation_matrices(self.angle_matrices(), self._check_positions(positions, "positions"))
+        """Dense R(x), (..., L, H, m, b, b), by matrix_exp in float64: for looking and testing, not for speed.
+
+        Raises:
+            InputError: positions that are none, or so far out that something turns by more than 1e9 radians, where matrix_exp
+                is right to 1e-5 no more. `rotation` is.
+        """
+        positions, angles = self._check_positions(positions, "positions"), self.angle_matrices().double()
+        found = reference.rotation_matrices(angles, positions)
+        sizes = torch.linalg.matrix_norm(angles).flatten(1).amax(1)  # of each axis, an upper bound
+        if not found.is_meta and (positions.double().abs() @ sizes > MOST_RADIANS).any():
+            raise InputError(
+                f"positions: some turn by more than {MOST_RADIANS:g} radians, where matrix_exp is not right any more: expected "
+                "nearer ones, or use rotation(positions), which is right anywhere."
+            )
+        return found.to(self.dtype)
 
     def extra_repr(self) -> str:
         return (

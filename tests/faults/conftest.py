@@ -15,9 +15,11 @@ def strangers_folder(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def area_of(item: pytest.Item) -> tuple[str, int]:
-    """What the test belongs to, and how often it tries."""
-    mark = item.get_closest_marker("area")
-    if mark is None:
-        raise pytest.UsageError(f"{item.nodeid} has no area: @pytest.mark.area(…), see {__file__}.")
-    return mark.args[0], mark.kwargs.get("tries", 1)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notes in each report what the test is a try of, and how often it tries."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name != "test_page.py":
+            mark = item.get_closest_marker("area")
+            if mark is None:
+                raise pytest.UsageError(f"{item.nodeid} has no area: @pytest.mark.area(…), see {__file__}.")
+            item.user_properties.append(("area", (mark.args[0], mark.kwargs.get("tries", 1))))

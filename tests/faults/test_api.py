@@ -65,6 +65,18 @@ def test_as_far_out_as_positions_may_be_nothing_is_nan(name):
     assert all(t.isfinite().all() for t in (*turned, q.grad, *(p.grad for p in pe.parameters())))
 
 
+@pytest.mark.parametrize("name", LEARNED)
+def test_matrices_of_far_positions_are_right_or_refused(name):
+    """They were not orthogonal at a million, and NaN at a billion, in float32."""
+    pe = comrope.encoding(name, **SIZES)
+    q, x = _tokens(), comrope.positions.grid((2, 2), dtype=torch.float64)
+    far = pe.rotation_matrices(1e6 * x)
+    assert (far @ far.mT - torch.eye(far.shape[-1])).abs().max() < 1e-5
+    with pytest.raises(InputError, match="1e\\+09 radians"):
+        pe.rotation_matrices(1e12 * x)
+    assert all(turned.isfinite().all() for turned in pe(q, q, 1e12 * x))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -31,7 +31,7 @@ from tests.faults.values import ANYTHING, CHANGES, is_finite, says_what_to_do
 pytestmark = pytest.mark.area("arguments of the library")
 
 SEED = 0
-TRIES = 2
+TRIES = 3
 """For each argument; of tensors as many others again, made of one that fits."""
 
 SIZES = {"num_heads": 2, "head_dim": 16, "num_axes": 2}
@@ -191,18 +191,16 @@ def _works(pe: Any, given: dict[str, Any]) -> bool:
 
 
 def _encodings() -> Iterator[Subject]:
-    kinds = optional(nothing)
     for name in (*ROTARY, "ape"):
         more: dict[str, Any] = {"grid": (2, 3)} if name == "ape" else {}
         values = {
             "num_heads": whole(1, 2**20),
-            "head_dim": whole(1, 8) if name == "ape" else nothing if name == "comrope-ap" else lambda v: whole(8, 8)(v),
+            "head_dim": {"ape": whole(1, 8), "comrope-ap": nothing}.get(name, whole(8, 8)),
             "num_axes": lambda v, name=name: whole(1, 8)(v) and v in AXES.get(name, (3, 8)),
-            "dtype": kinds,
+            "dtype": optional(nothing),
         }
         if name != "ape":
-            default = name == "string"  # a head wide
-            values["block_size"] = lambda v, default=default: whole(8, 8)(v) or (v is None and default)
+            values["block_size"] = optional(whole(8, 8)) if name == "string" else whole(8, 8)  # None: a head wide
         if name in LEARNED:
             values |= {"std": optional(number()), "init": nothing}
         if name == "rope":

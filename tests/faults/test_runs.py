@@ -61,7 +61,7 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.area("damaged checkpoints")
 @pytest.mark.area("settings of runs")
-@pytest.mark.area("settings of runs")
+@pytest.mark.area("damaged checkpoints")
 @pytest.mark.parametrize("damage", [_flip, lambda path: os.truncate(path, 100), os.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
 def test_from_a_damaged_checkpoint_it_goes_on_with_the_one_before(name, damage, tmp_path, whole, caplog):
@@ -192,6 +192,7 @@ def test_renamed_classes_are_not_evaluated(tmp_path, images):
         runs.run(experiment, PLAIN, tmp_path / "run")
 
 
+@pytest.mark.area("settings of runs")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -213,6 +214,7 @@ def test_recipes_that_make_no_sense_are_refused(settings):
         Recipe(**settings)
 
 
+@pytest.mark.area("settings of runs")
 @pytest.mark.parametrize(
     "settings", [{"enlargement": 1000.0}, {"perturbation": float("nan")}, {"image_size": (4, 1_000_000)}]
 )

@@ -75,8 +75,7 @@ def _vit(experiment: DetectionExperiment, model: dict[str, Any], runs: Path | No
         vit = timm.create_model(name, pretrained=experiment.start == "pretrained", **settings)
     except Exception as error:  # whatever timm makes of another model, of a name, or of no network
         raise ConfigurationError(
-            f"model={experiment.model!r} cannot be made ({type(error).__name__}: {error}): expected a VisionTransformer of "
-            "timm."
+            f"model={experiment.model!r} is no VisionTransformer of timm ({type(error).__name__}: {error}): name one that is."
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise ConfigurationError(f"model={experiment.model!r} is a {type(vit).__name__}, expected a VisionTransformer.")
