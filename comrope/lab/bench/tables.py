@@ -13,7 +13,7 @@ def tables(found: dict) -> list[Table]:
         *_rotations(found["rotations"], found["threads"]),
         _times(f"whole training step, {model}; ratios to the same ViT with our RoPE", found["training_steps"]),
         _times(f"inference, {model}; ratios to the same ViT with our RoPE", found["inference"]),
-        *_attached(found["attached"]),
+        *_attached(found.get("attached", [])),  # an earlier run has none
         _memory(
             "peak memory of one forward and backward of the rotation, above what was held before",
             [row | {"opponent": f"{row['shape']}: {row['opponent']}"} for row in found["memory"]],
