@@ -54,10 +54,10 @@ def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{DRAFT}"):
             _tidy(left, folder)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=DRAFT, dir=folder.parent))
+        partial, lock = _begin(folder)
     former, whole = partial / "former", partial / "whole"
     try:
-        with FileLock(partial / LOCK), writing(folder, "what was there is as it was"):
+        with writing(folder, "what was there is as it was"):
             whole.mkdir()
             yield whole
             try:
@@ -70,9 +70,21 @@ def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
         for place in missing:
             with suppress(OSError):  # there is something in it
                 place.rmdir()
+
+
+def _begin(folder: Path) -> tuple[Path, FileLock]:
+    """A new draft beside `folder`, and its lock, held: what nobody holds another process may take for a leftover."""
+    while True:
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=DRAFT, dir=folder.parent))
+        lock = FileLock(partial / LOCK)
+        with suppress(FileNotFoundError):
+            lock.acquire()
+            if (partial / LOCK).exists():
+                return partial, lock
 
 
 def refuse_file(folder: Path) -> None:
@@ -87,9 +99,9 @@ def _tidy(left: Path, folder: Path) -> None:
         with FileLock(left / LOCK, timeout=0):  # its process would hold it
             if (left / "former").exists() and not folder.exists():
                 os.replace(left / "former", folder)
-    except Timeout:
+            shutil.rmtree(left, ignore_errors=True)
+    except (Timeout, FileNotFoundError):
         return
-    shutil.rmtree(left, ignore_errors=True)
 
 
 def read(path: Path) -> dict:

@@ -1,6 +1,7 @@
 """What a run shows in the terminal: progress while it goes on, tables when it is done."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from comrope.lab.table import Table
 
 console = Console()
+_NUMBER = re.compile(r"[+−-]?\d|–")
 
 
 def show(*tables: Table) -> None:
@@ -35,7 +37,8 @@ def show(*tables: Table) -> None:
 
 def _leading(table: Table) -> int:
     """How many columns at the left are names, and say what a row is of."""
-    count = next((i for i, column in enumerate(table.by_column()) if not all(isinstance(c, str) for c in column)), 1)
+    columns = list(zip(*table.printed(), strict=True))
+    count = next((i for i, column in enumerate(columns) if any(_NUMBER.match(cell) for cell in column)), 1)
     return max(1, min(count, len(table.columns) - 1))
 
 

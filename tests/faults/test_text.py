@@ -191,7 +191,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], dict, type[ComropeError], str]]
         ConfigurationError,
         "windows shorter than the",
     ),
-    "no windows": (lambda root: None, {"num_train": 0}, ConfigurationError, "and one at least"),
+    "no windows": (lambda root: None, {"num_train": 0}, ConfigurationError, "one at least"),
     "no stretches": (lambda root: None, {"num_test": 0}, ConfigurationError, "expected 1 stretch or more"),
 }
 
