@@ -18,7 +18,7 @@ from comrope.lab.study import Job, run_all
 from tests.faults.children import killed
 from tests.lab.helpers import QUICK
 
-TRAININGS, EVALUATIONS, STUDIES, FOLDS = 44, 15, 6, 10
+TRAININGS, EVALUATIONS, STUDIES, FOLDS = 47, 15, 3, 10
 PLAIN = tuple(plain([(8, 8)]))
 MANY = tuple(plain([(size, size) for size in range(8, 48, 4)]))
 EXPERIMENT = replace(QUICK, encoding="comrope-ld", recipe=replace(QUICK.recipe, epochs=4))
