@@ -76,7 +76,7 @@ class Trial:
     """What the experiments of all problems have in common."""
 
     kind: ClassVar[str]
-    """The problem, of `comrope.lab.runs.KINDS`."""
+    """The problem, of `comrope.lab.run_folder.KINDS`."""
     module: ClassVar[str]
     """Where it is written down: `data`, `build`, `task` and `measure` (see `comrope.lab.runs`)."""
 

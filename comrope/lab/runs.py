@@ -20,42 +20,28 @@ A run that was killed goes on from its last checkpoint when the same command is 
 
 import importlib
 import json
-import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from filelock import FileLock, Timeout
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-import comrope
-from comrope.encodings import Encoding, LearnedEncoding, SpectralEncoding, kind_of
-from comrope.errors import ComropeError, ConfigurationError, DataError
-from comrope.hosts import angle_parameters
-from comrope.lab import results
+from comrope.encodings import kind_of
+from comrope.errors import ConfigurationError, DataError
+from comrope.lab import results, run_folder
 from comrope.lab.checkpoints import Checkpoints
 from comrope.lab.data.labelled import about
-from comrope.lab.detection.experiment import DetectionExperiment
-from comrope.lab.experiment import WEIGHTS, Experiment, Trial
-from comrope.lab.text.experiment import TextExperiment
+from comrope.lab.experiment import WEIGHTS, Trial
+from comrope.lab.model_summary import summary
+from comrope.lab.run_log import Log, summary_writer
 from comrope.lab.train import Progress, check_precision, sizes, train
-from comrope.lab.video.experiment import VideoExperiment
 from comrope.lab.vit import ViT
 
-KINDS: dict[str, type[Trial]] = {
-    cls.kind: cls for cls in (Experiment, VideoExperiment, DetectionExperiment, TextExperiment)
-}
-"""The experiments of all problems."""
-
-LOCK = ".lock"
 MOST_READERS = 1024
 """Each is a process."""
 
@@ -109,12 +95,12 @@ def run(
     kind_of(experiment.encoding)
     problem.check(experiment)
     if tensorboard:
-        _summary_writer()
-    _check(folder, experiment, {})
+        summary_writer()
+    run_folder.check(folder, experiment, {})
     sets = problem.data(experiment if data is None else replace(experiment, data=data), unreadable)
     described = {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
-    _check(folder, experiment, described)
-    result = _result(folder)
+    run_folder.check(folder, experiment, described)
+    result = run_folder.result_in(folder)
     if result is not None and state.is_main_process:
         Checkpoints(folder / "checkpoints").remove()  # a kill may have come before that
     if result is not None and not _missing(result, conditions):
@@ -126,12 +112,12 @@ def run(
         model = problem.build(experiment, sets[0], folder.parent)
         task = problem.task(model, sets[0], experiment)
         sizes(experiment.recipe, len(task.feed), state.num_processes, micro_batch)
-    with _alone(folder, state):
+    with run_folder.alone(folder, state):
         if state.is_main_process:  # while others look, it may be writing
-            _check(folder, experiment, described)
-        result = _result(folder)  # it may have been waited for
+            run_folder.check(folder, experiment, described)
+        result = run_folder.result_in(folder)  # it may have been waited for
         if result is None:
-            _claim(folder, experiment, described, command, state)
+            run_folder.claim(folder, experiment, described, command, state)
             settings = {"micro_batch": micro_batch, "readers": readers, "compiled": compiled}
             result = _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state)
         missing = _missing(result, conditions)
@@ -160,7 +146,7 @@ def _missing(result: dict[str, Any], conditions: Sequence[Any]) -> list[Any]:
 
 def read(folder: Path) -> dict[str, Any]:
     """The result of a finished run; DataError where there is none."""
-    found = _result(folder)
+    found = run_folder.result_in(folder)
     if found is None:
         raise DataError(
             f"{folder} holds no finished run: give its training command again, which is in its run.json, or name another "
@@ -171,10 +157,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 def experiment_of(folder: Path) -> Trial:
     """What a run's folder is about; DataError where it is none."""
-    found = _about(folder)
+    found = run_folder.record_in(folder)
     if found is None:
         raise DataError(f"{folder} is no run: it has no run.json. Name a folder that `comrope train` wrote.")
-    return _trial(found, folder)
+    return run_folder.experiment_in(found, folder)
 
 
 def load_run(folder: Path, data: Any = None, *, where: str | None = None) -> nn.Module:
@@ -196,7 +182,7 @@ def load_run(folder: Path, data: Any = None, *, where: str | None = None) -> nn.
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Those of a run that was trained to the end; DataError where they are not what was written."""
-    path, result = folder / WEIGHTS, _result(folder)
+    path, result = folder / WEIGHTS, run_folder.result_in(folder)
     if result is None:
         raise DataError(f"{folder} has no trained weights yet: give its training command again.")
     if not path.is_file() or result.get("weights") not in (None, results.sum_of(path)):
@@ -207,90 +193,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     load_model(model, path)
 
 
-def _trial(found: dict[str, Any], folder: Path) -> Trial:
-    """The experiment in a run's run.json."""
-    kind = found["kind"]
-    if kind not in KINDS:
-        raise DataError(f"{folder} is a run of kind {kind!r}: this version of comrope knows {', '.join(KINDS)}.")
-    try:
-        return KINDS[kind].from_json(found["experiment"])
-    except ComropeError as error:
-        raise DataError(f"{folder}: {error}") from error
-
-
-def _check(folder: Path, experiment: Trial, data: dict[str, dict]) -> None:
-    """Refuses a folder that is of something else: of another experiment that was at least begun, or of other data."""
-    results.refuse_file(folder)
-    found = _about(folder)
-    if found is None:
-        if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK}:
-            raise DataError(f"{folder} holds what is no run of comrope: name another folder.")
-        return
-    finished = (folder / "result.json").exists()
-    if not finished and not (folder / "checkpoints").exists():
-        return
-    here = _trial(found, folder)
-    if here != experiment:
-        different = [key for key, value in vars(experiment).items() if vars(here).get(key) != value]
-        raise ConfigurationError(
-            f"{folder} holds a run with other settings ({', '.join(different)}): name another folder, or remove it."
-        )
-    for part, now in data.items():
-        before = found.get("data", {}).get(part, now)
-        # What a finished run was trained on is not needed any more, but for the classes.
-        compared = ("classes",) if finished and part == "train" else tuple(now)
-        different = [
-            f"{key} {_short(before[key])}, now {_short(now[key])}" for key in compared if before[key] != now[key]
-        ]
-        if different:
-            raise DataError(
-                f"{folder} is a run on other data, of which {part} had {'; '.join(different)}: bring those back, or name "
-                "another folder."
-            )
-
-
-def _short(value: Any) -> str:
-    text = ", ".join(value) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-@contextmanager
-def _alone(folder: Path, state: PartialState) -> Iterator[None]:
-    """No other command works on the folder meanwhile; the processes of this one do together."""
-    if not state.is_main_process:
-        state.wait_for_everyone()
-        yield
-        return
-    with results.writing(folder, "nothing was lost"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise DataError(
-                f"another process is at work on {folder}: wait until it is done, or name another folder."
-            ) from None
-    state.wait_for_everyone()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _claim(folder: Path, experiment: Trial, data: dict[str, dict], command: str, state: PartialState) -> None:
-    """Writes what the folder is about from now on, unless it was begun before."""
-    if state.is_main_process and not (folder / "checkpoints").exists():
-        versions = {package: version(package) for package in ("comrope", "torch", "timm", "accelerate")}
-        versions |= {"python": platform.python_version()}
-        about_it = {"kind": experiment.kind, "experiment": experiment.to_json(), "data": data, "command": command}
-        results.write_json(about_it | {"versions": versions}, folder / "run.json")
-    state.wait_for_everyone()
-
-
 def _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state) -> dict[str, Any]:
     if torch.cuda.is_available():
         model.to(state.device)
-    log = _Log(folder / "log.jsonl", state.is_main_process, tensorboard)
+    log = Log(folder / "log.jsonl", state.is_main_process, tensorboard)
 
     def after_step(progress: Progress) -> None:
         report("training", progress.step, progress.total, progress.samples_per_second)
@@ -304,7 +210,7 @@ def _train(experiment, model, task, folder, settings, save_every, tensorboard, r
     result = {
         "name": experiment.name,
         **json.loads((folder / "run.json").read_text(encoding="utf-8")),
-        **describe(model),
+        **summary(model),
         "history": history,
         "evaluation": [],
         "timing": {
@@ -326,103 +232,3 @@ def _train(experiment, model, task, folder, settings, save_every, tensorboard, r
         checkpoints.remove()
     state.wait_for_everyone()
     return result
-
-
-def describe(model: nn.Module) -> dict[str, Any]:
-    """Sizes of a model, what `comrope.check` finds in it, its frequencies, and how its angle matrices' elements are spread."""
-    encodings = [module for module in model.modules() if isinstance(module, Encoding)]
-    learned = [pe for pe in encodings if isinstance(pe, SpectralEncoding) and isinstance(pe, LearnedEncoding)]
-    own = angle_parameters(model)
-    return {
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "num_encoding_parameters": sum(p.numel() for p in own.values()),
-        "check": [{**asdict(c), "holds": c.holds} for c in comrope.check(model)] if encodings else [],
-        "frequencies": [_rounded(pe.spectrum().frequencies) for pe in learned] or None,
-        "elements": _elements(encodings),
-    }
-
-
-def _rounded(values: torch.Tensor) -> Any:
-    """Six digits, as nested lists."""
-    return np.vectorize(lambda x: float(f"{x:.6g}"))(values.detach().cpu().double().numpy()).tolist()
-
-
-def _elements(encodings: Sequence[Encoding], bins: int = 121) -> dict[str, Any] | None:
-    """Standard deviation and histogram of the angles above the diagonal, but for AP's fixed zeros (Table 8)."""
-    learned = [pe for pe in encodings if isinstance(pe, LearnedEncoding)]
-    if not learned:
-        return None
-    matrices = [pe.angle_matrices().detach().cpu().double() for pe in learned]
-    above = torch.cat([m[..., *torch.triu_indices(*m.shape[-2:], offset=1)].flatten() for m in matrices])
-    above = above[above != 0]
-    if not len(above):
-        return None
-    bound = above.abs().max().item()
-    counts = torch.histc(above, bins, -bound, bound)
-    return {"std": above.std(correction=0).item(), "bound": bound, "counts": [int(n) for n in counts]}
-
-
-def _about(folder: Path) -> dict[str, Any] | None:
-    return _read(folder / "run.json", "kind", "experiment")
-
-
-def _result(folder: Path) -> dict[str, Any] | None:
-    return _read(folder / "result.json", "experiment", "history", "evaluation", "timing")
-
-
-def _read(path: Path, *needed: str) -> dict[str, Any] | None:
-    """What a file of a run holds, or None where there is none; DataError where it is damaged, or lacks what is needed."""
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        damage = f"it does not say {', '.join(lacking)}" if (lacking := [n for n in needed if n not in found]) else None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        damage = error
-    if damage is not None:
-        raise DataError(f"{path} is damaged ({damage}): remove {path.parent}, and give its training command again.")
-    return found
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigurationError("tensorboard is not installed: pip install tensorboard, or leave it out.") from None
-    return SummaryWriter
-
-
-class _Log:
-    """A line of JSON every so many steps; after a kill, lines of steps that are done anew give way."""
-
-    def __init__(self, path: Path, writes: bool, tensorboard: bool, every: int = 50):
-        self.path, self.writes, self.every = path, writes, every
-        self.begun = False
-        self.board = _summary_writer()(str(path.parent / "tensorboard")) if writes and tensorboard else None
-
-    def write(self, progress: Progress) -> None:
-        if not self.writes or (progress.step % self.every and progress.step != progress.total):
-            return
-        if not self.begun:
-            self._cut(progress.step)
-        row = {
-            **vars(progress),
-            "loss": progress.loss.item(),
-            "samples_per_second": round(progress.samples_per_second, 1),
-        }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.board is not None:
-            for name in ("loss", "learning_rate", "samples_per_second"):
-                self.board.add_scalar(name, row[name], progress.step)
-
-    def _cut(self, step: int) -> None:
-        self.begun = True
-        if self.path.exists():
-            kept = []
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    kept += [line] if json.loads(line)["step"] < step else []
-                except json.JSONDecodeError:
-                    continue  # cut off by a kill
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

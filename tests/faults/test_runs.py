@@ -15,7 +15,7 @@ from filelock import FileLock
 from PIL import Image
 
 from comrope.errors import ComropeError, ConfigurationError, DataError, DivergedError
-from comrope.lab import classify, runs
+from comrope.lab import classify, run_folder, runs
 from comrope.lab.evaluate import plain
 from comrope.lab.experiment import Experiment, Recipe
 from tests.lab.helpers import QUICK
@@ -145,7 +145,7 @@ def test_a_run_that_diverges_says_so_at_the_step(tmp_path):
 @pytest.mark.area("two writers")
 def test_a_folder_that_another_process_works_on_is_left_alone(tmp_path):
     folder = _broken_off(tmp_path / "run")
-    with FileLock(folder / runs.LOCK), pytest.raises(DataError, match="another process is at work"):
+    with FileLock(folder / run_folder.LOCK), pytest.raises(DataError, match="another process is at work"):
         runs.run(EXPERIMENT, PLAIN, folder)
     runs.run(EXPERIMENT, PLAIN, folder)
 
@@ -153,7 +153,7 @@ def test_a_folder_that_another_process_works_on_is_left_alone(tmp_path):
 @pytest.mark.area("folders that cannot be written")
 def test_what_is_measured_already_is_read_from_a_folder_that_cannot_be_written(tmp_path, whole, monkeypatch):
     expected = runs.read(whole)
-    monkeypatch.setattr(runs, "_alone", None)
+    monkeypatch.setattr(run_folder, "alone", None)
     assert runs.run(EXPERIMENT, PLAIN, whole) == expected
 
 

@@ -1,0 +1,129 @@
+"""The folder of a run: whose it is, who works on it, and what its JSON files say."""
+
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+
+from comrope.errors import ComropeError, ConfigurationError, DataError
+from comrope.lab import results
+from comrope.lab.detection.experiment import DetectionExperiment
+from comrope.lab.experiment import Experiment, Trial
+from comrope.lab.text.experiment import TextExperiment
+from comrope.lab.video.experiment import VideoExperiment
+
+LOCK = ".lock"
+KINDS: dict[str, type[Trial]] = {
+    cls.kind: cls for cls in (Experiment, VideoExperiment, DetectionExperiment, TextExperiment)
+}
+"""The experiments of all problems."""
+
+
+def record_in(folder: Path) -> dict[str, Any] | None:
+    """What run.json says, or None where there is none; DataError where it is damaged."""
+    return _read(folder / "run.json", "kind", "experiment")
+
+
+def result_in(folder: Path) -> dict[str, Any] | None:
+    """What result.json says, which is there once training is done, or None; DataError where it is damaged."""
+    return _read(folder / "result.json", "experiment", "history", "evaluation", "timing")
+
+
+def experiment_in(found: dict[str, Any], folder: Path) -> Trial:
+    """The experiment that the run.json of `folder` names, which says `found`; DataError where none is named."""
+    kind = found["kind"]
+    if kind not in KINDS:
+        raise DataError(f"{folder} is a run of kind {kind!r}: this version of comrope knows {', '.join(KINDS)}.")
+    try:
+        return KINDS[kind].from_json(found["experiment"])
+    except ComropeError as error:
+        raise DataError(f"{folder}: {error}") from error
+
+
+def check(folder: Path, experiment: Trial, data: dict[str, dict]) -> None:
+    """Refuses a folder that is of something else: of another experiment that was at least begun, or of other data."""
+    results.refuse_file(folder)
+    found = record_in(folder)
+    if found is None:
+        if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK}:
+            raise DataError(f"{folder} holds what is no run of comrope: name another folder.")
+        return
+    finished = (folder / "result.json").exists()
+    if not finished and not (folder / "checkpoints").exists():
+        return
+    here = experiment_in(found, folder)
+    if here != experiment:
+        different = [key for key, value in vars(experiment).items() if vars(here).get(key) != value]
+        raise ConfigurationError(
+            f"{folder} holds a run with other settings ({', '.join(different)}): name another folder, or remove it."
+        )
+    for part, now in data.items():
+        before = found.get("data", {}).get(part, now)
+        # What a finished run was trained on is not needed any more, but for the classes.
+        compared = ("classes",) if finished and part == "train" else tuple(now)
+        different = [
+            f"{key} {_short(before[key])}, now {_short(now[key])}" for key in compared if before[key] != now[key]
+        ]
+        if different:
+            raise DataError(
+                f"{folder} is a run on other data, of which {part} had {'; '.join(different)}: bring those back, or name "
+                "another folder."
+            )
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+@contextmanager
+def alone(folder: Path, state: PartialState) -> Iterator[None]:
+    """No other command works on the folder meanwhile; the processes of this one do together."""
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        yield
+        return
+    with results.writing(folder, "nothing was lost"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise DataError(
+                f"another process is at work on {folder}: wait until it is done, or name another folder."
+            ) from None
+    state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(folder: Path, experiment: Trial, data: dict[str, dict], command: str, state: PartialState) -> None:
+    """Writes what the folder is about from now on, unless it was begun before."""
+    if state.is_main_process and not (folder / "checkpoints").exists():
+        versions = {package: version(package) for package in ("comrope", "torch", "timm", "accelerate")}
+        versions |= {"python": platform.python_version()}
+        about_it = {"kind": experiment.kind, "experiment": experiment.to_json(), "data": data, "command": command}
+        results.write_json(about_it | {"versions": versions}, folder / "run.json")
+    state.wait_for_everyone()
+
+
+def _read(path: Path, *needed: str) -> dict[str, Any] | None:
+    """What a file of a run holds, or None where there is none; DataError where it is damaged, or lacks what is needed."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        damage = f"it does not say {', '.join(lacking)}" if (lacking := [n for n in needed if n not in found]) else None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        damage = error
+    if damage is not None:
+        raise DataError(f"{path} is damaged ({damage}): remove {path.parent}, and give its training command again.")
+    return found
