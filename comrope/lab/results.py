@@ -61,9 +61,7 @@ def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
             whole.mkdir()
             yield whole
             try:
-                if folder.exists():
-                    os.replace(folder, former)
-                os.replace(whole, folder)
+                _swap(whole, folder, former)
             except BaseException:
                 if former.exists() and not folder.exists():
                     os.replace(former, folder)
@@ -85,6 +83,19 @@ def _begin(folder: Path) -> tuple[Path, FileLock]:
             lock.acquire()
             if (partial / LOCK).exists():
                 return partial, lock
+
+
+def _swap(whole: Path, folder: Path, former: Path) -> None:
+    """`whole` takes the place of `folder`, which becomes `former`, again and again while other processes do the same."""
+    while True:
+        shutil.rmtree(former, ignore_errors=True)  # a result that another process has replaced meanwhile
+        with suppress(FileNotFoundError):
+            os.replace(folder, former)
+        try:
+            return os.replace(whole, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def refuse_file(folder: Path) -> None:

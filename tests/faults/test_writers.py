@@ -12,7 +12,7 @@ import timm
 import torch
 
 import comrope
-from comrope.lab import runs
+from comrope.lab import results, runs
 from comrope.lab.evaluate import plain
 from tests.faults.children import told
 from tests.lab.helpers import QUICK
@@ -47,6 +47,12 @@ def _save(folder: Path, fill: float = 1.0) -> None:
 
 def _save_other(folder: Path) -> None:
     _save(folder, 2.0)
+
+
+def _write_result(folder: Path) -> None:
+    for number in range(20):
+        with results.whole_or_nothing(folder) as new:
+            results.write_json({"number": number}, new / "results.json")
 
 
 def _both(first, second, folder: Path, apart: float) -> list[str | None]:
@@ -106,3 +112,12 @@ def test_two_that_save_a_model(seed, tmp_path):
     assert _both(_save, _save_other, tmp_path / "model", random.Random(seed).uniform(0, 0.2)) == [None, None]
     values = {value for p in comrope.load(tmp_path / "model").parameters() for value in p.unique().tolist()}
     assert values in ({1.0}, {2.0})
+
+
+@pytest.mark.area("two writers")
+@pytest.mark.parametrize("seed", range(2))
+def test_two_that_write_a_result(seed, tmp_path):
+    said = _both(_write_result, _write_result, tmp_path / "out", random.Random(seed).uniform(0, 0.02))
+    assert said == [None, None], said
+    assert results.read(tmp_path / "out") == {"number": 19}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
