@@ -8,7 +8,7 @@ import resource
 import signal
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import psutil
@@ -35,15 +35,16 @@ def killed(draws: random.Random, longest: float, work: Callable[..., Any], *argu
     """Whether a process that does `work` was killed within `longest` seconds of its beginning; False if it was done before."""
     process = start(work, *arguments)
     process.join(draws.uniform(0, longest))
+    children = []
     if process.exitcode is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may come to its end at this very moment
+            children = psutil.Process(process.pid).children(recursive=True)
+            os.kill(process.pid, signal.SIGKILL)
         process.join()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        assert not alive, f"{alive} live on"
-        return True
-    assert process.exitcode == 0
-    return False
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive, f"{alive} live on"
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
 
 
 def told(

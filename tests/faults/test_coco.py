@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,24 +227,20 @@ def test_other_encodings_of_json_are_read(encoding, root, whole):
     assert points == _use(whole)[1]
 
 
-def _image_ids(value: Callable[[int], Any]) -> Callable[[dict], None]:
+def _numbered(part: str, key: str, value: Callable[[int], Any]) -> Callable[[dict], None]:
+    """Gives the images or the categories other ids, and annotations with them."""
+
     def change(about: dict) -> None:
-        for image in about["images"]:
-            image["id"] = value(image["id"])
+        for entry in about[part]:
+            entry["id"] = value(entry["id"])
         for annotation in about["annotations"]:
-            annotation["image_id"] = value(annotation["image_id"])
+            annotation[key] = value(annotation[key])
 
     return change
 
 
-def _categories(value: Callable[[int], Any]) -> Callable[[dict], None]:
-    def change(about: dict) -> None:
-        for category in about["categories"]:
-            category["id"] = value(category["id"])
-        for annotation in about["annotations"]:
-            annotation["category_id"] = value(annotation["category_id"])
-
-    return change
+_image_ids = partial(_numbered, "images", "image_id")
+_categories = partial(_numbered, "categories", "category_id")
 
 
 def _every_annotation(**more: Any) -> Callable[[dict], None]:

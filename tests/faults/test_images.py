@@ -1,9 +1,6 @@
-"""Image files as people have them, and folders with more in them than images."""
+"""Image files as people have them, and files that are none."""
 
-import io
-import os
 import random
-import signal
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, features
-from torch.utils.data import Dataset
 
-from comrope.errors import ComropeError, DataError, WorkerError
-from comrope.lab import runs
-from comrope.lab.data import Testing, Training, image_folder, load, read_batches
-from comrope.lab.evaluate import plain
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.errors import DataError
+from comrope.lab.data import Testing, image_folder
+from tests.faults.images import noise, pixels, write_images
 
 pytestmark = pytest.mark.area("image files")
 
@@ -29,22 +23,7 @@ NUM_DAMAGES = 60
 
 @pytest.fixture
 def root(tmp_path):
-    """Two classes of one image each, to train and to test on."""
-    for part in ("train", "val"):
-        for name, value in (("a", 50), ("b", 200)):
-            folder = tmp_path / part / name
-            folder.mkdir(parents=True)
-            Image.new("RGB", (8, 8), (value,) * 3).save(folder / "0.png")
-    return tmp_path
-
-
-def _pixels(root, name: str) -> np.ndarray:
-    train, _ = image_folder(root)
-    (index,) = (i for i in range(len(train)) if train.name(i).endswith(name))
-    image = train.pil(index)
-    assert image is not None
-    assert image.mode == "RGB"
-    return np.asarray(image).astype(int)
+    return write_images(tmp_path)
 
 
 def _add(root, image: Image.Image, name: str, **settings) -> None:
@@ -54,20 +33,20 @@ def _add(root, image: Image.Image, name: str, **settings) -> None:
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bits_are_scaled(root, suffix):
     _add(root, Image.fromarray((GRADIENT * 65535).astype(np.uint16)), f"deep.{suffix}")
-    found = _pixels(root, f"deep.{suffix}")
+    found = pixels(root, f"deep.{suffix}")
     assert np.abs(found - 255 * GRADIENT[..., None]).max() <= 1
 
 
 def test_floats_between_0_and_1_are_scaled(root):
     _add(root, Image.fromarray(GRADIENT.astype(np.float32)), "float.tif")
-    assert np.abs(_pixels(root, "float.tif") - 255 * GRADIENT[..., None]).max() <= 1
+    assert np.abs(pixels(root, "float.tif") - 255 * GRADIENT[..., None]).max() <= 1
 
 
 @pytest.mark.parametrize("array", [300 * GRADIENT.astype(np.float32), (1e6 * GRADIENT).astype(np.int32)])
 def test_numbers_of_an_unknown_scale_are_refused(root, array):
     _add(root, Image.fromarray(array), "far.tif")
     with pytest.raises(DataError, match="convert it to 8 or 16 bits"):
-        _pixels(root, "far.tif")
+        pixels(root, "far.tif")
 
 
 def test_images_are_upright(root):
@@ -75,7 +54,7 @@ def test_images_are_upright(root):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
     _add(root, image, "turned.png", exif=exif)
-    assert np.array_equal(_pixels(root, "turned.png")[..., 0], np.rot90(np.asarray(image), -1))
+    assert np.array_equal(pixels(root, "turned.png")[..., 0], np.rot90(np.asarray(image), -1))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -83,7 +62,7 @@ def test_transparent_pixels_are_white(root, mode):
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     image.paste((10, 10, 10, 255), (0, 0, 4, 8))
     _add(root, image.convert(mode), "clear.png")
-    found = _pixels(root, "clear.png")
+    found = pixels(root, "clear.png")
     assert (found[:, 4:] == 255).all()
     assert (np.abs(found[:, :4] - 10) <= 2).all()
 
@@ -145,7 +124,7 @@ def test_every_mode_is_what_a_viewer_shows(suffix, mode, root):
         pytest.skip(f"this Pillow writes no {suffix}")
     image, shown = _of_mode(mode)
     _add(root, image, f"some.{suffix.upper()}", **SETTINGS.get(suffix, {}))
-    apart = np.abs(_pixels(root, f"some.{suffix.upper()}") - shown.astype(int))
+    apart = np.abs(pixels(root, f"some.{suffix.upper()}") - shown.astype(int))
     assert apart.mean() <= 8 if suffix in LOSSY else apart.max() <= 1
 
 
@@ -156,7 +135,7 @@ def test_a_colour_may_be_transparent(mode, colour, root):
     _add(root, image, "clear.png", transparency=colour)
     expected = np.where((clear.all(-1) if clear.ndim == 3 else clear)[..., None], 255, shown.astype(int))
     assert (expected != shown).any()
-    assert np.abs(_pixels(root, "clear.png") - expected).max() <= 1
+    assert np.abs(pixels(root, "clear.png") - expected).max() <= 1
 
 
 TURNED = {
@@ -179,7 +158,7 @@ def test_any_orientation(orientation, suffix, root):
     exif[0x0112] = orientation
     _add(root, image, f"turned.{suffix}", exif=exif, **SETTINGS.get(suffix, {}))
     expected = TURNED.get(orientation, TURNED[1])(_ramp(colour=True)[:4]).astype(int)
-    found = _pixels(root, f"turned.{suffix}")
+    found = pixels(root, f"turned.{suffix}")
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() <= 8
 
@@ -188,12 +167,12 @@ def test_any_orientation(orientation, suffix, root):
 def test_of_a_series_the_first_is_taken(suffix, root):
     first, *others = (Image.new("RGB", (8, 8), (value,) * 3) for value in (40, 120, 200))
     _add(root, first, f"series.{suffix}", save_all=True, append_images=others)
-    assert np.abs(_pixels(root, f"series.{suffix}") - 40).max() <= 2
+    assert np.abs(pixels(root, f"series.{suffix}") - 40).max() <= 2
 
 
 def test_colours_of_another_space_are_converted(root):
     _add(root, Image.new("LAB", (8, 8), (200, 128, 128)), "lab.tif")  # L* of 78 %, no colour
-    assert np.abs(_pixels(root, "lab.tif") - 194).max() <= 2
+    assert np.abs(pixels(root, "lab.tif") - 194).max() <= 2
 
 
 def _bomb(path: Path) -> None:
@@ -204,20 +183,14 @@ def _bomb(path: Path) -> None:
     path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4, "big") + whole[33:])
 
 
-def _noise(size: int) -> bytes:
-    whole = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)).save(whole, format="PNG")
-    return whole.getvalue()[:size]
-
-
 NO_IMAGES: dict[str, Callable[[Path], Any]] = {
     "nothing": lambda path: path.write_bytes(b""),
     "zeros": lambda path: path.write_bytes(bytes(5000)),
     "text": lambda path: path.write_text("no image"),
     "HTML": lambda path: path.write_text("<html>404</html>"),
     "vectors": lambda path: path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>'),
-    "a few bytes of PNG": lambda path: path.write_bytes(_noise(30)),
-    "half a PNG": lambda path: path.write_bytes(_noise(6000)),
+    "a few bytes of PNG": lambda path: path.write_bytes(noise(30)),
+    "half a PNG": lambda path: path.write_bytes(noise(6000)),
     "a header alone": lambda path: path.write_bytes(b"\xff\xd8\xff\xe0"),
     "400 megapixels": _bomb,
     "a link to nowhere": lambda path: path.symlink_to("nowhere.png"),
@@ -270,137 +243,3 @@ def test_damaged_images_are_read_or_named(suffix, root):
             if batch.pixels.shape != (1, 3, 8, 8) or not batch.pixels.abs().max() <= 1:
                 found[number] = f"{batch.pixels.shape}"
     assert not found
-
-
-@pytest.mark.parametrize("readers", [0, 2])
-@pytest.mark.parametrize("way", ["training", "testing"])
-def test_what_a_reading_process_finds_is_said_as_by_this_one(way, readers, root):
-    path = root / "train" / "b" / "1.png"
-    path.write_bytes(_noise(6000))
-    keys = [[(0, 0, 0)], [(0, 2, 0), (0, 1, 0)]] if way == "training" else [[0], [2, 1]]
-    for unreadable in ("fail", "skip"):
-        train, _ = image_folder(root, unreadable)
-        feed = Training(train, (8, 8), flip=False, seed=0) if way == "training" else Testing(train, (8, 8))
-        if unreadable == "skip":
-            first, second = read_batches(feed, keys, readers)
-            assert (len(first.labels), second.labels.tolist(), second.skipped) == (1, [1], (str(path),))
-            continue
-        with pytest.raises(DataError, match=rf"^{path} cannot be read \(.*\): mend or remove the file") as caught:
-            list(read_batches(feed, keys, readers))
-        assert "Traceback" not in str(caught.value)
-
-
-@pytest.mark.parametrize("unreadable", ["fail", "skip"])
-def test_a_run_with_readers_names_or_counts_what_cannot_be_read(unreadable, root, tmp_path_factory):
-    (root / "train" / "b" / "1.png").write_bytes(_noise(6000))
-    (root / "val" / "b" / "1.png").write_bytes(b"")
-    recipe = Recipe(epochs=1, batch_size=3, warmup=0.0)
-    experiment = Experiment(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    if unreadable == "fail":
-        with pytest.raises(DataError, match=r"^.*1\.png cannot be read \(.*\): mend or remove the file") as caught:
-            runs.run(experiment, plain([(8, 8)]), folder, readers=2)
-        assert "Traceback" not in str(caught.value)
-        return
-    result = runs.run(experiment, plain([(8, 8)]), folder, readers=2, unreadable="skip")
-    assert [row["skipped"] for row in result["history"]] == [1]
-    assert [(row["total"], row["skipped"]) for row in result["evaluation"]] == [(2, 1)]
-
-
-class Killed(Dataset):
-    """A feed whose reading process is gone, as where memory runs out."""
-
-    def __getitems__(self, keys):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_reading_process_that_is_gone_is_named():
-    with pytest.raises(WorkerError, match=r"a process that reads data is gone .*fewer --readers"):
-        next(read_batches(Killed(), [[0]], 1))
-
-
-def test_links_that_lead_back_up_are_not_followed(root, caplog):
-    os.symlink(root / "train", root / "train" / "a" / "loop")
-    os.symlink(root / "train" / "b", root / "train" / "a" / "there")  # another folder is followed, as it was
-    train, _ = image_folder(root)
-    assert [train.name(i).removeprefix(str(root)) for i in range(len(train))] == [
-        "/train/a/0.png",
-        "/train/a/there/0.png",
-        "/train/b/0.png",
-    ]
-    assert "leads back" in caplog.text
-
-
-def test_hidden_folders_are_no_classes_and_pipes_are_no_images(root):
-    (root / "train" / ".ipynb_checkpoints").mkdir()
-    (root / "train" / "a" / "._0.png").write_bytes(b"of another system")
-    os.mkfifo(root / "train" / "a" / "pipe.png")
-    train, val = image_folder(root)
-    assert train.classes == val.classes == ("a", "b")
-    assert len(train) == 2
-
-
-def test_a_class_without_images_is_named(root):
-    for part in ("train", "val"):
-        (root / part / "empty").mkdir()
-    with pytest.raises(DataError, match="no files in empty"):
-        image_folder(root)
-
-
-@pytest.mark.parametrize("name", ["a b.png", "ä 動.png", "a\nb.png", "%s{}.png", os.fsdecode(b"\xff\xfe.png"), "A.PNG"])
-def test_any_name_of_a_file(name, root):
-    (root / "train" / "a" / name).write_bytes((root / "train" / "a" / "0.png").read_bytes())
-    assert np.abs(_pixels(root, name) - 50).max() == 0
-    (root / "train" / "a" / name).write_bytes(b"")
-    with pytest.raises(DataError) as caught:
-        _pixels(root, name)
-    assert str(caught.value).startswith(f"{root}/train/a/{name} cannot be read (")
-
-
-@pytest.mark.parametrize("name", ["a class", "ä 動", os.fsdecode(b"\xff"), "{}%s", "a\nb", "-"])
-def test_any_name_of_a_class(name, root, tmp_path_factory):
-    for part in ("train", "val"):
-        (root / part / "a").rename(root / part / name)
-    recipe = Recipe(epochs=1, batch_size=2, warmup=0.0)
-    experiment = Experiment(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    result = runs.run(experiment, plain([(8, 8)]), folder)
-    assert result["data"]["train"]["classes"] == sorted([name, "b"])
-    assert runs.read(folder) == result
-
-
-def test_files_that_do_not_count_are_named(root, caplog):
-    for name in ("notes.txt", "photo.heic", "0.png.part"):
-        (root / "train" / "a" / name).write_bytes(b"")
-    train, _ = image_folder(root)
-    assert len(train) == 2
-    assert "3 files do not count, such as" in caplog.text
-    assert "/train/a/0.png.part: only .jpg, " in caplog.text
-
-
-@pytest.mark.parametrize("target", ["/dev/zero", "/dev/null", "pipe"])
-def test_what_is_no_file_does_not_count(target, root):
-    os.mkfifo(root / "train" / "a" / "pipe")
-    (root / "train" / "a" / "link.png").symlink_to(target)
-    assert len(image_folder(root)[0]) == 2
-
-
-def test_what_may_not_be_read_is_named(strangers_folder):
-    for path in (strangers_folder / part / "a" / "0.png" for part in ("train", "val")):
-        path.parent.mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(path)
-    train, _ = image_folder(strangers_folder)
-    (strangers_folder / "train" / "a" / "0.png").chmod(0)
-    with pytest.raises(DataError, match=r"0\.png cannot be read .*Permission denied.*mend or remove the file"):
-        train.pil(0)
-    (strangers_folder / "train" / "a").chmod(0)
-    with pytest.raises(DataError, match=r"train is no folder of files by class .*Permission denied"):
-        image_folder(strangers_folder)
-    (strangers_folder / "train" / "a").chmod(0o700)
-
-
-@pytest.mark.parametrize("source", ["", "no/such", "a\0b", "a" * 5000, "0.png"])
-def test_what_is_no_folder_of_images(source, root, monkeypatch):
-    monkeypatch.chdir(root / "train" / "a")
-    with pytest.raises(ComropeError, match=r"expected digits, fashion-mnist, or a folder|put images as train"):
-        load(source)

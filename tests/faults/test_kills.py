@@ -2,8 +2,10 @@
 
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -23,6 +25,13 @@ PLAIN = tuple(plain([(8, 8)]))
 MANY = tuple(plain([(size, size) for size in range(8, 48, 4)]))
 EXPERIMENT = replace(QUICK, encoding="comrope-ld", recipe=replace(QUICK.recipe, epochs=4))
 JOBS = [Job(replace(EXPERIMENT, encoding=name), PLAIN) for name in ("rope", "comrope-ld")]
+
+
+Over = Callable[..., bool]
+
+
+def _never(*arguments: Any) -> bool:
+    return False
 
 
 def _train(folder: Path) -> None:
@@ -56,56 +65,57 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
+def _kill(
+    times: int, longest: float, work: Callable[..., None], begin: Callable[[int], tuple], over: Over = _never
+) -> int:
+    """Kills `work` so many times within `longest` seconds, and returns how often it was over before.
+
+    Args:
+        begin: gives the arguments of the n-th work, which goes on with them until it is over.
+        over: whether work that was killed is over all the same.
+    """
+    draws, kills, finished = random.Random(0), 0, 0
+    while kills < times:
+        arguments = begin(finished)
+        stopped = killed(draws, longest, work, *arguments)
+        finished += not stopped or over(*arguments)
+        kills += stopped
+    return finished
+
+
 @pytest.mark.area("kills of a training", tries=TRAININGS)
 def test_trainings(tmp_path, whole):
-    draws, kills, finished = random.Random(0), 0, 0
-    while kills < TRAININGS:
-        folder = tmp_path / f"run-{finished}"
-        if killed(draws, 1.6, _train, folder):
-            kills += 1
-        else:
-            _train(folder)
-            assert _same(folder, whole), folder
-            finished += 1
-    _train(folder)
-    assert _same(folder, whole)
+    finished = _kill(TRAININGS, 1.6, _train, lambda n: (tmp_path / f"run-{n}",))
     assert finished, "no run came to its end meanwhile: kills were all too early to say much"
+    for n in range(finished + 1):
+        _train(tmp_path / f"run-{n}")
+        assert _same(tmp_path / f"run-{n}", whole), n
 
 
 @pytest.mark.area("kills of an evaluation", tries=EVALUATIONS)
 def test_evaluations(tmp_path, whole):
-    expected = tmp_path / "expected"
-    shutil.copytree(whole, expected)
-    _evaluate(expected)
-    draws, kills, finished = random.Random(1), 0, 0
-    while kills < EVALUATIONS:
-        folder = tmp_path / f"run-{finished}"
+    def begin(n: int | str) -> tuple[Path]:
+        folder = tmp_path / f"run-{n}"
         if not folder.exists():
             shutil.copytree(whole, folder)
-        if killed(draws, 1.5, _evaluate, folder):
-            kills += 1
-        else:
-            assert _same(folder, expected), folder
-            finished += 1
-    _evaluate(folder)
-    assert _same(folder, expected)
+        return (folder,)
+
+    _evaluate(*begin("expected"))
+    finished = _kill(EVALUATIONS, 1.5, _evaluate, begin)
+    for n in range(finished + 1):
+        _evaluate(*begin(n))
+        assert _same(tmp_path / f"run-{n}", tmp_path / "run-expected"), n
 
 
 @pytest.mark.area("kills of a reproduction", tries=STUDIES)
 def test_studies(tmp_path):
-    expected = tmp_path / "expected"
     for job in JOBS:
-        runs.run(job.experiment, PLAIN, expected / job.experiment.name)
-    draws, kills, finished = random.Random(2), 0, 0
-    while kills < STUDIES:
-        folder = tmp_path / f"runs-{finished}"
-        if killed(draws, 12.0, _study, folder):
-            kills += 1
-        else:
-            finished += 1
-    _study(folder)
-    for folder in tmp_path.glob("runs-*"):
-        assert all(_same(folder / job.experiment.name, expected / job.experiment.name) for job in JOBS), folder
+        runs.run(job.experiment, PLAIN, tmp_path / "expected" / job.experiment.name)
+    finished = _kill(STUDIES, 12.0, _study, lambda n: (tmp_path / f"runs-{n}",))
+    _study(tmp_path / f"runs-{finished}")
+    for n in range(finished + 1):
+        for job in JOBS:
+            assert _same(tmp_path / f"runs-{n}" / job.experiment.name, tmp_path / "expected" / job.experiment.name), n
 
 
 @pytest.mark.area("kills of a fold", tries=FOLDS)
@@ -114,10 +124,6 @@ def test_folds(tmp_path):
     model = comrope.attach(timm.create_model("vit_tiny_patch16_224", **sizes), "comrope-ld").eval()
     comrope.save(model, tmp_path / "model")
     pixels = torch.randn(1, 3, 16, 16)
-    draws, kills, finished = random.Random(3), 0, 0
-    while kills < FOLDS:
-        out = tmp_path / f"out-{finished}"
-        if not (stopped := killed(draws, 0.5, _fold, tmp_path / "model", out)) or is_taken(out):
-            assert torch.allclose(comrope.load(out)(pixels), model(pixels), atol=1e-5)
-            finished += 1
-        kills += stopped
+    begin, over = lambda n: (tmp_path / "model", tmp_path / f"out-{n}"), lambda _, out: is_taken(out)
+    for n in range(_kill(FOLDS, 0.5, _fold, begin, over)):
+        assert torch.allclose(comrope.load(tmp_path / f"out-{n}")(pixels), model(pixels), atol=1e-5)
