@@ -1,7 +1,14 @@
 """Settings that every test runs under."""
 
+import signal
+
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Ctrl-C interrupts tests and their processes, also where pytest was started with it ignored, as in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

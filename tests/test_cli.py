@@ -66,7 +66,7 @@ def test_help_names_the_jobs(comrope):
             "train images",
             ["--out", "--data", "--model", "--encoding", "--perturbation", "--learning-rate", "--micro-batch"],
         ),
-        ("evaluate", ["--resolutions", "--offsets", "--perturbations", "--direction"]),
+        ("evaluate images", ["--resolutions", "--offsets", "--perturbations", "--direction"]),
         ("reproduce", ["--scale", "--list", "--data", "--seeds", "--runs"]),
     ],
 )
@@ -147,7 +147,7 @@ def test_train_then_evaluate(comrope, tmp_path):
     code, out, err = comrope(*TRAIN.split(), "--encoding", "comrope-mt", "--out", tmp_path / "run")
     assert (code, err) == (0, "") and "8×8" in out and "wrote" in out
     asked = ("--resolutions", "8", "12x16", "--offsets", "0", "2", "--perturbations", "0", "1")
-    code, out, err = comrope("evaluate", tmp_path / "run", *asked)
+    code, out, err = comrope("evaluate", "images", tmp_path / "run", *asked)
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines() if "×" in line]
     assert [row[0] for row in rows] == ["8×8"] * 4 + ["12×16"] * 4
@@ -165,7 +165,7 @@ def test_train_then_evaluate(comrope, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("evaluate nowhere", "is no run"),
+        ("evaluate images nowhere", "is no run"),
         ("reproduce", "recipe '': expected one of table1"),
         ("reproduce table2x", "table1"),
         ("train images --out {out} --data nowhere", "expected digits, fashion-mnist"),
@@ -182,7 +182,7 @@ def test_mistakes_in_the_laboratory_cost_one_line(comrope, tmp_path, arguments, 
 @pytest.mark.parametrize("size", ["8x", "x", "0", "8x8x8", "eight"])
 def test_a_resolution_is_pixels(comrope, tmp_path, size):
     assert comrope(*TRAIN.split(), "--out", tmp_path / "run")[0] == 0
-    code, _, err = comrope("evaluate", tmp_path / "run", "--resolutions", size)
+    code, _, err = comrope("evaluate", "images", tmp_path / "run", "--resolutions", size)
     assert code == 2 and _one_line(err) and repr(size) in err
 
 

@@ -33,16 +33,14 @@ OPTIONAL = (
 )
 
 _MEASURE = """
-import json, sys, time
-start = time.perf_counter()
+import json, sys
 import torch
-with_torch, alone = time.perf_counter(), set(sys.modules)
+before = set(sys.modules)
 import comrope
 names = sorted(name for name in dir(comrope) if name == "__version__" or not name.startswith("_"))
 for name in names:
     getattr(comrope, name)
-done = time.perf_counter()
-json.dump({"seconds": done - with_torch, "modules": sorted(sys.modules), "names": names}, sys.stdout)
+json.dump({"modules": sorted(sys.modules), "more": sorted(set(sys.modules) - before), "names": names}, sys.stdout)
 """
 
 
@@ -53,20 +51,17 @@ def _import_afresh() -> dict:
 
 @pytest.fixture(scope="module")
 def imports():
-    """Imports of comrope in fresh interpreters: up to three, until one is as fast as promised."""
-    found = [_import_afresh()]
-    while len(found) < 3 and found[-1]["seconds"] > 0.2:
-        found.append(_import_afresh())
-    return found
+    """What a fresh interpreter imports with comrope."""
+    return _import_afresh()
 
 
 def test_the_public_names_are_these(imports):
-    assert set(imports[0]["names"]) - SUBPACKAGES == PUBLIC
+    assert set(imports["names"]) - SUBPACKAGES == PUBLIC
     assert all(hasattr(comrope, name) for name in PUBLIC)
 
 
 def test_importing_it_needs_torch_alone(imports):
-    top = {module.partition(".")[0] for module in imports[0]["modules"]}
+    top = {module.partition(".")[0] for module in imports["modules"]}
     assert "comrope" in top
     assert top.isdisjoint(OPTIONAL)
 
@@ -77,8 +72,12 @@ def test_it_imports_torch_when_it_is_asked_for_something_that_needs_it():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_importing_it_takes_torchs_time_and_a_fifth_of_a_second(imports):
-    assert min(run["seconds"] for run in imports) <= 0.2
+def test_importing_it_imports_nothing_of_torch_that_takes_long(imports):
+    """torch.distributed.tensor took 1.3 seconds, torch._inductor two. Seconds themselves depend on the machine."""
+    others = [module for module in imports["more"] if not module.startswith("comrope")]
+    heavy = ("torch.distributed.tensor", "torch._inductor", "torch._dynamo", "sympy", "numpy.testing")
+    assert not [module for module in others if module.startswith(heavy)]
+    assert len(others) < 30, others
 
 
 def test_every_encoding_there_is_is_tested_for_what_it_promises():

@@ -66,30 +66,21 @@ def _parsed() -> Any:
     import tyro
 
     from comrope.cli import experiments, tools
+    from comrope.lab.kinds import KINDS
 
-    def app(commands: dict[str, Any]) -> tyro.extras.SubcommandApp:
-        app_of_them = tyro.extras.SubcommandApp()
-        for name, command in commands.items():
-            app_of_them.command(app(command) if isinstance(command, dict) else command, name=name)
-        return app_of_them
-
-    train = {
-        "images": experiments.TrainImages,
-        "video": experiments.TrainVideo,
-        "detection": experiments.TrainDetection,
-        "text": experiments.TrainText,
-    }
-    commands = {
-        "demo": tools.Demo,
-        "train": train,
-        "evaluate": experiments.Evaluate,
-        "reproduce": experiments.Reproduce,
-        "report": tools.Report,
-        "bench": tools.Bench,
-        "check": tools.Check,
-        "fold": tools.Fold,
-    }
-    return app(commands).cli(prog="comrope", description=__doc__)
+    app = tyro.extras.SubcommandApp()
+    train, evaluate = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
+    Train: Any = experiments.Train
+    Evaluate: Any = experiments.Evaluate
+    for kind, config in KINDS.items():
+        train.command(Train[config], name=kind, help=f"{config.about} {Train.__doc__}")
+        evaluate.command(Evaluate[config.Options], name=kind, help=Evaluate.__doc__)
+    app.command(tools.Demo, name="demo")
+    app.command(train, name="train", help="Train a model with any encoding.")
+    app.command(evaluate, name="evaluate", help="Evaluate a trained run under other conditions.")
+    for command in (experiments.Reproduce, tools.Report, tools.Bench, tools.Check, tools.Fold):
+        app.command(command, name=command.__name__.lower())
+    return app.cli(prog="comrope", description=__doc__)
 
 
 def _refuse_repeated(arguments: list[str]) -> None:

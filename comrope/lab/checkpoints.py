@@ -1,6 +1,6 @@
-"""The state of a run on disk, so that it goes on after a kill where it was: each checkpoint whole, or not there at all.
+"""Checkpoints of a run, from which training continues after a kill. Each is written atomically.
 
-A checkpoint that was written whole can be damaged later. Sums of its files say so, and the one before it is kept for that.
+A checkpoint may be damaged later: checksums of its files tell, and the checkpoint before it is kept for that case.
 """
 
 import json
@@ -18,25 +18,26 @@ from comrope.lab.results import sum_of, writing
 
 _PROGRESS = "progress.json"
 KEPT = 2
-"""Checkpoints of a run at a time."""
+"""How many checkpoints of a run are kept."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The newest states of a run, in `folder`/step-<n>: weights and optimiser as Accelerate writes them, and progress."""
+    """The newest checkpoints of a run, in `folder`/step-<n>: weights and optimizer as Accelerate saves them, and progress."""
 
     folder: Path
     every: int | None = None
-    """Steps between two; an epoch's if None."""
+    """Steps between two checkpoints; the steps of an epoch if None."""
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a checkpoint is to be saved after `step`."""
         return step % (self.every or steps_per_epoch) == 0
 
     def save(self, accelerator: Accelerator, progress: dict[str, Any]) -> None:
-        """Writes the state and removes all before the last. All processes call this together.
+        """Saves a checkpoint, and removes all but the newest `KEPT`. All processes call this together.
 
         Raises:
-            DataError: it cannot be written. The checkpoints before it are as they were.
+            DataError: it cannot be written. Earlier checkpoints are unchanged.
         """
         partial, whole = self.folder / "partial", self.folder / f"step-{progress['step']}"
         with writing(whole, "it goes on from the checkpoint before"):
@@ -50,14 +51,14 @@ class Checkpoints:
                 files = sorted(path for path in partial.rglob("*") if path.is_file())
                 sums = {path.relative_to(partial).as_posix(): sum_of(path) for path in files}
                 (partial / _PROGRESS).write_text(json.dumps({"progress": progress, "sums": sums}), encoding="utf-8")
-                shutil.rmtree(whole, ignore_errors=True)  # of a run of other checkpoints' spacing
+                shutil.rmtree(whole, ignore_errors=True)  # one that was saved at another interval
                 os.replace(partial, whole)
                 for folder in self._found()[:-KEPT]:
                     shutil.rmtree(folder, ignore_errors=True)
         accelerator.wait_for_everyone()
 
     def restore(self, accelerator: Accelerator) -> dict[str, Any] | None:
-        """Loads the newest undamaged state into what `accelerator` has prepared, and returns its progress; or None.
+        """Loads the newest undamaged checkpoint into what `accelerator` has prepared, and returns its progress, or None.
 
         Raises:
             DataError: there are checkpoints, and all are damaged.
@@ -80,20 +81,20 @@ class Checkpoints:
         return None
 
     def progress(self) -> dict[str, Any]:
-        """What was saved beside the newest state."""
+        """Returns the progress that was saved with the newest checkpoint."""
         return _read(self._found()[-1])["progress"]
 
     def remove(self) -> None:
-        """Forgets the state: the run is done."""
+        """Removes all checkpoints, when training is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _found(self) -> list[Path]:
-        """Whole checkpoints, the newest last."""
+        """Returns the folders of all checkpoints, the newest last."""
         return sorted(self.folder.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, if anything."""
+    """Returns what is damaged in a checkpoint, or None."""
     try:
         about = _read(folder)
         for name, expected in about["sums"].items():

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from comrope.encodings import ENCODINGS
 from comrope.errors import ConfigurationError
-from comrope.lab.classify import MODELS
-from comrope.lab.data import load
-from comrope.lab.evaluate import plain, shifted
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.classification import plain, shifted
+from comrope.lab.experiment import Recipe
+from comrope.lab.images.config import ImageConfig
+from comrope.lab.images.data import load
+from comrope.lab.images.model import MODELS
 from comrope.lab.study import MOST_WORKERS, Job, run_all
 from comrope.lab.table import Cell, Table
 
-EXPERIMENT = Experiment(
+EXPERIMENT = ImageConfig(
     data="digits", model="demo", image_size=(48, 48), perturbation=1.0, recipe=Recipe(epochs=12, learning_rate=2e-3)
 )
 SIZES = ((24, 24), (32, 32), (32, 56), (48, 48), (64, 64), (96, 96))
@@ -26,7 +27,7 @@ OFFSETS = (0.0, 0.5, 1.0, 2.0)
 
 def run(
     encodings: Sequence[str] = tuple(ENCODINGS),
-    experiment: Experiment = EXPERIMENT,
+    experiment: ImageConfig = EXPERIMENT,
     *,
     workers: int = 2,
     command: str = "",
@@ -77,7 +78,7 @@ def run(
     }
 
 
-def _settings(experiment: Experiment) -> dict:
+def _settings(experiment: ImageConfig) -> dict:
     """What the report says of the comparison."""
     train, test = load(experiment.data, experiment.num_train, experiment.num_test)
     model = MODELS[experiment.model]
@@ -89,7 +90,7 @@ def _settings(experiment: Experiment) -> dict:
         "sizes": [list(size) for size in SIZES],
         "offsets": list(OFFSETS),
         **{key: value for key, value in asdict(experiment.recipe).items() if value is not None},
-        "enlargement": experiment.enlargement,
+        "enlargement": experiment.resize_ratio,
         "perturbation": experiment.perturbation,
         "training_size": list(experiment.image_size),
         "num_train": len(train),

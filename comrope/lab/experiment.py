@@ -1,22 +1,27 @@
-"""What decides a run: the experiment and its training recipe, as plain values."""
+"""The settings that decide a run: how a model is trained, and what the configurations of all problems have in common."""
 
 import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from comrope.errors import ConfigurationError, DataError
 
+if TYPE_CHECKING:
+    from comrope.lab.problem import Problem
+
 WEIGHTS = "weights.safetensors"
-"""The trained model, in the folder of its run; other runs may start from it."""
+"""File name of the trained weights in a run's folder; other runs may start from them."""
 PRECISIONS = ("no", "bf16", "fp16")
 MOST_PIXELS = 8192
-"""On a side of an image: larger ones would need more memory than there is."""
+"""The longest side of an image: larger ones would need more memory than there is."""
 MOST_REPEATS = 1000
-"""Of an image in an epoch."""
+"""The most copies of an image in an epoch."""
+RENAMED = {"enlargement": "resize_ratio"}
+"""Names that settings had in earlier versions, in results on disk, and those they have now."""
 FARTHEST = 1e15
-"""Of what positions are moved by: as for `comrope.positions`, which this module does not import for the command line's sake."""
+"""The largest displacement of positions, as in `comrope.positions`, which would take long to import for a command line."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +33,17 @@ class Recipe:
     """Samples in a step, over all processes and accumulated micro-batches."""
     learning_rate: float = 1e-3
     angle_learning_rate: float | None = None
-    """Of the encoding's parameters, where it is another one."""
+    """Learning rate of the encoding's parameters; that of the weights by default."""
     weight_decay: float = 0.01
-    """Of the weights; biases, norms and angles have none."""
+    """Weight decay of the weights. Biases, norms and angles have none."""
     warmup: float = 0.02
-    """Share of all steps."""
+    """Share of all steps in which the learning rate rises from 0."""
     repeats: int = 1
-    """How often an image comes in an epoch, differently augmented; an epoch stays as long as it is (DeiT: 3)."""
+    """Differently augmented copies of an image in an epoch, which stays as long as it is (repeated augmentation; DeiT: 3)."""
     precision: str = "no"
-    """"no" (float32), "bf16" or "fp16": of the forward pass, as Accelerate has it."""
+    """Precision of the forward pass: "no" (float32), "bf16" or "fp16", as in Accelerate."""
     seed: int = 0
+    """Seed of the weights, the order of samples, augmentation and perturbation."""
 
     def __post_init__(self):
         expected = {
@@ -55,61 +61,68 @@ class Recipe:
 
 
 def require(settings: Any, expected: dict[str, tuple[str, bool]]) -> None:
-    """Raises ConfigurationError for the first of the settings that is not as expected: name → (what, whether it is)."""
+    """Raises ConfigurationError for the first setting that is not as expected: name → (what is expected, whether it holds)."""
     for name, (what, holds) in expected.items():
         if not holds:
             raise ConfigurationError(f"{name}={getattr(settings, name)!r}: expected {what}.")
 
 
-def pictures(experiment: Any) -> dict[str, tuple[str, bool]]:
-    """What is expected of experiments on images and on videos alike."""
+def image_settings(experiment: Any) -> dict[str, tuple[str, bool]]:
+    """What is expected of the settings that configurations of images and of videos share, as `require` takes it."""
     sides = f"1 to {MOST_PIXELS} pixels a side"
     return {
         "image_size": (sides, all(1 <= side <= MOST_PIXELS for side in experiment.image_size)),
-        "enlargement": ("1 to 16", 1 <= experiment.enlargement <= 16),
+        "resize_ratio": ("1 to 16", 1 <= experiment.resize_ratio <= 16),
         "perturbation": (f"a number, 0 or more, up to {FARTHEST:g}", 0 <= experiment.perturbation <= FARTHEST),
     }
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What the experiments of all problems have in common."""
+class ExperimentConfig:
+    """The settings that the experiments of all problems have in common; each problem has a subclass with its own."""
 
     kind: ClassVar[str]
-    """The problem, of `comrope.lab.run_folder.KINDS`."""
-    module: ClassVar[str]
-    """Where it is written down: `data`, `build`, `task` and `measure` (see `comrope.lab.runs`)."""
+    """The name of the problem: `comrope train <kind>`."""
+    about: ClassVar[str]
+    """One or two sentences on what is trained, for `comrope train --help`."""
+    Options: ClassVar[type]
+    """What `comrope evaluate <kind>` can be asked for: a dataclass whose fields all have defaults."""
 
     recipe: Recipe = field(default_factory=Recipe)
     encoding: str = "comrope-ld"
-    """Name of an encoding."""
+    """Name of the encoding."""
     block_size: int | None = None
-    """Of the encoding; its own default if None."""
+    """Block size of the encoding; its own default if None."""
     init: str | None = None
     """How the angles start: "normal", "identity" or "rope"; the encoding's own default if None."""
     std: float | None = None
-    """Of the angles with init="normal"."""
+    """Standard deviation of the angles with init="normal"."""
     max_frequency: float | None = None
     """Radians per unit of position that the fastest planes of "rope", and of init="rope", turn; 1 if None."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """What `to_json` made of one; settings that it does not name are as they are by default."""
+        """Returns the configuration that `to_json` wrote, also in an earlier version; what it does not name has its default."""
         try:
-            lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-            return cls(**{**values, **lists, "recipe": Recipe(**values["recipe"])})
+            values = {RENAMED.get(key, key): tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+            return cls(**{**values, "recipe": Recipe(**values["recipe"])})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"this is no experiment of this version of comrope: {error}.") from error
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """Returns the fields as JSON has them."""
         return json.loads(json.dumps(asdict(self)))
 
     @property
-    def name(self) -> str:
-        """A name that no other experiment has, and that says the most important.
+    def problem(self) -> "Problem":
+        """The functions that read the data, build the model, train and evaluate it; imported only when they are needed."""
+        raise NotImplementedError(f"{type(self).__name__}.problem")
 
-        Made of what is not as it is by default, so that a setting that is new to the laboratory renames no earlier run.
+    @property
+    def name(self) -> str:
+        """The name of the run's folder, different for each configuration.
+
+        It is made of the settings that do not have their defaults, so that a new setting renames no earlier run.
         """
         default = type(self)(recipe=Recipe()).to_json()
         own = {key: value for key, value in self.to_json().items() if value != default[key]}
@@ -119,45 +132,10 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the encoding that are not its own defaults."""
+        """The settings of the encoding that are not its own defaults."""
         names = ("block_size", "init", "std", "max_frequency")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _title(self) -> str:
         """The encoding, with the size of its blocks."""
         return self.encoding + ("" if self.block_size is None else f"-b{self.block_size}")
-
-
-@dataclass(frozen=True)
-class Experiment(Trial):
-    """All that decides the weights of an image classifier."""
-
-    kind = "images"
-    module = "comrope.lab.classify"
-
-    data: str = "digits"
-    """"digits", "fashion-mnist", or a folder with train/<class>/ and val/<class>/, as ImageNet-1K comes."""
-    num_train: int | None = None
-    """Training images, the same number of each class; all if None."""
-    num_test: int | None = None
-    """Test images, likewise."""
-    model: str = "small"
-    """"tiny", "demo", "small", "vit-s/16", "vit-b/16", or "timm:<name>" to attach the encoding to a model of timm."""
-    encoding: str = "comrope-ld"
-    """Name of an encoding. "ape" on a model of timm leaves it as it is."""
-    start: str | None = None
-    """Weights to start from, of a model of timm: "pretrained" (downloaded by timm), or the name of a run beside this one."""
-    image_size: tuple[int, int] = (28, 28)
-    """(height, width) in pixels, trained at."""
-    augment: str = "basic"
-    """"basic": resize, crop, flip (where a mirrored image is of the same class). "deit": DeiT's, with mixup and CutMix."""
-    enlargement: float = 1.1
-    """Images are resized to so many times the size that is then cropped from them."""
-    perturbation: float = 1.0
-    """σ, in patches; drawn anew for every step (Eq. 11)."""
-
-    def __post_init__(self):
-        require(self, pictures(self))
-
-    def _title(self) -> str:
-        return f"{super()._title()}-s{self.perturbation:g}"

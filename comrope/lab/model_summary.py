@@ -1,4 +1,4 @@
-"""What a run's result says of its trained model."""
+"""The part of a run's result that describes the trained model."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from comrope.hosts import angle_parameters
 
 
 def summary(model: nn.Module) -> dict[str, Any]:
-    """Sizes of a model, what `comrope.check` finds in it, its frequencies, and how its angle matrices' elements are spread."""
+    """Returns a model's numbers of parameters, what `comrope.check` finds, its frequencies and its angles' distribution."""
     encodings = [module for module in model.modules() if isinstance(module, Encoding)]
     learned = [pe for pe in encodings if isinstance(pe, SpectralEncoding) and isinstance(pe, LearnedEncoding)]
     own = angle_parameters(model)
@@ -28,12 +28,12 @@ def summary(model: nn.Module) -> dict[str, Any]:
 
 
 def _rounded(values: torch.Tensor) -> Any:
-    """Six digits, as nested lists."""
+    """Returns nested lists of numbers with six digits."""
     return np.vectorize(lambda x: float(f"{x:.6g}"))(values.detach().cpu().double().numpy()).tolist()
 
 
 def _elements(encodings: Sequence[Encoding], bins: int = 121) -> dict[str, Any] | None:
-    """Standard deviation and histogram of the angles above the diagonal, but for AP's fixed zeros (Table 8)."""
+    """Returns standard deviation and histogram of the angles above the diagonal, without AP's fixed zeros (Table 8)."""
     learned = [pe for pe in encodings if isinstance(pe, LearnedEncoding)]
     if not learned:
         return None

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, who works on it, and what its JSON files say."""
+"""The folder of a run: its JSON files, its lock, and whether it belongs to an experiment."""
 
 import json
 import platform
@@ -13,30 +13,24 @@ from filelock import FileLock, Timeout
 
 from comrope.errors import ComropeError, ConfigurationError, DataError
 from comrope.lab import results
-from comrope.lab.detection.experiment import DetectionExperiment
-from comrope.lab.experiment import Experiment, Trial
-from comrope.lab.text.experiment import TextExperiment
-from comrope.lab.video.experiment import VideoExperiment
+from comrope.lab.experiment import ExperimentConfig
+from comrope.lab.kinds import KINDS
 
 LOCK = ".lock"
-KINDS: dict[str, type[Trial]] = {
-    cls.kind: cls for cls in (Experiment, VideoExperiment, DetectionExperiment, TextExperiment)
-}
-"""The experiments of all problems."""
 
 
 def record_in(folder: Path) -> dict[str, Any] | None:
-    """What run.json says, or None where there is none; DataError where it is damaged."""
+    """Returns run.json, or None if there is none; raises DataError if it is damaged."""
     return _read(folder / "run.json", "kind", "experiment")
 
 
 def result_in(folder: Path) -> dict[str, Any] | None:
-    """What result.json says, which is there once training is done, or None; DataError where it is damaged."""
+    """Returns result.json, which is there once training is finished, or None; raises DataError if it is damaged."""
     return _read(folder / "result.json", "experiment", "history", "evaluation", "timing")
 
 
-def experiment_in(found: dict[str, Any], folder: Path) -> Trial:
-    """The experiment that the run.json of `folder` names, which says `found`; DataError where none is named."""
+def experiment_in(found: dict[str, Any], folder: Path) -> ExperimentConfig:
+    """Returns the configuration in `found`, the run.json of `folder`; raises DataError if there is none."""
     kind = found["kind"]
     if kind not in KINDS:
         raise DataError(f"{folder} is a run of kind {kind!r}: this version of comrope knows {', '.join(KINDS)}.")
@@ -46,8 +40,8 @@ def experiment_in(found: dict[str, Any], folder: Path) -> Trial:
         raise DataError(f"{folder}: {error}") from error
 
 
-def check(folder: Path, experiment: Trial, data: dict[str, dict]) -> None:
-    """Refuses a folder that is of something else: of another experiment that was at least begun, or of other data."""
+def check(folder: Path, experiment: ExperimentConfig, data: dict[str, dict]) -> None:
+    """Raises an error if the folder holds another experiment that was at least begun, a run on other data, or other files."""
     results.refuse_file(folder)
     found = record_in(folder)
     if found is None:
@@ -84,7 +78,7 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def alone(folder: Path, state: PartialState) -> Iterator[None]:
-    """No other command works on the folder meanwhile; the processes of this one do together."""
+    """Locks the folder: no other command works on it meanwhile. All processes of one command hold the lock together."""
     if not state.is_main_process:
         state.wait_for_everyone()
         yield
@@ -105,8 +99,8 @@ def alone(folder: Path, state: PartialState) -> Iterator[None]:
         lock.release()
 
 
-def claim(folder: Path, experiment: Trial, data: dict[str, dict], command: str, state: PartialState) -> None:
-    """Writes what the folder is about from now on, unless it was begun before."""
+def claim(folder: Path, experiment: ExperimentConfig, data: dict[str, dict], command: str, state: PartialState) -> None:
+    """Writes run.json, which reserves the folder for the experiment, unless training has begun there before."""
     if state.is_main_process and not (folder / "checkpoints").exists():
         versions = {package: version(package) for package in ("comrope", "torch", "timm", "accelerate")}
         versions |= {"python": platform.python_version()}
@@ -116,7 +110,7 @@ def claim(folder: Path, experiment: Trial, data: dict[str, dict], command: str, 
 
 
 def _read(path: Path, *needed: str) -> dict[str, Any] | None:
-    """What a file of a run holds, or None where there is none; DataError where it is damaged, or lacks what is needed."""
+    """Returns what a JSON file holds, or None if there is none; raises DataError if it is damaged or lacks a needed key."""
     if not path.exists():
         return None
     try:

@@ -1,14 +1,15 @@
-"""Progress of a training as lines of JSON, and for TensorBoard."""
+"""The log of a training: lines of JSON, and events for TensorBoard."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from comrope.errors import ConfigurationError
-from comrope.lab.train import Progress
+from comrope.lab.train import StepProgress
 
 
 def summary_writer() -> Any:
+    """Returns TensorBoard's SummaryWriter class; raises ConfigurationError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -17,14 +18,14 @@ def summary_writer() -> Any:
 
 
 class Log:
-    """A line of JSON every so many steps; after a kill, lines of steps that are done anew give way."""
+    """Writes a line of JSON every so many steps. After a kill, lines of steps that are trained again are removed first."""
 
     def __init__(self, path: Path, writes: bool, tensorboard: bool, every: int = 50):
         self.path, self.writes, self.every = path, writes, every
         self.begun = False
         self.board = summary_writer()(str(path.parent / "tensorboard")) if writes and tensorboard else None
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: StepProgress) -> None:
         if not self.writes or (progress.step % self.every and progress.step != progress.total):
             return
         if not self.begun:

@@ -6,19 +6,11 @@
     weights.safetensors  the trained model
     result.json          what training and all measurements gave
 
-What is trained, and how it is measured, is the problem's: the module that `experiment.module` names has
-    check(experiment)                      refuses what is wrong with it, before data are read
-    data(experiment, unreadable)           what to train on, and what to test on
-    build(experiment, data, runs)          the model
-    task(model, data, experiment)          what `comrope.lab.train` wants to know
-    conditions(experiment, …)              what `comrope evaluate` asks for, of its options
-    measure(model, data, conditions, readers=…)   a row a condition
-and conditions say with `describes(row)` which rows are theirs.
+What is trained, and how it is evaluated, is the problem's: see `comrope.lab.problem`.
 
 A run that was killed goes on from its last checkpoint when the same command is given again, and what is done is not done twice.
 """
 
-import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -36,29 +28,28 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab import results, run_folder
 from comrope.lab.checkpoints import Checkpoints
 from comrope.lab.data.labelled import about
-from comrope.lab.experiment import WEIGHTS, Trial
+from comrope.lab.experiment import WEIGHTS, ExperimentConfig
 from comrope.lab.model_summary import summary
 from comrope.lab.run_log import Log, summary_writer
-from comrope.lab.train import Progress, check_precision, sizes, train
-from comrope.lab.vit import ViT
+from comrope.lab.train import StepProgress, check_precision, sizes, train
 
-MOST_READERS = 1024
-"""Each is a process."""
+MOST_WORKERS = 1024
+"""Processes that read data."""
 
 Report = Callable[[str, int, int, float], None]
 """Told (stage, done, in all, samples a second) as a run goes on."""
 
 
 def run(
-    experiment: Trial,
+    experiment: ExperimentConfig,
     conditions: Sequence[Any],
     folder: Path,
     *,
     command: str = "",
     micro_batch: int | None = None,
-    readers: int = 0,
+    num_workers: int = 0,
     save_every: int | None = None,
-    compiled: bool = False,
+    compile: bool = False,
     unreadable: str = "fail",
     tensorboard: bool = False,
     data: str | None = None,
@@ -69,35 +60,39 @@ def run(
     All processes that were started together call this together; the first of them writes.
 
     Args:
-        experiment: what is trained.
-        conditions: what it is measured under.
-        folder: of the run; made where it is missing.
-        command: what was typed, for the record.
-        micro_batch, readers, compiled: see `comrope.lab.train.train`. None of them changes the result but for rounding.
-        save_every: steps between two checkpoints; an epoch's if None.
-        unreadable: whether an image that cannot be read is to "fail", or be left out ("skip") and counted.
+        experiment: the configuration to train.
+        conditions: those to evaluate the model under.
+        folder: the run's folder; made if it is missing.
+        command: the command that was typed, for the record.
+        micro_batch, num_workers, compile: see `comrope.lab.train.train`. None of them changes the result but for rounding.
+        save_every: steps between two checkpoints; the steps of an epoch if None.
+        unreadable: whether a sample that cannot be read is an error ("fail"), or is left out and counted ("skip").
         tensorboard: whether progress is also written for TensorBoard, into the folder's `tensorboard`.
-        data: where the experiment's data are now, if they were moved.
+        data: where the data are now, if they were moved.
     Raises:
         ConfigurationError: the folder holds another experiment; a number that makes no sense.
         DataError: the data are not there, damaged, or others than those that the run began with; the folder cannot be written,
             or another process is at work on it; weights are missing or damaged.
-        DivergedError: the loss is no number any more.
+        DivergedError: the loss is NaN or infinite.
     """
-    for name, value, least in (("readers", readers, 0), ("save_every", save_every, 1), ("micro_batch", micro_batch, 1)):
+    for name, value, least in (
+        ("num_workers", num_workers, 0),
+        ("save_every", save_every, 1),
+        ("micro_batch", micro_batch, 1),
+    ):
         if value is not None and value < least:
             raise ConfigurationError(f"{name}={value}: expected {least} or more.")
-    if readers > MOST_READERS:
-        raise ConfigurationError(f"readers={readers}: expected {MOST_READERS} or less, each is a process.")
+    if num_workers > MOST_WORKERS:
+        raise ConfigurationError(f"num_workers={num_workers}: expected {MOST_WORKERS} or less, each is a process.")
     conditions = list(dict.fromkeys(conditions))
     state = PartialState(cpu=not torch.cuda.is_available())
-    problem = importlib.import_module(experiment.module)
+    problem = experiment.problem
     kind_of(experiment.encoding)
     problem.check(experiment)
     if tensorboard:
         summary_writer()
     run_folder.check(folder, experiment, {})
-    sets = problem.data(experiment if data is None else replace(experiment, data=data), unreadable)
+    sets = problem.datasets(experiment if data is None else replace(experiment, data=data), unreadable)
     described = {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
     run_folder.check(folder, experiment, described)
     result = run_folder.result_in(folder)
@@ -110,42 +105,40 @@ def run(
     if result is None:  # what is wrong with it is said before anything is written
         check_precision(experiment.recipe)
         model = problem.build(experiment, sets[0], folder.parent)
-        task = problem.task(model, sets[0], experiment)
-        sizes(experiment.recipe, len(task.feed), state.num_processes, micro_batch)
+        task = problem.task(model, *sets, experiment)
+        sizes(experiment.recipe, len(task.dataset), state.num_processes, micro_batch)
     with run_folder.alone(folder, state):
         if state.is_main_process:  # while others look, it may be writing
             run_folder.check(folder, experiment, described)
         result = run_folder.result_in(folder)  # it may have been waited for
         if result is None:
             run_folder.claim(folder, experiment, described, command, state)
-            settings = {"micro_batch": micro_batch, "readers": readers, "compiled": compiled}
+            settings = {"micro_batch": micro_batch, "num_workers": num_workers, "compile": compile}
             result = _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state)
         missing = _missing(result, conditions)
         if missing:
             model = load_run(folder, sets[1])
-            if isinstance(model, ViT):
-                for condition in missing:
-                    model.grid(condition.canvas)  # or say which images it cannot have
             begun = time.perf_counter()
-            for done, condition in enumerate(missing):
-                report("measuring", done, len(missing), 0.0)
-                result["evaluation"] += problem.measure(model, sets[1], [condition], readers=readers)
+            report("measuring", 0, len(missing), 0.0)
+            for done, row in enumerate(problem.evaluate(model, sets[1], missing, num_workers=num_workers), 1):
+                result["evaluation"].append(row)
                 result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
                 begun = time.perf_counter()
                 if state.is_main_process:  # at once: another condition may fail
                     results.write_json(result, folder / "result.json")
+                report("measuring", done, len(missing), 0.0)
             state.wait_for_everyone()
     report("measured", 1, 1, 0.0)
     return result
 
 
 def _missing(result: dict[str, Any], conditions: Sequence[Any]) -> list[Any]:
-    """What was not measured yet."""
+    """Returns the conditions that have no row yet."""
     return [c for c in conditions if not any(c.describes(row) for row in result["evaluation"])]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The result of a finished run; DataError where there is none."""
+    """Returns the result of a finished run; raises DataError if there is none."""
     found = run_folder.result_in(folder)
     if found is None:
         raise DataError(
@@ -155,8 +148,8 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def experiment_of(folder: Path) -> Trial:
-    """What a run's folder is about; DataError where it is none."""
+def experiment_of(folder: Path) -> ExperimentConfig:
+    """Returns the configuration of the run in a folder; raises DataError if there is none."""
     found = run_folder.record_in(folder)
     if found is None:
         raise DataError(f"{folder} is no run: it has no run.json. Name a folder that `comrope train` wrote.")
@@ -164,24 +157,24 @@ def experiment_of(folder: Path) -> Trial:
 
 
 def load_run(folder: Path, data: Any = None, *, where: str | None = None) -> nn.Module:
-    """The trained model of a run, in eval mode, on the device there is.
+    """Returns the trained model of a run, in eval mode, on the GPU if there is one.
 
     Args:
-        folder: of the run.
-        data: that the model is for; read if None.
-        where: they are now, if they were moved.
+        folder: the run's folder.
+        data: either data set of the run, whose classes the model has; read from disk if None.
+        where: where the data are now, if they were moved.
     """
     experiment = experiment_of(folder)
-    problem = importlib.import_module(experiment.module)
+    problem = experiment.problem
     if data is None:
-        data = problem.data(experiment if where is None else replace(experiment, data=where))[1]
+        data = problem.datasets(experiment if where is None else replace(experiment, data=where))[1]
     model = problem.build(experiment, data, folder.parent)
     load_weights(model, folder)
     return model.eval().to(PartialState(cpu=not torch.cuda.is_available()).device)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Those of a run that was trained to the end; DataError where they are not what was written."""
+    """Loads the weights of a finished run; raises DataError if they are missing or are not what training wrote."""
     path, result = folder / WEIGHTS, run_folder.result_in(folder)
     if result is None:
         raise DataError(f"{folder} has no trained weights yet: give its training command again.")
@@ -198,13 +191,12 @@ def _train(experiment, model, task, folder, settings, save_every, tensorboard, r
         model.to(state.device)
     log = Log(folder / "log.jsonl", state.is_main_process, tensorboard)
 
-    def after_step(progress: Progress) -> None:
+    def after_step(progress: StepProgress) -> None:
         report("training", progress.step, progress.total, progress.samples_per_second)
         log.write(progress)
 
     checkpoints = Checkpoints(folder / "checkpoints", save_every)
-    hooks = {"after_step": after_step, **({"after_epoch": task.after_epoch} if hasattr(task, "after_epoch") else {})}
-    history = train(model, task, experiment.recipe, checkpoints=checkpoints, **hooks, **settings)
+    history = train(model, task, experiment.recipe, checkpoints=checkpoints, after_step=after_step, **settings)
     seconds = checkpoints.progress()["seconds"]  # also those before an interruption
     state.wait_for_everyone()  # until all have read it: the first removes the checkpoints below
     result = {

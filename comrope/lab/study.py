@@ -21,7 +21,7 @@ import torch
 
 from comrope.errors import ConfigurationError, WorkerError
 from comrope.lab import runs
-from comrope.lab.experiment import Trial
+from comrope.lab.experiment import ExperimentConfig
 
 Report = Callable[[str, str, int, int, float], None]
 """Told (name of the run, stage, done, in all, samples a second)."""
@@ -33,9 +33,9 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Job:
-    """One run, and what it is measured under."""
+    """One run, and the conditions to evaluate it under."""
 
-    experiment: Trial
+    experiment: ExperimentConfig
     conditions: tuple[Any, ...] = ()
 
 
@@ -48,11 +48,11 @@ def run_all(
     report: Report = lambda name, stage, done, total, speed: None,
     **settings,
 ) -> list[dict[str, Any]]:
-    """The results of all jobs, in their order.
+    """Returns the results of all jobs, in their order.
 
     Args:
-        jobs: what to run. Those that start from another's weights come after it.
-        folder: where each run has a folder of its own.
+        jobs: the runs. Those that start from the weights of another one come after it.
+        folder: the folder that the runs' own folders are in.
         workers: runs at a time, each in a process of one thread, which decides no number. 0 runs one after the other here,
             with all threads; so does every process that `torchrun` or `accelerate launch` started, all sharing each run.
         settings: further ones of `comrope.lab.runs.run`.
@@ -89,15 +89,15 @@ def run_all(
 
 
 def _merged(jobs: Sequence[Job]) -> list[Job]:
-    """Each experiment once, under all its conditions."""
-    conditions: dict[Trial, dict[Any, None]] = {}
+    """Returns a job for each different experiment, with all conditions that are asked for."""
+    conditions: dict[ExperimentConfig, dict[Any, None]] = {}
     for job in jobs:
         conditions.setdefault(job.experiment, {}).update(dict.fromkeys(job.conditions))
     return [Job(experiment, tuple(asked)) for experiment, asked in conditions.items()]
 
 
 def _waves(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Runs that stand by themselves, then those that start from them."""
+    """Returns the jobs that start from scratch, then those that start from their weights."""
     free = [job for job in jobs if getattr(job.experiment, "start", None) in (None, "pretrained")]
     return [wave for wave in (free, [job for job in jobs if job not in free]) if wave]
 
@@ -111,7 +111,7 @@ def _run(job: Job, folder: Path, settings: dict[str, Any], report: Report) -> di
     return runs.run(job.experiment, job.conditions, folder / name, report=tell, **settings)
 
 
-_reports: Any = None  # in a worker process: where its progress goes
+_reports: Any = None  # in a worker process: the queue for its progress
 
 
 def _start_worker(reports) -> None:
@@ -124,7 +124,7 @@ def _start_worker(reports) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its workers."""
+    """Ends this worker when its parent is gone: one that was killed cannot do it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

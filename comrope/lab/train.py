@@ -1,11 +1,12 @@
 """The training loop of all experiments: one loop, on Accelerate, that any kill can interrupt.
 
-Every random draw is named by its seed, step and image (`comrope.lab.draws`), so that a run is the same whether it was
+Every random draw is named by its seed, step and image (`comrope.lab.rng`), so that a run is the same whether it was
 interrupted or not, and the same but for rounding in any number of processes.
 """
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,25 +23,25 @@ from torch.utils.data import Sampler
 import comrope
 from comrope.errors import ConfigurationError, DataError, DivergedError
 from comrope.lab.checkpoints import Checkpoints
-from comrope.lab.data import read_batches
-from comrope.lab.draws import generator, seed_for
+from comrope.lab.data.batches import read_batches
 from comrope.lab.experiment import Recipe
+from comrope.lab.rng import Stream, generator, seed_for
 
-LOOKS_EVERY = 50
-"""Steps after which an accelerator is asked whether the loss is still a number: it has to be waited for."""
+CHECKED_EVERY = 50
+"""Steps between two checks, on an accelerator, that the loss is still finite: each waits for the device."""
 
 
 @dataclass(frozen=True)
-class Means:
-    """What a step met: means over `count` samples, to be averaged over the epoch."""
+class BatchMetrics:
+    """The metrics of a batch: means over its `count` samples, to be averaged over the epoch."""
 
     count: int
     values: dict[str, Tensor]
     skipped: int = 0
-    """How many more there would have been, could they be read."""
+    """How many more samples there were that could not be read."""
 
 
-class Feed(Protocol):
+class TrainDataset(Protocol):
     """A training set that is read by the batch, on the CPU."""
 
     def __len__(self) -> int: ...
@@ -50,35 +51,39 @@ class Feed(Protocol):
         ...
 
 
-class Task(Protocol):
-    """What the loop has to know of a problem."""
+class Task(ABC):
+    """What is trained: a training set and a loss."""
 
-    @property
-    def feed(self) -> Feed: ...
+    dataset: TrainDataset
 
-    def loss(self, model: nn.Module, batch: Any, draws: torch.Generator) -> tuple[Tensor, Means]:
-        """Mean loss of a batch, and what to record. `draws` is the same for all processes and parts of a step.
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:
+        """Returns the mean loss of a batch and the metrics to record.
 
-        Where nothing of the batch could be read the model is called all the same, on anything, for a loss of 0 of count 0:
-        other processes wait for this one's gradient.
+        `rng` gives the same numbers in all processes and micro-batches of a step. If no sample of the batch could be read, the
+        model must be called all the same, on any input, and the loss be 0 with `count` 0: the other processes wait for this
+        one's gradient.
         """
-        ...
+
+    def after_epoch(self, model: nn.Module) -> dict[str, Any]:
+        """Returns further entries of the epoch's row, ready for JSON. All processes call it, with the model in eval mode."""
+        return {}
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Told after each step."""
+class StepProgress:
+    """What `train` reports after each step."""
 
     step: int
     total: int
     loss: Tensor
-    """Of this process's last micro-batch, on the device: reading it waits for the step."""
+    """The loss of this process's last micro-batch, on the device: reading it waits for the step."""
     samples_per_second: float
     learning_rate: float
 
 
 class Batches(Sampler):
-    """Keys (epoch, index, copy) of this process's share of every micro-batch, from step `start` on."""
+    """Yields the keys (epoch, index, copy) of this process's share of every micro-batch, from step `start` on."""
 
     def __init__(self, num_samples: int, recipe: Recipe, micro_batch: int, rank: int, world: int, start: int = 0):
         self.num_samples, self.recipe, self.start = num_samples, recipe, start
@@ -98,7 +103,7 @@ class Batches(Sampler):
                 yield keys[at : at + self.micro_batch]
 
     def _epoch(self, epoch: int) -> list[tuple[int, int, int]]:
-        order = torch.randperm(self.num_samples, generator=generator(self.recipe.seed, 0, epoch)).tolist()
+        order = torch.randperm(self.num_samples, generator=generator(self.recipe.seed, Stream.ORDER, epoch)).tolist()
         copies = self.recipe.repeats
         return [(epoch, index, copy) for index in order[: -(-self.num_samples // copies)] for copy in range(copies)]
 
@@ -110,55 +115,52 @@ def train(
     *,
     checkpoints: Checkpoints | None = None,
     micro_batch: int | None = None,
-    readers: int = 0,
-    compiled: bool = False,
-    after_step: Callable[[Progress], None] = lambda progress: None,
-    after_epoch: Callable[[nn.Module], dict[str, Any]] = lambda model: {},
+    num_workers: int = 0,
+    compile: bool = False,
+    after_step: Callable[[StepProgress], None] = lambda progress: None,
 ) -> list[dict]:
     """Trains `model` in place, in as many processes as `torchrun` or `accelerate launch` started.
 
     Reseeds the global generators of Python, numpy and torch at every step, for dropout and the like.
 
     Args:
-        model: what is trained.
-        task: on what, and for which loss.
-        recipe: how.
-        checkpoints: where the state is kept; what lies there is gone on with. Without it nothing is written.
+        model: the model to train.
+        task: the training set and the loss.
+        recipe: epochs, batch size, learning rate and so on.
+        checkpoints: where the state is saved. Training continues from the newest state there. Nothing is saved if None.
         micro_batch: samples that one process takes at a time; the rest of its share of a batch is accumulated. All if None.
-        readers: processes that read data, for each process that trains.
-        compiled: whether the model is compiled by `torch.compile`.
-        after_step: called after each optimiser step.
-        after_epoch: called after each epoch with the model in eval mode; what it returns, ready for JSON, goes into the epoch's
-            row.
+        num_workers: processes that read data, for each process that trains.
+        compile: whether to compile the model with `torch.compile`.
+        after_step: is called after each optimiser step.
     Returns:
-        A row an epoch: mean training loss and what else the task records, as they were met on the way, and how many samples
-        were `skipped`.
+        A row for each epoch: the means of the training loss and of the task's metrics over the epoch's batches, and the
+        number of samples that were `skipped`.
     Raises:
-        ConfigurationError: sizes that do not divide, or make no step.
-        DataError: nothing of an epoch could be read; a checkpoint cannot be written, or all are damaged.
-        DivergedError: the loss is no number any more. The checkpoints from before are kept.
+        ConfigurationError: the batch does not divide by processes and micro-batches, or is larger than the training set.
+        DataError: no sample of an epoch could be read; a checkpoint cannot be written, or all are damaged.
+        DivergedError: the loss is NaN or infinite. Earlier checkpoints are kept.
     """
     check_precision(recipe)
     AcceleratorState._reset_state()  # or an earlier run of this process would fix the precision of this one
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
     rank, world = accelerator.process_index, accelerator.num_processes
-    micro_batch = sizes(recipe, len(task.feed), world, micro_batch)
-    batches = Batches(len(task.feed), recipe, micro_batch, rank, world)
+    micro_batch = sizes(recipe, len(task.dataset), world, micro_batch)
+    batches = Batches(len(task.dataset), recipe, micro_batch, rank, world)
     groups = comrope.param_groups(model, lr=recipe.angle_learning_rate, weight_decay=recipe.weight_decay)
     optimizer: Any = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     warmup = round(recipe.warmup * batches.total)
     # With warmup_prefix timm counts the cosine's steps from the end of the warm-up.
     cosine = {"t_initial": max(1, batches.total - warmup), "warmup_t": warmup, "warmup_prefix": True}
     schedule = CosineLRScheduler(optimizer, **cosine, t_in_epochs=False)
-    if compiled:
+    if compile:
         model.compile()
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
-    history, sums, step, spent = [], _Sums(), 0, 0.0
+    history, sums, step, spent = [], _EpochMetrics(), 0, 0.0
     if checkpoints is not None and (found := checkpoints.restore(accelerator)) is not None:
         step, history, sums.values, spent = (found[key] for key in ("step", "history", "sums", "seconds"))
     batches.start = step
-    read = read_batches(task.feed, batches, readers)
+    read = read_batches(task.dataset, batches, num_workers)
     parts = recipe.batch_size // world // micro_batch
     begun, first = time.perf_counter(), step
     prepared.train()
@@ -166,9 +168,9 @@ def train(
         schedule.step_update(step)
         for part in range(parts):
             batch = next(read)
-            set_seed(seed_for(recipe.seed, 1, step, part, rank))
+            set_seed(seed_for(recipe.seed, Stream.DROPOUT, step, part, rank))
             with nullcontext() if part == parts - 1 else accelerator.no_sync(prepared):
-                loss, means = task.loss(prepared, batch, generator(recipe.seed, 2, step))
+                loss, means = task.loss(prepared, batch, generator(recipe.seed, Stream.PERTURBATION, step))
                 accelerator.backward(loss / parts)
             sums.add(loss, means, step)
         optimizer.step()
@@ -176,31 +178,37 @@ def train(
         step += 1
         epoch_ends = step % batches.steps_per_epoch == 0
         saves = checkpoints is not None and (step == batches.total or checkpoints.due(step, batches.steps_per_epoch))
-        if epoch_ends or saves or not loss.is_cuda or step % LOOKS_EVERY == 0:
+        if epoch_ends or saves or not loss.is_cuda or step % CHECKED_EVERY == 0:
             sums.check(accelerator, batches.total)
         if epoch_ends:
             model.eval()
-            history.append({"epoch": step // batches.steps_per_epoch, **sums.means(accelerator), **after_epoch(model)})
+            history.append(
+                {"epoch": step // batches.steps_per_epoch, **sums.means(accelerator), **task.after_epoch(model)}
+            )
             prepared.train()
         seconds = time.perf_counter() - begun
         if checkpoints is not None and saves:
-            sums.settle(accelerator)
+            sums.gather(accelerator)
             progress = {"step": step, "history": history, "sums": sums.values, "seconds": spent + seconds}
             checkpoints.save(accelerator, progress)
         speed = (step - first) * recipe.batch_size / seconds
-        after_step(Progress(step, batches.total, loss.detach(), speed, optimizer.param_groups[0]["lr"]))
+        after_step(StepProgress(step, batches.total, loss.detach(), speed, optimizer.param_groups[0]["lr"]))
     model.eval()
     return history
 
 
 def check_precision(recipe: Recipe) -> None:
-    """ConfigurationError where there is no device for it."""
+    """Raises ConfigurationError if the recipe's precision needs another device."""
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigurationError("precision='fp16' needs a GPU, and there is none: use 'bf16' or 'no'.")
 
 
 def sizes(recipe: Recipe, num_samples: int, world: int, micro_batch: int | None) -> int:
-    """Samples that a process takes at a time; ConfigurationError where numbers do not divide, or make no step."""
+    """Returns the samples that a process takes at a time.
+
+    Raises:
+        ConfigurationError: the batch does not divide by processes and micro-batches, or is larger than the training set.
+    """
     if recipe.batch_size > num_samples:
         raise ConfigurationError(
             f"batch_size={recipe.batch_size} and {num_samples} samples make no training step: take a batch_size of "
@@ -216,16 +224,16 @@ def sizes(recipe: Recipe, num_samples: int, world: int, micro_batch: int | None)
     return micro_batch
 
 
-class _Sums:
-    """Sums over the samples of the epoch so far: on the device until they are asked for, then over all processes."""
+class _EpochMetrics:
+    """Sums of the metrics over the epoch so far, on the device until `gather` adds those of all processes."""
 
     def __init__(self):
         self.values: dict[str, float] = {}
         self._here: dict[str, Tensor] = {}
         self._diverged: Tensor | None = None
-        """The first step whose loss was no number; infinity if none was."""
+        """The first step whose loss was NaN or infinite; infinity if there was none."""
 
-    def add(self, loss: Tensor, means: Means, step: int) -> None:
+    def add(self, loss: Tensor, means: BatchMetrics, step: int) -> None:
         never = torch.full((), math.inf, dtype=torch.float64, device=loss.device)
         now = torch.where(loss.detach().isfinite(), never, float(step + 1))
         self._diverged = now if self._diverged is None else torch.minimum(self._diverged, now)
@@ -239,7 +247,7 @@ class _Sums:
         self._here[name] = self._here[name] + value if name in self._here else value
 
     def check(self, accelerator: Accelerator, total: int) -> None:
-        """Raises DivergedError, in all processes, if a loss of any was no number."""
+        """Raises DivergedError, in all processes, if a loss in any of them was NaN or infinite."""
         if self._diverged is None:
             return
         everywhere: Any = accelerator.gather(self._diverged.unsqueeze(0))
@@ -250,8 +258,8 @@ class _Sums:
                 "longer warm-up, in another folder; the checkpoints of the steps before are kept."
             )
 
-    def settle(self, accelerator: Accelerator) -> None:
-        """Brings the sums of all processes into `values`."""
+    def gather(self, accelerator: Accelerator) -> None:
+        """Adds the sums of all processes to `values`."""
         if self._here:
             total: Any = reduce(torch.stack(list(self._here.values())), "sum")
             for name, value in zip(self._here, total.tolist(), strict=True):
@@ -259,8 +267,8 @@ class _Sums:
             self._here = {}
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the epoch, which is thereby forgotten."""
-        self.settle(accelerator)
+        """Returns the means over the epoch, and starts anew."""
+        self.gather(accelerator)
         count, skipped = self.values.pop("count"), int(self.values.pop("skipped"))
         if not count:
             raise DataError(f"none of the {skipped} samples of an epoch can be read.")

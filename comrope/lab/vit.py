@@ -8,13 +8,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import comrope
-from comrope.encodings import ENCODINGS, AbsoluteEncoding, Encoding, LearnedEncoding
+from comrope.encodings import ENCODINGS, AbsoluteEncoding, LearnedEncoding
 from comrope.errors import InputError
-from comrope.lab.experiment import Trial
+from comrope.hosts import angle_parameters
+from comrope.lab.experiment import ExperimentConfig
 
 
 class ViT(VisionTransformer):
-    """A VisionTransformer with a class token whose only positions are those of `encoding`, at any image size.
+    """A VisionTransformer with a class token, at any image size, whose only positions are those of `encoding`.
 
     Args:
         encoding: name of an encoding; "ape" adds its code book to the tokens, the others turn queries and keys.
@@ -42,10 +43,10 @@ class ViT(VisionTransformer):
         few = filters.new_zeros(
             1, filters.shape[1], *(2 for _ in image_size[:-2]), 2 * filters.shape[2], 3 * filters.shape[3]
         )
-        give(self, encoding, settings, few)
+        attach_encoding(self, encoding, settings, few)
 
     def grid(self, image_size: tuple[int, ...]) -> tuple[int, ...]:
-        """Patches along (rows, columns) of an image of `image_size`; InputError where they leave a rest."""
+        """Returns the numbers of patches (rows, columns) of an image; raises InputError if patches do not divide it."""
         *more, height, width = image_size
         patch = self.patch_embed.patch_size
         if height % patch[0] or width % patch[1]:
@@ -53,15 +54,15 @@ class ViT(VisionTransformer):
         return (*more, *self.patch_embed.dynamic_feat_size((height, width)))
 
     def positions(self, image_size: tuple[int, ...], device: torch.device | str | None = None) -> Tensor:
-        """Relative patch centres on [0, 1]², class token first, in the middle: (1 + rows · columns, 2)."""
+        """Returns relative patch centres on [0, 1]², (1 + rows · columns, 2), the class token first, in the middle."""
         return comrope.positions.grid(self.grid(image_size), num_prefix_tokens=self.num_prefix_tokens, device=device)
 
-    def places(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Where the tokens of a `forward` with these arguments are."""
+    def token_positions(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Returns the positions of the tokens in a `forward` with these arguments."""
         return self.positions(tuple(x.shape[2:]), x.device) if positions is None else positions
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:  # pyright: ignore
-        """Logits (B, classes) of images (B, C, height, width).
+        """Returns logits (B, classes) of images (B, C, height, width).
 
         `positions`, (L, 2) or (B, L, 2), replaces `self.positions(...)` where tokens are perturbed or offset.
         """
@@ -70,42 +71,37 @@ class ViT(VisionTransformer):
     def forward_features(self, x: Tensor, positions: Tensor | None = None) -> Tensor:  # pyright: ignore
         tokens = self._pos_embed(self._patches(x))
         if self.ape is not None:
-            tokens = self.ape(tokens, self.places(x, positions))
+            tokens = self.ape(tokens, self.token_positions(x, positions))
         tokens = self.norm_pre(tokens)
         for block in self.blocks:
             tokens = checkpoint(block, tokens) if self.grad_checkpointing else block(tokens)
         return self.norm(tokens)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """(B, C, height, width) as (B, rows, columns, width of the model)."""
+        """Returns the patches' tokens (B, rows, columns, width of the model) of images (B, C, height, width)."""
         return self.patch_embed(x)
 
-    def encoding_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that belong to the encoding, by name."""
-        owners = [n for n, m in self.named_modules() if isinstance(m, (Encoding, AbsoluteEncoding))]
-        return {n: p for n, p in self.named_parameters() if any(n.startswith(f"{o}.") for o in owners)}
-
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay would pull towards no positions at all, beside timm's own."""
-        return super().no_weight_decay() | set(self.encoding_parameters())
+        """Returns the names of timm's parameters without weight decay, and of the angles, which it would pull towards 0."""
+        return super().no_weight_decay() | set(angle_parameters(self))
 
 
-def check_encoding(experiment: Trial, sizes: dict[str, Any], num_axes: int) -> None:
-    """Refuses settings of an encoding that the heads of a model cannot have, before data are read or made.
+def check_encoding(config: ExperimentConfig, sizes: dict[str, Any], num_axes: int) -> None:
+    """Raises ConfigurationError for an encoding that the heads of a model cannot have, before data are read or made.
 
     Args:
-        experiment: whose encoding.
-        sizes: of the model, among them embed_dim and num_heads.
-        num_axes: of its positions.
+        config: the configuration with the encoding.
+        sizes: the sizes of the model, among them embed_dim and num_heads.
+        num_axes: the number of axes of its positions.
     """
     num_heads = sizes["num_heads"]
-    grid = {"grid": (1,) * num_axes} if experiment.encoding == "ape" else {}
+    grid = {"grid": (1,) * num_axes} if config.encoding == "ape" else {}
     heads = {"num_heads": num_heads, "head_dim": sizes["embed_dim"] // num_heads, "num_axes": num_axes}
-    comrope.encoding(experiment.encoding, **heads, **grid, **experiment.settings, device="meta")
+    comrope.encoding(config.encoding, **heads, **grid, **config.settings, device="meta")
 
 
-def give(model: Any, encoding: str, settings: dict[str, Any], *example: Any) -> None:
-    """`comrope.attach` at the random angles of the paper, with the positions that `model.places` says."""
+def attach_encoding(model: Any, encoding: str, settings: dict[str, Any], *example: Any) -> None:
+    """Calls `comrope.attach` with the paper's random initial angles, and the positions that `model.token_positions` returns."""
     if issubclass(ENCODINGS.get(encoding, nn.Module), LearnedEncoding):
         settings = {"init": "normal"} | settings
-    comrope.attach(model, encoding, positions=model.places, example=example, **settings)
+    comrope.attach(model, encoding, positions=model.token_positions, example=example, **settings)

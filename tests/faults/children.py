@@ -18,7 +18,7 @@ from comrope.errors import ComropeError
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["torch", "timm", "sklearn.datasets", "comrope.lab.runs", "comrope.lab.classify", "comrope.hosts.files"]
+    ["torch", "timm", "sklearn.datasets", "comrope.lab.runs", "comrope.lab.images.problem", "comrope.hosts.files"]
 )
 
 

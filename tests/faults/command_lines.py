@@ -41,7 +41,7 @@ OUT = ("{file}", "{file}/below", "{full}", LONG, None)
 """Where no result can be written; None: without saying where."""
 RUNNING = {
     "--micro-batch": (*NO_COUNT, "7"),
-    "--readers": (*NO_WHOLE, "-1", HUGE),
+    "--num_workers": (*NO_WHOLE, "-1", HUGE),
     "--save-every": NO_COUNT,
     "--unreadable": NO_NAME,
     "--tensorboard": ("maybe",),
@@ -82,7 +82,7 @@ WRONG: list[tuple[dict[str, str], dict[str, tuple[str | None, ...]]]] = [
             "--start": ("pretrained", "nowhere", ""),
             "--image-size": NO_SIDES,
             "--augment": NO_NAME,
-            "--enlargement": (*NO_NUMBER, "0.5", "100"),
+            "--resize_ratio": (*NO_NUMBER, "0.5", "100"),
             "--perturbation": (*NO_NUMBER, FAR),
         },
     ),
@@ -98,7 +98,7 @@ WRONG: list[tuple[dict[str, str], dict[str, tuple[str | None, ...]]]] = [
             "--num-train": NO_COUNT,
             "--num-frames": (*NO_COUNT, HUGE),
             "--image-size": ("16", "0 0", "7 7", "100000 16"),
-            "--enlargement": ("nan", "0.5"),
+            "--resize_ratio": ("nan", "0.5"),
             "--perturbation": ("nan", "-1", FAR),
             "--flip": ("True", "maybe"),
             "--batch-size": ("0", "5"),
@@ -226,7 +226,7 @@ WRONG: list[tuple[dict[str, str], dict[str, tuple[str | None, ...]]]] = [
 ]
 """For each command what is wrong in which option; under "" in the command itself."""
 EVALUATE: dict[str, dict[str, tuple[str, ...]]] = {
-    "{images}": {
+    "images {images}": {
         "--resolutions": ("x", "", "0", "-8", "8x", "x8", "8x8x8", "7", "9000", "nan"),
         "--offsets": (*NO_NUMBER, FAR),
         "--direction": (*NO_NAME, "steepest"),
@@ -235,29 +235,31 @@ EVALUATE: dict[str, dict[str, tuple[str, ...]]] = {
         "--frames": ("4",),
         "--lengths": ("64",),
         "--scalings": ("yarn",),
-        "--readers": (*NO_WHOLE, "-1", HUGE),
+        "--num_workers": (*NO_WHOLE, "-1", HUGE),
         "--unreadable": NO_NAME,
         "--data": NO_DATA,
     },
-    "{text}": {
+    "text {text}": {
         "--lengths": (*NO_COUNT, "24", HUGE),
         "--scalings": (*NO_NAME, "linear"),
         "--offsets": ("1",),
         "--resolutions": ("8",),
     },
-    "{begun}": {"--offsets": ("1",)},
-    "{missing}": {"--offsets": ("1",)},
-    "{file}": {"--offsets": ("1",)},
-    "{empty}": {"--offsets": ("1",)},
-    "{saved}": {"--offsets": ("1",)},
+    "images {begun}": {"--offsets": ("1",)},
+    "images {missing}": {"--offsets": ("1",)},
+    "images {file}": {"--offsets": ("1",)},
+    "images {empty}": {"--offsets": ("1",)},
+    "images {saved}": {"--offsets": ("1",)},
 }
-"""For each folder of a run what is asked of it in vain."""
+"""For each problem and folder of a run what is asked of it in vain."""
 TOGETHER = [
     ("", "command, say which"),
     ("dmo", "demo"),
     ("train", "which"),
     ("train pictures", "images"),
-    ("evaluate", "folder"),
+    ("evaluate", "which"),
+    ("evaluate images", "folder"),
+    ("evaluate video {images}", "evaluate images"),
     ("--seed 1", "unknown before a command"),
     ("demo demo", "twice"),
     ("-x", "unknown"),
@@ -267,8 +269,8 @@ TOGETHER = [
     ("demo --encodings rope --encodings ape", "twice"),
     ("fold {saved} --out {out} -o {out}", "twice"),
     ("report {results} --out a --out b", "twice"),
-    ("evaluate {images} --offsets 1 --offsets 2", "twice"),
-    ("evaluate {images} --resolutions 8 --lengths 8", "no such condition"),
+    ("evaluate images {images} --offsets 1 --offsets 2", "twice"),
+    ("evaluate images {images} --resolutions 8 --lengths 8", "no such option"),
     ("reproduce table1 --tensorboard --no-tensorboard", "both"),
     ("reproduce fig4 --out {out} --encodings rope comrope-ld", "fig4 has no rope"),
     ("reproduce table7 --out {out} --encodings rope none", "table7 has no none"),
@@ -288,7 +290,7 @@ CONTRADICTIONS = [
     (IMAGES, "--model timm:no_such_model --perturbation 0"),
     (IMAGES, "--model timm: --perturbation 0"),
     (IMAGES, "--model timm:tiny --perturbation 0 --start nowhere"),
-    (IMAGES, "--compiled --no-compiled"),
+    (IMAGES, "--compile --no-compile"),
     (IMAGES, "--seed 1 --seed 2"),
     (IMAGES, "--epoch-count 1"),
     (IMAGES, "--num-frames 4"),

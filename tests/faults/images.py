@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from comrope.lab.data import image_folder
+from comrope.lab.images.folder import image_folder
 
 
 def write_images(root: Path) -> Path:

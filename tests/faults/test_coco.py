@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from comrope.errors import DataError
-from comrope.lab.detection.coco import CocoSet, Testing
+from comrope.lab.detection.coco import CocoSet, EvalImages
 from comrope.lab.detection.metric import average_precision
 from tests.lab.detection.helpers import coco_folder
 
@@ -373,7 +373,7 @@ def test_images_that_cannot_be_read_are_named_or_left_out(make, root):
     with pytest.raises(DataError, match=r"0\.jpg.*(mend or remove the file|get them).*skip"):
         _use(root)
     images = CocoSet(root, "train", unreadable="skip")
-    batch = Testing(images).__getitems__(range(6))
+    batch = EvalImages(images).__getitems__(range(6))
     assert [Path(name).name for name in batch.skipped] == ["0.jpg"]
     assert len(batch.images) == 5
 

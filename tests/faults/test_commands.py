@@ -16,8 +16,9 @@ from PIL import Image
 
 import comrope
 from comrope import cli
-from comrope.lab import classify, runs
-from comrope.lab.evaluate import plain
+from comrope.lab import runs
+from comrope.lab.classification import plain
+from comrope.lab.images import data as image_data
 from tests.faults.command_lines import DRAWN, IMAGES, TEXT, words_of
 from tests.faults.values import REMEDY
 
@@ -178,7 +179,7 @@ def test_few_images_are_said_what_to_do_about(places, monkeypatch, capsys):
 
 
 def test_a_condition_that_cannot_be_is_named_before_any_is_measured(places, monkeypatch, capsys):
-    said = _refused(["evaluate", places["images"], "--resolutions", "12", "7"], places, monkeypatch, capsys)
+    said = _refused(["evaluate", "images", places["images"], "--resolutions", "12", "7"], places, monkeypatch, capsys)
     assert "images of (7, 7) pixels: expected multiples of the patch" in said
 
 
@@ -197,11 +198,11 @@ def test_what_was_measured_is_kept_where_the_rest_is_stopped(places, tmp_path):
 def test_the_same_condition_twice_is_measured_once(places, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     shutil.copytree(places["images"], run)
-    assert _call(["evaluate", str(run), "--resolutions", "12", "12"], monkeypatch, capsys)[0] == 0
+    assert _call(["evaluate", "images", str(run), "--resolutions", "12", "12"], monkeypatch, capsys)[0] == 0
     assert len(json.loads((run / "result.json").read_text())["evaluation"]) == 2
 
 
-@pytest.mark.parametrize("command", ["evaluate {run} --data {moved}", "check {run} --data {moved}"])
+@pytest.mark.parametrize("command", ["evaluate images {run} --data {moved}", "check {run} --data {moved}"])
 def test_runs_whose_data_were_moved(command, tmp_path, monkeypatch, capsys):
     for part in ("train", "val"):
         for name in ("a", "b"):
@@ -214,9 +215,9 @@ def test_runs_whose_data_were_moved(command, tmp_path, monkeypatch, capsys):
     words = [word.format(**places) for word in words_of(IMAGES | data)]
     assert _call(words, monkeypatch, capsys)[0] == 0
     (tmp_path / "data").rename(tmp_path / "moved")
-    classify._load.cache_clear()  # as in another process
+    image_data._kept.cache_clear()  # as in another process
     words = command.format(run=tmp_path / "run", moved=tmp_path / "moved").split()
-    status, _, err = _call(words[:2], monkeypatch, capsys)
+    status, _, err = _call(words[: words.index("--data")], monkeypatch, capsys)
     # What was measured before is read from the run; what is needed of data is asked for by name.
     assert (status, "Traceback" in err) == (2, False)
     assert "--data" in err

@@ -12,7 +12,7 @@ import timm
 import comrope
 from comrope.cli.tools import Fold
 from comrope.lab import reproduce, runs
-from comrope.lab.evaluate import plain
+from comrope.lab.classification import plain
 from tests.faults.children import told
 from tests.lab.helpers import QUICK
 

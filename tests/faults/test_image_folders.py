@@ -10,9 +10,13 @@ from torch.utils.data import Dataset
 
 from comrope.errors import ComropeError, DataError, WorkerError
 from comrope.lab import runs
-from comrope.lab.data import Testing, Training, image_folder, load, read_batches
-from comrope.lab.evaluate import plain
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.classification import plain
+from comrope.lab.data.batches import read_batches
+from comrope.lab.experiment import Recipe
+from comrope.lab.images.config import ImageConfig
+from comrope.lab.images.data import load
+from comrope.lab.images.folder import image_folder
+from comrope.lab.images.loading import EvalImages, TrainImages
 from tests.faults.images import noise, pixels, write_images
 
 pytestmark = pytest.mark.area("image folders")
@@ -23,21 +27,21 @@ def root(tmp_path):
     return write_images(tmp_path)
 
 
-@pytest.mark.parametrize("readers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("way", ["training", "testing"])
-def test_what_a_reading_process_finds_is_said_as_by_this_one(way, readers, root):
+def test_what_a_reading_process_finds_is_said_as_by_this_one(way, num_workers, root):
     path = root / "train" / "b" / "1.png"
     path.write_bytes(noise(6000))
     keys = [[(0, 0, 0)], [(0, 2, 0), (0, 1, 0)]] if way == "training" else [[0], [2, 1]]
     for unreadable in ("fail", "skip"):
         train, _ = image_folder(root, unreadable)
-        feed = Training(train, (8, 8), flip=False, seed=0) if way == "training" else Testing(train, (8, 8))
+        feed = TrainImages(train, (8, 8), flip=False, seed=0) if way == "training" else EvalImages(train, (8, 8))
         if unreadable == "skip":
-            first, second = read_batches(feed, keys, readers)
+            first, second = read_batches(feed, keys, num_workers)
             assert (len(first.labels), second.labels.tolist(), second.skipped) == (1, [1], (str(path),))
             continue
         with pytest.raises(DataError, match=rf"^{path} cannot be read \(.*\): mend or remove the file") as caught:
-            list(read_batches(feed, keys, readers))
+            list(read_batches(feed, keys, num_workers))
         assert "Traceback" not in str(caught.value)
 
 
@@ -46,14 +50,14 @@ def test_a_run_with_readers_names_or_counts_what_cannot_be_read(unreadable, root
     (root / "train" / "b" / "1.png").write_bytes(noise(6000))
     (root / "val" / "b" / "1.png").write_bytes(b"")
     recipe = Recipe(epochs=1, batch_size=3, warmup=0.0)
-    experiment = Experiment(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
+    experiment = ImageConfig(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
     folder = tmp_path_factory.mktemp("runs") / "run"
     if unreadable == "fail":
         with pytest.raises(DataError, match=r"^.*1\.png cannot be read \(.*\): mend or remove the file") as caught:
-            runs.run(experiment, plain([(8, 8)]), folder, readers=2)
+            runs.run(experiment, plain([(8, 8)]), folder, num_workers=2)
         assert "Traceback" not in str(caught.value)
         return
-    result = runs.run(experiment, plain([(8, 8)]), folder, readers=2, unreadable="skip")
+    result = runs.run(experiment, plain([(8, 8)]), folder, num_workers=2, unreadable="skip")
     assert [row["skipped"] for row in result["history"]] == [1]
     assert [(row["total"], row["skipped"]) for row in result["evaluation"]] == [(2, 1)]
 
@@ -66,7 +70,7 @@ class Killed(Dataset):
 
 
 def test_a_reading_process_that_is_gone_is_named():
-    with pytest.raises(WorkerError, match=r"a process that reads data is gone .*fewer --readers"):
+    with pytest.raises(WorkerError, match=r"a process that reads data is gone .*fewer --num_workers"):
         next(read_batches(Killed(), [[0]], 1))
 
 
@@ -113,7 +117,7 @@ def test_any_name_of_a_class(name, root, tmp_path_factory):
     for part in ("train", "val"):
         (root / part / "a").rename(root / part / name)
     recipe = Recipe(epochs=1, batch_size=2, warmup=0.0)
-    experiment = Experiment(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
+    experiment = ImageConfig(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
     folder = tmp_path_factory.mktemp("runs") / "run"
     result = runs.run(experiment, plain([(8, 8)]), folder)
     assert result["data"]["train"]["classes"] == sorted([name, "b"])

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, features
 
 from comrope.errors import DataError
-from comrope.lab.data import Testing, image_folder
+from comrope.lab.images.folder import image_folder
+from comrope.lab.images.loading import EvalImages
 from tests.faults.images import noise, pixels, write_images
 
 pytestmark = pytest.mark.area("image files")
@@ -205,11 +206,11 @@ def test_what_is_no_image_is_named_or_left_out(make, root):
     train, _ = image_folder(root)
     assert len(train) == 3
     with pytest.raises(DataError) as caught:
-        Testing(train, (8, 8)).__getitems__([0, 1, 2])
+        EvalImages(train, (8, 8)).__getitems__([0, 1, 2])
     assert str(caught.value).startswith(f"{path} cannot be read (")
     assert "mend or remove the file" in str(caught.value)
     train, _ = image_folder(root, "skip")
-    batch = Testing(train, (8, 8)).__getitems__([0, 1, 2])
+    batch = EvalImages(train, (8, 8)).__getitems__([0, 1, 2])
     assert batch.skipped == (str(path),)
     assert batch.labels.tolist() == [0, 1]
 
@@ -233,7 +234,7 @@ def test_damaged_images_are_read_or_named(suffix, root):
         damaged[at : at + number % 5 + 1] = draws.randbytes(number % 5 + 1)
         path.write_bytes(damaged[: len(whole)] if number % 7 else damaged[:at])
         try:
-            batch = Testing(train, (8, 8)).__getitems__([1])
+            batch = EvalImages(train, (8, 8)).__getitems__([1])
         except DataError as error:
             if not str(error).startswith(f"{path} cannot be read ("):
                 found[number] = str(error)

@@ -15,7 +15,7 @@ import comrope
 from comrope.cli.tools import Fold
 from comrope.hosts._replaced import is_taken
 from comrope.lab import runs
-from comrope.lab.evaluate import plain
+from comrope.lab.classification import plain
 from comrope.lab.study import Job, run_all
 from tests.faults.children import killed
 from tests.lab.helpers import QUICK

@@ -15,9 +15,11 @@ from filelock import FileLock
 from PIL import Image
 
 from comrope.errors import ComropeError, ConfigurationError, DataError, DivergedError
-from comrope.lab import classify, run_folder, runs
-from comrope.lab.evaluate import plain
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab import run_folder, runs
+from comrope.lab.classification import plain
+from comrope.lab.experiment import Recipe
+from comrope.lab.images import data as image_data
+from comrope.lab.images.config import ImageConfig
 from tests.lab.helpers import QUICK
 
 PLAIN = plain([(8, 8)])
@@ -167,7 +169,7 @@ def images(tmp_path):
             for i in range(6):
                 Image.new("RGB", (8, 8), (100 * number + i,) * 3).save(folder / f"{i}.png")
     recipe = Recipe(epochs=3, batch_size=4)
-    return root, Experiment(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
+    return root, ImageConfig(data=str(root), image_size=(8, 8), model="tiny", encoding="none", recipe=recipe)
 
 
 @pytest.mark.area("data that change")
@@ -176,7 +178,7 @@ def test_images_that_vanish_between_two_parts_of_a_run_are_missed(tmp_path, imag
     with pytest.raises(Stopped):
         runs.run(experiment, PLAIN, tmp_path / "run", save_every=1, report=_stop_after(2))
     (root / "train" / "a" / "0.png").unlink()
-    classify._load.cache_clear()  # as in another process
+    image_data._kept.cache_clear()  # as in another process
     with pytest.raises(DataError, match="train had count 12, now 11"):
         runs.run(experiment, PLAIN, tmp_path / "run")
 
@@ -187,7 +189,7 @@ def test_renamed_classes_are_not_evaluated(tmp_path, images):
     runs.run(experiment, PLAIN, tmp_path / "run")
     for part in ("train", "val"):
         (root / part / "a").rename(root / part / "c")
-    classify._load.cache_clear()
+    image_data._kept.cache_clear()
     with pytest.raises(DataError, match="classes a, b, now b, c"):
         runs.run(experiment, PLAIN, tmp_path / "run")
 
@@ -216,15 +218,15 @@ def test_recipes_that_make_no_sense_are_refused(settings):
 
 @pytest.mark.area("settings of runs")
 @pytest.mark.parametrize(
-    "settings", [{"enlargement": 1000.0}, {"perturbation": float("nan")}, {"image_size": (4, 1_000_000)}]
+    "settings", [{"resize_ratio": 1000.0}, {"perturbation": float("nan")}, {"image_size": (4, 1_000_000)}]
 )
 def test_experiments_that_make_no_sense_are_refused(settings):
     with pytest.raises(ConfigurationError, match="expected"):
-        Experiment(**settings)
+        ImageConfig(**settings)
 
 
 @pytest.mark.area("settings of runs")
-@pytest.mark.parametrize("settings", [{"save_every": 0}, {"save_every": -1}, {"readers": -1}])
+@pytest.mark.parametrize("settings", [{"save_every": 0}, {"save_every": -1}, {"num_workers": -1}])
 def test_ways_of_running_that_make_no_sense_are_refused(settings, tmp_path):
     with pytest.raises(ConfigurationError, match="expected"):
         runs.run(EXPERIMENT, PLAIN, tmp_path / "run", **settings)

@@ -8,7 +8,7 @@ import pytest
 
 from comrope.errors import ComropeError, ConfigurationError, DataError
 from comrope.lab.text import problem
-from comrope.lab.text.corpus import BOS, Stretches, Training, documents
+from comrope.lab.text.corpus import BOS, EvalText, TrainText, documents
 from tests.lab.text.helpers import quick, write_texts
 
 pytestmark = pytest.mark.area("text files")
@@ -50,7 +50,7 @@ def test_a_byte_is_a_token_whatever_it_means(content, root):
     """Nothing is decoded, and nothing is lost: text of any encoding is read as it lies."""
     (root / "odd" / "more.txt").write_bytes(content)
     assert content in _read(root)
-    feed = Training([content, b"the end"], 4)
+    feed = TrainText([content, b"the end"], 4)
     assert feed.tokens.tolist() == [BOS, *content, BOS, *b"the end"]
     assert feed.__getitems__([(0, i, 0) for i in range(2)]).tokens.shape == (2, 5)
 
@@ -200,10 +200,10 @@ CHANGES: dict[str, tuple[Callable[[Path], None], dict, type[ComropeError], str]]
 def test_too_little_text(change, settings, kind, match, root):
     change(root)
     with pytest.raises(kind, match=match):
-        problem.data(quick(root, **settings))
+        problem.datasets(quick(root, **settings))
 
 
 def test_stretches_of_the_texts_that_are_long_enough(root):
-    """Documents shorter than a stretch are none to test on, as the documentation of `Stretches` says of documents."""
-    found = Stretches.of([b"short", bytes(64), b"", bytes(range(100))], 64)
+    """Documents shorter than a stretch are none to test on, as the documentation of `EvalText` says of documents."""
+    found = EvalText.of([b"short", bytes(64), b"", bytes(range(100))], 64)
     assert len(found) == 2

@@ -13,7 +13,7 @@ import torch
 
 import comrope
 from comrope.lab import results, runs
-from comrope.lab.evaluate import plain
+from comrope.lab.classification import plain
 from tests.faults.children import told
 from tests.lab.helpers import QUICK
 

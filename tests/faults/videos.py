@@ -13,7 +13,7 @@ import torch
 from comrope.errors import DataError
 from comrope.lab.video import frames
 from comrope.lab.video.clips import Clips
-from comrope.lab.video.feed import TestingClips
+from comrope.lab.video.loading import EvalClips
 from tests.lab.video.helpers import STEP, numbers
 
 SEED = 0
@@ -67,11 +67,11 @@ def wrong(path: Path) -> str | None:
     """What is wrong with how a file is read; None where it is right, be it read or refused."""
     begun = time.monotonic()
     try:
-        batch = TestingClips(clip(path), ASKED, FEED).__getitems__([0])
+        batch = EvalClips(clip(path), ASKED, FEED).__getitems__([0])
     except DataError as error:
         if not str(error).startswith(f"{path} cannot be read (") or 'unreadable="skip"' not in str(error):
             return f"does not say what to do: {error}"
-        left = TestingClips(clip(path, "skip"), ASKED, FEED).__getitems__([0])
+        left = EvalClips(clip(path, "skip"), ASKED, FEED).__getitems__([0])
         return None if left.skipped == (str(path),) and len(left.labels) == 0 else f"not left out: {left}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.experiment import Recipe
+from comrope.lab.images.config import ImageConfig
 
-QUICK = Experiment(
+QUICK = ImageConfig(
     data="digits",
     num_train=60,
     num_test=40,

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab import classify, runs
-from comrope.lab.evaluate import Condition, measure, plain
+from comrope.lab import runs
+from comrope.lab.classification import Condition, evaluate, plain
 from comrope.lab.experiment import Recipe
+from comrope.lab.images import problem
 from tests.lab.helpers import QUICK
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -105,8 +106,8 @@ def test_two_processes_reach_the_weights_of_one(tmp_path, whole):
     for row, other in zip(result["history"], expected["history"], strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
     # Every image counted once: exactly what one process finds with these weights.
-    model, images = runs.load_run(folder), classify.data(EXPERIMENT)[1]
-    assert result["evaluation"] == measure(model, images, plain([(8, 8)]))
+    model, images = runs.load_run(folder), problem.datasets(EXPERIMENT)[1]
+    assert result["evaluation"] == list(evaluate(model, images, plain([(8, 8)])))
 
 
 def test_accumulated_micro_batches_are_one_batch(tmp_path, whole):

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import comrope
-from comrope.lab import classify
-from comrope.lab.data import digits
+from comrope.lab.images import problem
+from comrope.lab.images.memory import digits
 from tests.lab.helpers import QUICK
 from tests.processes import in_two_processes
 
@@ -23,7 +23,7 @@ from tests.processes import in_two_processes
 def _steps(encoding: str, rank: int = 0, world: int = 1, mesh=None) -> dict[str, torch.Tensor]:
     """Weights after three steps of AdamW on 24 images, of which this process sees its share."""
     images = digits()[0].take(range(24))
-    model = classify.build(replace(QUICK, encoding=encoding), images)
+    model = problem.build(replace(QUICK, encoding=encoding), images)
     if mesh is not None:
         for block in model.blocks:
             fully_shard(block, mesh=mesh)

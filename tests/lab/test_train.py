@@ -11,14 +11,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.transforms.v2.functional import to_pil_image
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.classify import Classification
-from comrope.lab.data import Images, digits, image_folder
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.experiment import Recipe
+from comrope.lab.images.config import ImageConfig
+from comrope.lab.images.folder import image_folder
+from comrope.lab.images.memory import Images, digits
+from comrope.lab.images.problem import Classification
 from comrope.lab.train import Batches, train
 from comrope.lab.vit import ViT
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=3e-3, seed=5)
-EXPERIMENT = Experiment(image_size=(8, 12), recipe=RECIPE)
+EXPERIMENT = ImageConfig(image_size=(8, 12), recipe=RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +80,13 @@ def test_another_seed_gives_others(images):
 def test_perturbation_moves_the_positions(images):
     """Without crops and within one epoch the images come the same: only a model that sees positions can tell."""
     one = replace(RECIPE, epochs=1)
-    still, moving = ({"enlargement": 1.0, "perturbation": sigma} for sigma in (0.0, 1.0))
+    still, moving = ({"resize_ratio": 1.0, "perturbation": sigma} for sigma in (0.0, 1.0))
     assert _equal(_trained(images, one, "none", **still)[0], _trained(images, one, "none", **moving)[0])
     assert not _equal(_trained(images, one, **still)[0], _trained(images, one, **moving)[0])
 
 
 def test_crops_are_of_the_enlarged_images(images):
-    plain, cropped = (_trained(images, perturbation=0.0, enlargement=e)[0] for e in (1.0, 1.3))
+    plain, cropped = (_trained(images, perturbation=0.0, resize_ratio=e)[0] for e in (1.0, 1.3))
     assert not _equal(plain, cropped)
 
 

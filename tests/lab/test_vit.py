@@ -14,6 +14,7 @@ import comrope
 from comrope import reference
 from comrope.encodings import NoEncoding
 from comrope.errors import ConfigurationError
+from comrope.hosts import angle_parameters
 from comrope.lab.vit import ViT
 from tests.helpers import EVERY, LEARNED, ROTARY, assert_close, draw
 from tests.lab.helpers import heard
@@ -38,7 +39,7 @@ def _fresh(name: str, encoding_settings: dict | None = None, seed: int = 0, **vi
 def _model(name: str, encoding_settings: dict | None = None, **vit) -> ViT:
     """In float64, with weights large enough for attention to matter, the same for all encodings."""
     model = _fresh(name, encoding_settings, **vit).double().eval()
-    own = model.encoding_parameters()
+    own = angle_parameters(model)
     with torch.no_grad():
         for i, (parameter_name, parameter) in enumerate((n, p) for n, p in model.named_parameters() if n not in own):
             step = 1.0 if parameter_name == "cls_token" else 0.3
@@ -49,7 +50,7 @@ def _model(name: str, encoding_settings: dict | None = None, **vit) -> ViT:
 def _plain(like: ViT, **vit) -> VisionTransformer:
     """timm's own model with the same weights."""
     plain = VisionTransformer(img_size=SIZE, dynamic_img_size=True, pos_embed="none", **(SMALL | vit)).double().eval()
-    theirs = {k: v for k, v in like.state_dict().items() if k not in like.encoding_parameters()}
+    theirs = {k: v for k, v in like.state_dict().items() if k not in angle_parameters(like)}
     plain.load_state_dict(theirs)  # strict: nothing more, nothing less
     return plain
 
@@ -59,7 +60,7 @@ def _images(n: int = 3, size: tuple[int, int] = SIZE) -> torch.Tensor:
 
 
 def _without_encoding(model: ViT) -> dict[str, torch.Tensor]:
-    return {n: p for n, p in model.named_parameters() if n not in model.encoding_parameters()}
+    return {n: p for n, p in model.named_parameters() if n not in angle_parameters(model)}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_none_is_timms_model(vit):
     model = _model("none", **vit)
     x = _images()
     assert_close(model(x), _plain(model, **vit)(x), 1e-12, "logits")
-    assert model.encoding_parameters() == {}
+    assert angle_parameters(model) == {}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -192,7 +193,7 @@ def test_encoding_parameters_are_what_timm_does_not_have(name):
     model = _fresh(name)
     plain = VisionTransformer(img_size=SIZE, pos_embed="none", **SMALL)
     extra = dict(model.named_parameters()).keys() - dict(plain.named_parameters()).keys()
-    found = model.encoding_parameters()
+    found = angle_parameters(model)
     assert found.keys() == extra
     assert all(found[n] is p for n, p in model.named_parameters() if n in extra)
     assert model.no_weight_decay() == plain.no_weight_decay() | extra
@@ -204,7 +205,7 @@ def test_optimizer_does_not_decay_the_encoding(name):
     model = _fresh(name)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.1)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert {decay[id(p)] for p in model.encoding_parameters().values()} == {0.0}
+    assert {decay[id(p)] for p in angle_parameters(model).values()} == {0.0}
     assert decay[id(model.blocks[0].attn.qkv.weight)] == decay[id(model.head.weight)] == 0.1
     assert len(decay) == len(list(model.parameters()))
 

@@ -16,6 +16,7 @@ from comrope.errors import ConfigurationError, DataError
 
 UNREADABLE = ("fail", "skip")
 T = TypeVar("T")
+Samples = TypeVar("Samples", bound="Labelled")
 
 
 class Labelled(Protocol):
@@ -32,7 +33,7 @@ class Labelled(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What a sample is called in messages; no two have the same name."""
+        """Returns the sample's name, for messages; no two are the same."""
         ...
 
     def take(self, indices: Sequence[int]) -> Self:
@@ -41,12 +42,31 @@ class Labelled(Protocol):
 
 
 def about(samples: Any) -> dict[str, Any]:
-    """What tells samples from others: how many, of which classes, and a sum of their labels and names, but for folders."""
+    """Returns what identifies a data set: number, classes, and a checksum of labels and file names without their folders."""
     found: dict[str, Any] = {"count": len(samples), "classes": list(getattr(samples, "classes", ()))}
     if hasattr(samples, "labels"):
         names = "\n".join(Path(samples.name(index)).name for index in range(len(samples)))
         found["sum"] = hashlib.sha256(samples.labels.numpy().tobytes() + os.fsencode(names)).hexdigest()
     return found
+
+
+def subset(samples: Samples, num: int | None, what: str) -> Samples:
+    """Returns `num` samples, always the same ones, as evenly over the classes as possible; all if None.
+
+    Args:
+        samples: those to choose from.
+        num: how many.
+        what: the name of the setting, for messages.
+    """
+    if num is None:
+        return samples
+    if not 1 <= num <= len(samples):
+        raise ConfigurationError(f"{what}: got {num}, expected 1 to {len(samples)}.")
+    labels = samples.labels.numpy()
+    shuffled = np.random.RandomState(0).permutation(len(labels))  # numpy keeps its legacy streams as they are
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    turn = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # rank within the class
+    return samples.take(np.sort(by_class[np.argsort(turn, kind="stable")[:num]]).tolist())
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,7 @@ class LabelledFiles:
         return replace(self, paths=self.paths[indices], labels=self.labels[indices])
 
     def _read(self, index: int, read: Callable[[str], T], damage: tuple[type[BaseException], ...]) -> T | None:
-        """What `read` makes of a file; None where it raises `damage` and unreadable="skip".
+        """Returns `read(file)`; None if that raises one of `damage` and unreadable="skip".
 
         Raises:
             DataError: it cannot be read and unreadable="fail".
@@ -91,10 +111,10 @@ class LabelledFiles:
 
 
 def leave_out(name: str, error: BaseException, unreadable: str) -> None:
-    """Logs, as a warning, that a file is skipped.
+    """Logs a warning that a file is skipped.
 
     Raises:
-        DataError: it is not to be, for unreadable is not "skip".
+        DataError: unreadable is not "skip".
     """
     if unreadable != "skip":
         raise DataError(
@@ -105,12 +125,12 @@ def leave_out(name: str, error: BaseException, unreadable: str) -> None:
 
 
 def by_class(root: Path, suffixes: Sequence[str], layout: str) -> list[dict[str, Any]]:
-    """Paths, labels and classes of the files in train/<class>/ and in val/<class>/, as `LabelledFiles` takes them.
+    """Returns paths, labels and classes of the files in train/<class>/ and in val/<class>/, as arguments of `LabelledFiles`.
 
     Args:
-        root: the folder of both.
-        suffixes: of the files that count, such as ".png"; in any case.
-        layout: what to do about it, for messages.
+        root: the folder that train and val are in.
+        suffixes: the suffixes of the files that count, such as ".png", in lower case; those of files may be in any.
+        layout: the expected layout, for messages.
     Raises:
         DataError: a folder is missing, a class has no such file, or the classes of the two differ.
     """
@@ -145,10 +165,10 @@ def by_class(root: Path, suffixes: Sequence[str], layout: str) -> list[dict[str,
 
 
 def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files below a folder, its own before those of folders in it, each by name.
+    """Yields the files below a folder in the order of their names, its own before those of folders in it.
 
-    Hidden ones do not count, nor what is no file, such as a pipe. A link that leads nowhere does: it is named where it cannot
-    be read. A link that leads back to one of the folders `above` is not followed, and named.
+    Hidden files and folders are left out, and pipes and the like. A link that leads nowhere is yielded, so that the error of
+    reading it names it. A link back to one of the folders `above` is not followed, with a warning.
 
     Raises:
         OSError: a folder cannot be read.
@@ -171,5 +191,5 @@ def _is_file(entry: os.DirEntry) -> bool:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Asked of os.path where it is a link: an entry itself raises an error of a link that leads to itself."""
+    """Whether an entry is a folder. A link is asked by os.path: the entry raises OSError for one that leads to itself."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()

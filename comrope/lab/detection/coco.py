@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import BoundingBoxFormat
 
 from comrope.errors import DataError
-from comrope.lab.data.folder import DAMAGE, rgb
+from comrope.lab.data.image_files import DAMAGE, rgb
 from comrope.lab.data.labelled import leave_out
-from comrope.lab.draws import generator
+from comrope.lab.rng import Stream, generator
 
 LAYOUT = (
     "annotations/instances_{train,val}2017.json with images in images/{train,val}2017 or {train,val}2017, as "
     "https://cocodataset.org/#download has them"
 )
 Target = dict[str, Tensor]
-_STREAM = 5  # of the seed's streams that no other draws of a run are taken from
 
 
 class CocoSet:
@@ -93,7 +93,7 @@ class CocoSet:
             if not os.path.isfile(self.name(index)):
                 raise FileNotFoundError("there is no such file")
             with Image.open(self.name(index)) as image:
-                found = pil_to_tensor(rgb(image, image.format))  # as it lies: boxes are of that
+                found = functional.pil_to_tensor(rgb(image, image.format))  # as it lies: boxes are of that
             if tuple(found.shape[1:]) != (about["height"], about["width"]):
                 raise ValueError(f"{found.shape[2]} × {found.shape[1]} pixels, annotated as another size")
         except DAMAGE as error:
@@ -106,15 +106,14 @@ class CocoSet:
         Crowds are left out, and boxes without area; what lies outside the image is cut off.
         """
         height, width = (self.images[index][side] for side in ("height", "width"))
-        kept, boxes = [], []
-        for annotation in self.annotations[index]:
-            x, y, w, h = annotation["bbox"]
-            box = (max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height))
-            if not annotation["iscrowd"] and box[2] > box[0] and box[3] > box[1]:
-                kept.append(annotation)
-                boxes.append(box)
+        own = [a for a in self.annotations[index] if not a["iscrowd"]]
+        boxes = torch.tensor([a["bbox"] for a in own], dtype=torch.float64).reshape(-1, 4)
+        boxes = functional.convert_bounding_box_format(boxes, BoundingBoxFormat.XYWH, BoundingBoxFormat.XYXY)
+        boxes = functional.clamp_bounding_boxes(boxes, BoundingBoxFormat.XYXY, (height, width))
+        has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        kept = [a for a, holds in zip(own, has_area.tolist(), strict=True) if holds]
         target = {
-            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "boxes": boxes[has_area].float(),
             "labels": torch.tensor([self._labels[a["category_id"]] for a in kept], dtype=torch.int64),
         }
         if masks:
@@ -144,8 +143,8 @@ class Batch(NamedTuple):
     """Where in what was asked for each image stood."""
 
 
-class Training(Dataset):
-    """`feed[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`; where images may be mirrored, half of them are."""
+class TrainImages(Dataset):
+    """`dataset[[(epoch, index, copy), …]]` is a `Batch`; where images may be mirrored, half of them are."""
 
     def __init__(self, images: CocoSet, *, masks: bool, seed: int):
         self.images, self.masks, self.seed = images, masks, seed
@@ -159,15 +158,13 @@ class Training(Dataset):
         pairs = []
         for at, pixels in zip(found.places, found.images, strict=True):
             pair = pixels, self.images.target(keys[at][1], self.masks)
-            draws = generator(self.seed, _STREAM, *keys[at])
+            draws = generator(self.seed, Stream.MIRRORING, *keys[at])
             pairs.append(_mirrored(*pair) if self.images.mirrors and torch.rand((), generator=draws) < 0.5 else pair)
         return found._replace(images=[pixels for pixels, _ in pairs], targets=[target for _, target in pairs])
 
 
-class Testing(Dataset):
-    """Plain images: `feed[[index, …]]`, through a DataLoader, is a `Batch` without targets."""
-
-    __test__ = False  # or pytest takes it for a test case, by its name
+class EvalImages(Dataset):
+    """Plain images: `dataset[[index, …]]`, through a DataLoader, is a `Batch` without targets."""
 
     def __init__(self, images: CocoSet):
         self.images = images
@@ -188,12 +185,10 @@ def _gather(images: CocoSet, indices: Sequence[int]) -> Batch:
 
 
 def _mirrored(pixels: Tensor, target: Target) -> tuple[Tensor, Target]:
-    left, top, right, bottom = target["boxes"].unbind(1)
-    width = pixels.shape[-1]
-    mirrored = target | {"boxes": torch.stack((width - right, top, width - left, bottom), dim=1)}
-    if "masks" in target:
-        mirrored["masks"] = target["masks"].flip(-1)
-    return pixels.flip(-1), mirrored
+    size: tuple[int, int] = (pixels.shape[-2], pixels.shape[-1])
+    boxes = functional.horizontal_flip_bounding_boxes(target["boxes"], BoundingBoxFormat.XYXY, size)
+    masks = {"masks": functional.horizontal_flip_mask(target["masks"])} if "masks" in target else {}
+    return functional.horizontal_flip(pixels), {**target, "boxes": boxes, **masks}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from comrope.lab.detection.pyramid import Pyramid, inside
-from comrope.lab.detection.vit import Size, Trunk
+from comrope.lab.detection.vit import DetectionViT, Size
 
 _RATIOS = (0.5, 1.0, 2.0)
 
@@ -83,7 +83,7 @@ class Pool(MultiScaleRoIAlign):
 class Backbone(nn.Module):
     """Pyramid over a ViT."""
 
-    def __init__(self, trunk: Trunk, channels: int):
+    def __init__(self, trunk: DetectionViT, channels: int):
         super().__init__()
         self.trunk = trunk
         self.pyramid = Pyramid(trunk.vit.embed_dim, channels, trunk.patch)

@@ -1,4 +1,4 @@
-"""The detector of an experiment: a VisionTransformer of timm with weights to start from, an encoding, and heads."""
+"""The detector of a configuration: a VisionTransformer of timm with weights to start from, an encoding, and heads."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 from comrope.errors import ConfigurationError, DataError
 from comrope.lab.detection.coco import CocoSet
+from comrope.lab.detection.config import DetectionConfig
 from comrope.lab.detection.detector import Backbone, Detector
-from comrope.lab.detection.experiment import DetectionExperiment
-from comrope.lab.detection.vit import Trunk
+from comrope.lab.detection.vit import DetectionViT
 from comrope.lab.experiment import WEIGHTS
 
 HEADS = ("boxes", "masks")
@@ -34,53 +34,53 @@ MODELS: dict[str, dict[str, Any]] = {
 heads. "timm:<name>" has the heads of "vit-s/16"."""
 
 
-def check(experiment: DetectionExperiment) -> None:
+def check(config: DetectionConfig) -> None:
     """Refuses a model or a head that there is not."""
-    if experiment.head not in HEADS:
-        raise ConfigurationError(f"head={experiment.head!r}: expected one of {', '.join(HEADS)}.")
-    name = experiment.model
+    if config.head not in HEADS:
+        raise ConfigurationError(f"head={config.head!r}: expected one of {', '.join(HEADS)}.")
+    name = config.model
     if not name.startswith("timm:") and name not in MODELS:
         raise ConfigurationError(f"model={name!r}: expected one of {', '.join(MODELS)}, or 'timm:' and a name there.")
 
 
-def build(experiment: DetectionExperiment, images: CocoSet, runs: Path | None = None) -> Detector:
-    """The detector of an experiment; with the same seed all encodings start from the same weights outside of themselves.
+def build(config: DetectionConfig, images: CocoSet, runs: Path | None = None) -> Detector:
+    """The detector of a configuration; with the same seed all encodings start from the same weights outside of themselves.
 
     Args:
-        experiment: which.
+        config: which.
         images: what it is for; their classes matter.
-        runs: the folder that `experiment.start` is a run in.
+        runs: the folder that has the run `config.start` in it.
     """
-    check(experiment)
-    torch.manual_seed(experiment.recipe.seed)
-    name = experiment.model
+    check(config)
+    torch.manual_seed(config.recipe.seed)
+    name = config.model
     model = {"name": name.removeprefix("timm:"), **_FULL} if name.startswith("timm:") else MODELS[name]
-    vit = _vit(experiment, model, runs)
+    vit = _vit(config, model, runs)
     with torch.random.fork_rng(devices=[]):  # the heads do not depend on the encoding
-        trunk = Trunk(vit, experiment.encoding, experiment.settings)
+        trunk = DetectionViT(vit, config.encoding, config.settings)
     return Detector(
         Backbone(trunk, model["channels"]),
         len(images.classes),
-        masks=experiment.head == "masks",
-        edges=(experiment.short_edges, experiment.long_edge),
+        masks=config.head == "masks",
+        edges=(config.short_edges, config.long_edge),
         normal=(vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]),
         **model["heads"],
     )
 
 
-def _vit(experiment: DetectionExperiment, model: dict[str, Any], runs: Path | None) -> Any:
+def _vit(config: DetectionConfig, model: dict[str, Any], runs: Path | None) -> Any:
     name, shape = model.get("name", "vit_tiny_patch16_224"), model.get("vit", {})
-    settings = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": experiment.drop_path, **shape}
+    settings = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": config.drop_path, **shape}
     try:
-        vit = timm.create_model(name, pretrained=experiment.start == "pretrained", **settings)
+        vit = timm.create_model(name, pretrained=config.start == "pretrained", **settings)
     except Exception as error:  # whatever timm makes of another model, of a name, or of no network
         raise ConfigurationError(
-            f"model={experiment.model!r} is no VisionTransformer of timm ({type(error).__name__}: {error}): name one that is."
+            f"model={config.model!r} is no VisionTransformer of timm ({type(error).__name__}: {error}): name one that is."
         ) from error
     if not isinstance(vit, VisionTransformer):
-        raise ConfigurationError(f"model={experiment.model!r} is a {type(vit).__name__}, expected a VisionTransformer.")
-    if experiment.start not in (None, "pretrained"):
-        _load_weights(vit, experiment.start, runs)
+        raise ConfigurationError(f"model={config.model!r} is a {type(vit).__name__}, expected a VisionTransformer.")
+    if config.start not in (None, "pretrained"):
+        _load_weights(vit, config.start, runs)
     return vit
 
 

@@ -1,9 +1,7 @@
-"""Object detection on the laboratory's loop: data, loss and measurement."""
+"""Object detection, as `comrope.lab.problem.Problem` describes a problem."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import faster_coco_eval.core.mask as rle
@@ -13,72 +11,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import UNREADABLE, read_batches
-from comrope.lab.detection.coco import Batch, CocoSet, Testing, Training
-from comrope.lab.detection.detector import Detector
-from comrope.lab.detection.experiment import DetectionExperiment
+from comrope.lab.data.batches import read_batches
+from comrope.lab.detection.coco import Batch, CocoSet, EvalImages, TrainImages
+from comrope.lab.detection.config import DetectionConfig, DetectionOptions
+from comrope.lab.detection.data import datasets as datasets
 from comrope.lab.detection.metric import NAMES, average_precision
 from comrope.lab.detection.model import build as build
 from comrope.lab.detection.model import check as check
-from comrope.lab.detection.scenes import scenes
-from comrope.lab.train import Means
-
-SCENES = Path("runs/data/scenes")
-
-
-@lru_cache(maxsize=2)
-def _load(data: str, num_train: int | None, num_test: int | None, unreadable: str) -> tuple[CocoSet, CocoSet]:
-    if unreadable not in UNREADABLE:
-        raise ConfigurationError(f"unreadable={unreadable!r}: expected one of {', '.join(UNREADABLE)}.")
-    composed = data == "scenes" or data.startswith("scenes:")
-    if composed:
-        sizes = {key: value for key, value in (("num_train", num_train), ("num_val", num_test)) if value is not None}
-        root = scenes(Path(data.removeprefix("scenes:")) if ":" in data else SCENES, **sizes)
-    else:
-        root = Path(data)
-    settings: dict[str, Any] = {"unreadable": unreadable, "mirrors": not composed}
-    train, test = CocoSet(root, "train", num_train, **settings), CocoSet(root, "val", num_test, **settings)
-    if train.categories != test.categories:
-        raise DataError(f"{root}: the categories of train and val differ: expected the same in both.")
-    return train, test
-
-
-def data(experiment: DetectionExperiment, unreadable: str = "fail") -> tuple[CocoSet, CocoSet]:
-    """Images to train on and to test on; what was read last is kept."""
-    return _load(experiment.data, experiment.num_train, experiment.num_test, unreadable)
-
-
-def task(model: Detector, images: CocoSet, experiment: DetectionExperiment) -> "Detection":
-    return Detection(images, experiment)
-
-
-class Detection:
-    """Images with boxes, and masks if they are asked for, for the training loop."""
-
-    def __init__(self, images: CocoSet, experiment: DetectionExperiment):
-        self.feed = Training(images, masks=experiment.head == "masks", seed=experiment.recipe.seed)
-        self._test = data(experiment, images.unreadable)[1]
-        self._conditions = conditions(experiment)
-
-    def loss(self, model: nn.Module, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Means]:
-        """The sum of torchvision's losses, each of which is recorded."""
-        device, count = next(model.parameters()).device, len(batch.images)
-        images, targets = (batch.images, batch.targets) if count else ([torch.zeros(3, 64, 64)], [self._nothing()])
-        targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
-        losses = model([_as_float(image, device) for image in images], targets)
-        loss = torch.stack(list(losses.values())).sum()
-        return loss if count else 0 * loss, Means(count, losses, len(batch.skipped))
-
-    def _nothing(self) -> dict[str, Tensor]:
-        """What is on a blank image of 64 × 64."""
-        none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-        return none | ({"masks": torch.zeros(0, 64, 64, dtype=torch.uint8)} if self.feed.masks else {})
-
-    def after_epoch(self, model: nn.Module) -> dict[str, Any]:
-        """Average precision on the test images as they are tested in the end, in per cent."""
-        (row,) = measure(model, self._test, self._conditions)
-        return {name: row[name] for name in NAMES}
+from comrope.lab.train import BatchMetrics, Task
 
 
 @dataclass(frozen=True)
@@ -91,41 +31,78 @@ class Edges:
     """Pixels of the longer side, at most."""
 
     def describes(self, row: dict[str, Any]) -> bool:
-        """Whether a row of `measure` was found under this condition."""
+        """Whether a row of `evaluate` was measured under this condition."""
         return (row["short"], row["long"]) == (self.short, self.long)
 
 
-def conditions(experiment: DetectionExperiment, resolutions: Sequence[tuple[int, int]] = ()) -> list[Edges]:
-    """The experiment's own size, or each of `resolutions`, as (shorter, longest); of (n, n) the longest is in proportion."""
-    short, long = experiment.short_edges[-1], experiment.long_edge
-    asked = [(min(r), max(r) if r[0] != r[1] else round(r[0] * long / short)) for r in resolutions]
-    return [Edges(*edges) for edges in asked or [(short, long)]]
+def conditions(config: DetectionConfig, options: DetectionOptions | None = None) -> list[Edges]:
+    """The sizes asked for, as (shorter edge, longest edge); the configuration's own if there are none.
+
+    Of a square the longest edge is in proportion to the configuration's.
+    """
+    short, long = config.short_edges[-1], config.long_edge
+    sizes = (options or DetectionOptions()).sizes()
+    return [Edges(min(s), max(s) if s[0] != s[1] else round(s[0] * long / short)) for s in sizes] or [
+        Edges(short, long)
+    ]
 
 
-def measure(
-    model: Any, images: CocoSet, conditions: Sequence[Edges], *, batch_size: int = 4, readers: int = 0
-) -> list[dict[str, Any]]:
-    """COCO's metric under each condition.
+def task(model: nn.Module, train: CocoSet, evaluation: CocoSet, config: DetectionConfig) -> "Detection":
+    """The training images, and the losses of torchvision's heads."""
+    return Detection(train, evaluation, config)
+
+
+class Detection(Task):
+    """Images with boxes, and masks if they are asked for, for the training loop."""
+
+    def __init__(self, train: CocoSet, evaluation: CocoSet, config: DetectionConfig):
+        self._masks = config.head == "masks"
+        self.dataset = TrainImages(train, masks=self._masks, seed=config.recipe.seed)
+        self._evaluation = evaluation
+        self._conditions = conditions(config)
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:
+        """The sum of torchvision's losses, each of which is recorded."""
+        device, count = next(model.parameters()).device, len(batch.images)
+        images, targets = (batch.images, batch.targets) if count else ([torch.zeros(3, 64, 64)], [self._nothing()])
+        targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
+        losses = model([_as_float(image, device) for image in images], targets)
+        loss = torch.stack(list(losses.values())).sum()
+        return loss if count else 0 * loss, BatchMetrics(count, losses, len(batch.skipped))
+
+    def _nothing(self) -> dict[str, Tensor]:
+        """What is on a blank image of 64 × 64."""
+        none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        return none | ({"masks": torch.zeros(0, 64, 64, dtype=torch.uint8)} if self._masks else {})
+
+    def after_epoch(self, model: nn.Module) -> dict[str, Any]:
+        """Average precision on the test images as they are tested in the end, in per cent."""
+        (row,) = evaluate(model, self._evaluation, self._conditions)
+        return {name: row[name] for name in NAMES}
+
+
+def evaluate(
+    model: Any, images: CocoSet, conditions: Sequence[Edges], *, batch_size: int = 4, num_workers: int = 0
+) -> Iterator[dict[str, Any]]:
+    """A row for each condition, with COCO's metric.
 
     Called in several processes, each takes its share of the batches; what they find is put together, the same whatever their
     number.
 
-    Returns:
-        A row a condition: its fields, average precisions of boxes in per cent by the names of `metric.NAMES`, of masks, where
+    Yields:
+        The condition's fields, average precisions of boxes in per cent by the names of `metric.NAMES`, of masks, where
         there are any, as "mask AP" and so on, how many images and detections there were, how many images were `skipped`, and
         as `examples` what was found on the first images.
     """
-    rows = []
     for condition in conditions:
-        found, skipped = predict(model, images, condition, batch_size=batch_size, readers=readers)
+        found, skipped = predict(model, images, condition, batch_size=batch_size, num_workers=num_workers)
         truth = images.truth(skipped)
         row = {**vars(condition), **average_precision(truth, _without(found, "segmentation"))}
         if model.roi_heads.has_mask():
             outlined = average_precision(truth, _without(found, "bbox"), "segm")
             row |= {f"mask {name}": value for name, value in outlined.items()}
         counts = {"images": len(images) - len(skipped), "detections": len(found), "skipped": len(skipped)}
-        rows.append(row | counts | {"examples": _examples(found, images)})
-    return rows
+        yield row | counts | {"examples": _examples(found, images)}
 
 
 def _without(found: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -144,7 +121,7 @@ def _examples(found: list[dict[str, Any]], images: CocoSet, num: int = 6) -> dic
 
 @torch.no_grad()
 def predict(
-    model: Any, images: CocoSet, condition: Edges, *, batch_size: int = 4, readers: int = 0
+    model: Any, images: CocoSet, condition: Edges, *, batch_size: int = 4, num_workers: int = 0
 ) -> tuple[list[dict[str, Any]], set[int]]:
     """Detections of all processes, as COCO's results have them, in the order of images; and the indices skipped."""
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -154,7 +131,7 @@ def predict(
         state.process_index :: state.num_processes
     ]  # whole batches, so that padding is as it is in one process
     found: list[tuple[int, list[dict[str, Any]]]] = []
-    for indices, batch in zip(batches, read_batches(Testing(images), batches, readers), strict=True):
+    for indices, batch in zip(batches, read_batches(EvalImages(images), batches, num_workers), strict=True):
         if not batch.images:
             continue
         pixels = [_as_float(image, device) for image in batch.images]

@@ -19,8 +19,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from comrope.errors import DataError
-from comrope.lab.data import Images, digits
-from comrope.lab.draws import seed_for
+from comrope.lab.images.memory import Images, digits
+from comrope.lab.rng import Stream, seed_for
 
 EDGE, LONGEST = 96, 128
 """Pixels of a scene: its shorter side, and the longer one at most."""
@@ -30,7 +30,6 @@ SPLITS = ("train", "val")
 CLASSES = ("0", "1", "4")
 """Digits that look least alike, so that a small detector has learned to tell them apart after minutes."""
 _INK, _TRIES, _EMPTY = 0.45, 20, 0.05
-_STREAM = 7  # of the seed 0, that no other draws are taken from
 
 
 def scenes(folder: Path, num_train: int = 400, num_val: int = 100) -> Path:
@@ -78,7 +77,7 @@ def scene(
     split: int, number: int, photographs: list[np.ndarray], ink: Images
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Pixels (height, width, 3), uint8, and the label and mask (height, width) of each digit on them, none hidden."""
-    random = np.random.Generator(np.random.PCG64(seed_for(0, _STREAM, split, number)))
+    random = np.random.Generator(np.random.PCG64(seed_for(0, Stream.SCENES, split, number)))
     shape = [EDGE, int(random.integers(EDGE, LONGEST + 1))]
     height, width = shape if random.random() < 0.5 else shape[::-1]
     canvas = _crop(random, photographs, split, height, width)

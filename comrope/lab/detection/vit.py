@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 import comrope
 from comrope.encodings import ENCODINGS, LearnedEncoding
-from comrope.lab.vit import give
+from comrope.lab.vit import attach_encoding
 
 Size = tuple[int, int]
 """(height, width)"""
 
 
-class Trunk(nn.Module):
-    """Tokens of a VisionTransformer with an encoding in its attention beside its own absolute positions.
+class DetectionViT(nn.Module):
+    """A VisionTransformer of timm with an encoding in its attention, beside its own absolute positions; returns feature maps.
 
     Each image has the positions, the absolute codes and the attention of its own patches, those that begin inside of it:
     whatever else is in its batch, and however far it is padded, does not change them.
@@ -25,9 +25,9 @@ class Trunk(nn.Module):
     def __init__(self, vit: Any, encoding: str, settings: dict[str, Any]):
         """
         Args:
-            vit: the VisionTransformer, of dynamic_img_size=True.
-            encoding: a name; "ape" leaves the model as it is.
-            settings: of the encoding; `init` and `std` matter where angles are learned.
+            vit: the VisionTransformer, made with dynamic_img_size=True.
+            encoding: the name of the encoding; with "ape" the model stays as it is.
+            settings: settings of the encoding; `init` and `std` are left out if it learns nothing.
         """
         super().__init__()
         self.vit = vit
@@ -35,7 +35,7 @@ class Trunk(nn.Module):
         if not issubclass(ENCODINGS.get(name, nn.Module), LearnedEncoding):
             settings = {key: value for key, value in settings.items() if key not in ("init", "std")}
         size = (2 * self.patch, 3 * self.patch)
-        give(self, name, settings, vit.patch_embed.proj.weight.new_zeros(1, 3, *size), [size])
+        attach_encoding(self, name, settings, vit.patch_embed.proj.weight.new_zeros(1, 3, *size), [size])
 
     @property
     def patch(self) -> int:
@@ -45,7 +45,7 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Features (B, width, rows, columns) of images (B, 3, height, width), of which `sizes` are no padding.
 
-        What is at padded places means nothing.
+        Features of padding mean nothing.
         """
         x = self.vit.patch_embed(images)  # (B, rows, columns, width)
         canvas, grids = self._grids(images, sizes)
@@ -62,8 +62,8 @@ class Trunk(nn.Module):
             x = block(x, attn_mask=seen)
         return self.vit.norm(x)[:, self.vit.num_prefix_tokens :].unflatten(1, canvas).permute(0, 3, 1, 2)
 
-    def places(self, images: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """Where the tokens are in a `forward` with these arguments: (L, 2), or (B, L, 2) where images differ in size."""
+    def token_positions(self, images: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """Returns the positions of tokens in a `forward` with these arguments: (L, 2), or (B, L, 2) if sizes differ."""
         canvas, grids = self._grids(images, sizes)
         prefix = {"num_prefix_tokens": self.vit.num_prefix_tokens, "device": images.device}
         if all(grid == canvas for grid in grids):
@@ -71,16 +71,16 @@ class Trunk(nn.Module):
         return torch.stack([self._laid_out(comrope.positions.grid(grid, **prefix), grid, canvas) for grid in grids])
 
     def _grids(self, images: Tensor, sizes: Sequence[Size]) -> tuple[Size, list[Size]]:
-        """(rows, columns) of patches of the canvas, and of each image on it."""
+        """Returns the numbers of patches (rows, columns) of the padded batch, and of each image in it."""
         rows, columns = self.vit.patch_embed.dynamic_feat_size(images.shape[2:])
         return (rows, columns), [(-(-height // self.patch), -(-width // self.patch)) for height, width in sizes]
 
     def _embedded(self, image: Tensor, grid: Size) -> Tensor:
-        """Tokens of the patches of one image, (prefix + rows · columns, width)."""
+        """Returns the tokens of one image with timm's position embedding, (prefix + rows · columns, width)."""
         return self.vit._pos_embed(image[:, : grid[0], : grid[1]].contiguous())[0]
 
     def _laid_out(self, tokens: Tensor, grid: Size, canvas: Size) -> Tensor:
-        """(prefix + Π grid, n) as (prefix + Π canvas, n): the grid in the canvas's first corner, zeros elsewhere."""
+        """Pads tokens (prefix + Π grid, n) with zeros at the bottom and right to (prefix + Π canvas, n)."""
         prefix = self.vit.num_prefix_tokens
         patches = tokens[prefix:].unflatten(0, grid)
         patches = F.pad(patches, (0, 0, 0, canvas[1] - grid[1], 0, canvas[0] - grid[0]))

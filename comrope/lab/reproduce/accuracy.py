@@ -1,9 +1,11 @@
 """Accuracy from scratch: table 1 with figure 3, figures 6 and 7, table 10."""
 
 from itertools import combinations
+from typing import Any
 
 from matplotlib.figure import Figure
 
+from comrope.lab.experiment import Recipe
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.scales import BLOCK_SIZE, BLOCKED, Scale
@@ -27,6 +29,16 @@ from comrope.lab.table import Cell, Table
 PERTURBED = ("none", "ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 STILL = ("ape", "rope", "liere", "comrope-ap", "comrope-ld")
 FAMILY = ("comrope-ap", "comrope-ld", "comrope-mt")
+_INTENSITIES = (0.0, 0.25, 0.5, 1.0, 2.0)
+INTENSITIES = {"demo": (0.0, 1.0), "small": _INTENSITIES, "paper": _INTENSITIES}
+"""σ of figure 7 in patches, by the scale's name."""
+_DEIT: dict[str, Any] = {"weight_decay": 0.05, "warmup": 5 / 300, "repeats": 3}
+DEIT = {
+    "demo": Recipe(epochs=2, batch_size=24, learning_rate=3e-3, **_DEIT),
+    "small": Recipe(epochs=4, batch_size=32, learning_rate=1e-3, **_DEIT),
+    "paper": Recipe(epochs=300, batch_size=1024, learning_rate=1e-3, precision="bf16", **_DEIT),
+}
+"""DeiT's recipe (table 10), by the scale's name; its augmentation comes with augment="deit"."""
 
 
 def table1(scale: Scale) -> Study:
@@ -39,7 +51,7 @@ def table1(scale: Scale) -> Study:
 
     Cost: 14 trainings a seed (9 encodings at σ = 1, 5 at σ = 0), each measured at every size.
     """
-    keys = [(name, 1.0) for name in scale.of(*PERTURBED)] + [(name, 0.0) for name in STILL if name in scale.encodings]
+    keys = [(name, 1.0) for name in scale.of(*PERTURBED)] + [(name, 0.0) for name in scale.among(*STILL)]
     jobs = [Job(scale.experiment(n, seed, perturbation=s), scale.squares()) for n, s in keys for seed in scale.seeds]
 
     def outcome(results: list[dict]) -> Outcome:
@@ -113,7 +125,7 @@ def fig7(scale: Scale) -> Study:
 
     Cost: 5 intensities × 5 encodings a seed; σ = 0 and 1 are table 1's runs.
     """
-    keys = [(name, float(sigma)) for name in scale.of(*STILL) for sigma in scale.intensities]
+    keys = [(name, float(sigma)) for name in scale.of(*STILL) for sigma in INTENSITIES[scale.name]]
     conditions = scale.squares(scale.few_edges)
     jobs = [Job(scale.experiment(n, seed, perturbation=s), conditions) for n, s in keys for seed in scale.few_seeds]
 
@@ -160,7 +172,7 @@ def table10(scale: Scale) -> Study:
     Cost: 3 trainings a seed.
     """
     keys = [(name, 1.0) for name in scale.of("rope-mixed", "comrope-ap", "comrope-ld")]
-    deit = {"augment": "deit", "recipe": scale.deit}
+    deit = {"augment": "deit", "recipe": scale.lengthened(DEIT[scale.name])}
     jobs = [Job(scale.experiment(n, seed, **deit), scale.squares()) for n, _ in keys for seed in scale.few_seeds]
 
     def outcome(results: list[dict]) -> Outcome:

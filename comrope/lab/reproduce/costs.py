@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import comrope
 from comrope import reference
 from comrope.encodings import Encoding
-from comrope.lab.classify import MODELS
-from comrope.lab.draws import generator
+from comrope.lab.images.model import MODELS
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import BLOCK_SIZE, Scale
 from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import label
+from comrope.lab.rng import Stream, generator
 from comrope.lab.table import Cell, Table
 
 NUM_AXES = 2
@@ -163,7 +163,7 @@ def _encoding(name: str, shape: Shape, **settings: Any) -> Encoding:
 def _count(turn: Any, shape: Shape) -> tuple[int, int]:
     """Multiply-adds of matrix products, and small matrix functions, of turning the queries and keys of an image."""
     q, k = torch.zeros(2, 1, shape.num_heads, shape.num_patches, shape.head_dim)
-    x = torch.rand(shape.num_patches, NUM_AXES, generator=generator(0))
+    x = torch.rand(shape.num_patches, NUM_AXES, generator=generator(0, Stream.EXAMPLE))
     with FlopCounterMode(display=False) as products, _MatrixFunctions() as functions:
         turn(q, k, x)
     return products.get_total_flops() // 2, functions.count

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from comrope.lab.detection import problem
-from comrope.lab.detection.experiment import DetectionExperiment
+from comrope.lab.detection.config import DetectionConfig
 from comrope.lab.detection.metric import NAMES
 from comrope.lab.detection.pictures import examples
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.experiment import Recipe
+from comrope.lab.images.config import ImageConfig
+from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.study import Outcome, Study
@@ -17,14 +19,6 @@ from comrope.lab.study import Job
 from comrope.lab.table import Cell, Table
 
 COMPARED = ("ape", "rope-mixed", "liere", "comrope-ld", "comrope-mt")
-PAPER = {
-    "ape": (44.0, 66.6, 47.7, 28.2, 46.8, 58.4),
-    "liere": (44.5, 67.3, 48.4, 29.0, 46.9, 58.7),
-    "comrope-ld": (44.7, 67.6, 48.5, 29.2, 47.1, 60.0),
-}
-"""Table 2: AP, AP50, AP75, APs, APm, APl in per cent, one run each."""
-SAVED = 29
-"""Figure 4: per cent of the iterations that ComRoPE-LD needs fewer than APE for the same metric."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +34,11 @@ class Setting:
     short_edges: tuple[int, ...] = (96,)
     long_edge: int = 128
     drop_path: float = 0.0
-    pretraining: Experiment | None = field(default=None)
+    pretraining: ImageConfig | None = field(default=None)
     """A classifier that the backbone comes from; None where timm has its weights."""
 
 
-_DIGITS = Experiment(
+_DIGITS = ImageConfig(
     data="digits", model="timm:demo", encoding="ape", image_size=(32, 32), augment="basic", perturbation=0.0
 )
 SETTINGS = {
@@ -88,7 +82,7 @@ def table2(scale: Scale) -> Study:
         found = _found(names, setting, scale, results)
         tables = [_precisions(found), _against_ape(found)]
         seed = scale.few_seeds[0]
-        test = problem.data(_experiment(scale, setting, names[0], seed))[1]
+        test = problem.datasets(_experiment(scale, setting, names[0], seed))[1]
         shown = {name: each[0]["evaluation"][0]["examples"] for name, each in found.items()}
         return Outcome(
             [t for t in tables if t.rows], {"table2-examples": examples(test, shown)}, _notes(scale, setting)
@@ -132,18 +126,18 @@ def _setting(scale: Scale) -> Setting:
     setting = SETTINGS[scale.name]
     before = setting.pretraining
     before = before and replace(before, recipe=scale.lengthened(before.recipe))
-    data, recipe = scale.asked.get("data", setting.data), scale.lengthened(setting.recipe)
-    return replace(setting, data=data, recipe=recipe, pretraining=before)
+    samples = {key: value for key, value in scale.asked.items() if key in ("data", "num_train", "num_test")}
+    return replace(setting, **samples, recipe=scale.lengthened(setting.recipe), pretraining=before)
 
 
-def _pretrained(before: Experiment, seed: int) -> Experiment:
+def _pretrained(before: ImageConfig, seed: int) -> ImageConfig:
     return replace(before, recipe=replace(before.recipe, seed=seed))
 
 
-def _experiment(scale: Scale, setting: Setting, encoding: str, seed: int) -> DetectionExperiment:
+def _experiment(scale: Scale, setting: Setting, encoding: str, seed: int) -> DetectionConfig:
     shared = {key: value for key, value in vars(setting).items() if key not in ("recipe", "pretraining")}
     start = "pretrained" if setting.pretraining is None else _pretrained(setting.pretraining, seed).name
-    return DetectionExperiment(**shared, encoding=encoding, start=start, recipe=replace(setting.recipe, seed=seed))
+    return DetectionConfig(**shared, encoding=encoding, start=start, recipe=replace(setting.recipe, seed=seed))
 
 
 def _found(names: Sequence[str], setting: Setting, scale: Scale, results: list[Result]) -> dict[str, list[Result]]:
@@ -178,8 +172,8 @@ def _precisions(found: dict[str, list[Result]]) -> Table:
         ours = [_values(results, metric) for metric in NAMES]
         cells = [None if values is None else summary(values) for values in ours]
         rows.append((label(name), "ours", len(results), *cells))
-        if name in PAPER:
-            rows.append((label(name), "paper", 1, *PAPER[name]))
+        if name in paper.TABLE2:
+            rows.append((label(name), "paper", 1, *paper.TABLE2[name]))
     return Table("table2", "Average precision of boxes in %.", ("method", "source", "seeds", *NAMES), rows, decimals=1)
 
 
@@ -206,8 +200,8 @@ def _iterations(found: dict[str, list[Result]]) -> Table:
     for name, results in found.items() if goals else ():
         shares = [_share([row["AP"] or 0.0 for row in r["history"]], g) for r, g in zip(results, goals, strict=True)]
         reached = [100 * share for share in shares if share is not None]
-        paper = f"{100 - SAVED}" if name == "comrope-ld" else "–"
-        rows.append((label(name), f"{len(reached)} of {len(shares)}", summary(reached) if reached else None, paper))
+        theirs = f"{100 - paper.FIG4_SAVED}" if name == "comrope-ld" else "–"
+        rows.append((label(name), f"{len(reached)} of {len(shares)}", summary(reached) if reached else None, theirs))
     title = (
         "Iterations until APE's final AP is first reached, in % of the whole training, over the seeds that reach it."
     )

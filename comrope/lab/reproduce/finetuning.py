@@ -1,8 +1,9 @@
 """Table 4: a trained model gets another encoding, and is fine-tuned."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from comrope.lab.experiment import Experiment
+from comrope.lab.experiment import Recipe
+from comrope.lab.images.config import ImageConfig
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.study import Outcome, Study
@@ -12,6 +13,28 @@ from comrope.lab.study import Job
 from comrope.lab.table import Cell, Table
 
 TUNED = ("ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The model that is fine-tuned at a scale, and how."""
+
+    recipe: Recipe
+    model: str
+    pretraining: Recipe | None = None
+    """How the model is trained first; None where timm has its weights."""
+
+
+_QUICK, _SMALL = Recipe(epochs=2, batch_size=24, learning_rate=3e-3), Recipe(epochs=4, batch_size=32)
+TUNING = {
+    "demo": Tuning(replace(_QUICK, learning_rate=3e-4), "timm:tiny", _QUICK),
+    "small": Tuning(Recipe(epochs=2, batch_size=32, learning_rate=3e-4), "timm:small", _SMALL),
+    "paper": Tuning(
+        Recipe(epochs=4, batch_size=3456, learning_rate=3e-4, weight_decay=0.01, warmup=0.02, precision="bf16"),
+        "timm:vit_base_patch16_clip_224.openai",
+    ),
+}
+"""By the scale's name."""
 
 
 def table4(scale: Scale) -> Study:
@@ -25,7 +48,8 @@ def table4(scale: Scale) -> Study:
 
     Cost: 7 short trainings a seed, and one long one that they start from where timm has no weights.
     """
-    before = {seed: _pretrained(scale, seed) for seed in scale.few_seeds} if scale.pretraining is not None else {}
+    pretrains = TUNING[scale.name].pretraining is not None
+    before = {seed: _pretrained(scale, seed) for seed in scale.few_seeds} if pretrains else {}
     names = scale.of(*TUNED)
     edge = scale.image_size[0]
     at_size = scale.squares((edge,))
@@ -43,7 +67,8 @@ def table4(scale: Scale) -> Study:
             gained = None if against is None else paired(reached, against)
             rows.append((label(name), summary(reached), gained, paper.TABLE4.get(name)))
         columns = ("method", f"top-1 % at {edge}", "minus APE", "paper, top-1 % at 224 (CLIP ViT-B/16, ImageNet-1K)")
-        title = f"Top-1 accuracy in % after fine-tuning, angles starting at zero. Epochs: {scale.tuning.epochs}."
+        epochs = scale.lengthened(TUNING[scale.name].recipe).epochs
+        title = f"Top-1 accuracy in % after fine-tuning, angles starting at zero. Epochs: {epochs}."
         notes = [
             on_seeds(len(scale.few_seeds)),
             "Vanilla RoPE has no start at zero angles: it is attached as it is.",
@@ -54,13 +79,17 @@ def table4(scale: Scale) -> Study:
     return Study("Table 4: fine-tuning", jobs, outcome)
 
 
-def _pretrained(scale: Scale, seed: int) -> Experiment:
-    assert scale.pretraining is not None
-    return scale.experiment("ape", seed, perturbation=0, model=scale.pretrained, recipe=scale.pretraining)
+def _pretrained(scale: Scale, seed: int) -> ImageConfig:
+    tuning = TUNING[scale.name]
+    assert tuning.pretraining is not None
+    recipe = scale.lengthened(tuning.pretraining)
+    return scale.experiment("ape", seed, perturbation=0, model=tuning.model, recipe=recipe)
 
 
-def _tuned(scale: Scale, encoding: str, seed: int, before: dict[int, Experiment]) -> Experiment:
+def _tuned(scale: Scale, encoding: str, seed: int, before: dict[int, ImageConfig]) -> ImageConfig:
     start = before[seed].name if before else "pretrained"
     init = None if encoding in ("ape", "rope") else "identity"
-    experiment = scale.experiment(encoding, seed, perturbation=0, model=scale.pretrained, recipe=scale.tuning)
+    tuning = TUNING[scale.name]
+    recipe = scale.lengthened(tuning.recipe)
+    experiment = scale.experiment(encoding, seed, perturbation=0, model=tuning.model, recipe=recipe)
     return replace(experiment, start=start, init=init)

@@ -1,6 +1,6 @@
 """Figure 5: coordinates moved as a whole. Commuting angle matrices must not notice; LieRE and APE do."""
 
-from comrope.lab.evaluate import Condition, shifted
+from comrope.lab.classification import Condition, shifted
 from comrope.lab.figures import percent
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.scales import Scale
@@ -12,6 +12,11 @@ from comrope.lab.table import Cell, Table
 
 ENCODINGS = ("ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 DIRECTIONS = ("first-axis", "last-axis", "steepest")
+_OFFSETS = (0.0, 0.25, 0.5, 1.0, 2.0)
+OFFSETS = {"demo": (0.0, 1.0), "small": _OFFSETS, "paper": _OFFSETS}
+"""ρ in canvas widths, by the scale's name."""
+FAR = {"demo": (1e3,), "small": (1e3, 1e6), "paper": (1e3, 1e6)}
+"""Offsets far from any canvas trained on, in canvas widths."""
 
 
 def fig5(scale: Scale) -> Study:
@@ -29,7 +34,7 @@ def fig5(scale: Scale) -> Study:
 
     def outcome(results: list[Result]) -> Outcome:
         found = gather(names, results)
-        num_random = len(scale.offsets) + len(scale.far)
+        num_random = len(OFFSETS[scale.name]) + len(FAR[scale.name])
         num_all = len(conditions[scale.few_seeds[0]])
         tables = []
         for name, what, places in (
@@ -50,7 +55,7 @@ def fig5(scale: Scale) -> Study:
                     c.offset,
                     summary([percent(row(r, conditions[s][i])) for r, s in zip(each, scale.few_seeds, strict=True)]),
                 )
-                for i, c in enumerate(conditions[scale.few_seeds[0]][: len(scale.offsets)])
+                for i, c in enumerate(conditions[scale.few_seeds[0]][: len(OFFSETS[scale.name])])
             ]
             for encoding, each in found.items()
         }
@@ -73,8 +78,8 @@ def fig5(scale: Scale) -> Study:
 def _conditions(scale: Scale, seed: int) -> list[Condition]:
     """Random offsets, near then far, then chosen ones; each seed draws its own."""
     size = scale.image_size
-    random = shifted(size, (*scale.offsets, *scale.far), seed)
-    return random + [Condition(size, offset, d) for d in DIRECTIONS for offset in (1.0, scale.far[-1])]
+    random = shifted(size, (*OFFSETS[scale.name], *FAR[scale.name]), seed)
+    return random + [Condition(size, offset, d) for d in DIRECTIONS for offset in (1.0, FAR[scale.name][-1])]
 
 
 def _heading(condition: Condition) -> str:

@@ -11,13 +11,13 @@ from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
 from comrope.lab import figures
 from comrope.lab.bench.clock import Step, compared, in_turn
-from comrope.lab.classify import MODELS
-from comrope.lab.draws import generator
+from comrope.lab.images.model import MODELS
 from comrope.lab.reproduce.accuracy import FAMILY
 from comrope.lab.reproduce.pictures import scatter
 from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, label, on_seeds
+from comrope.lab.rng import Stream, generator
 from comrope.lab.statistics import Summary, summary
 from comrope.lab.study import Job
 from comrope.lab.table import Cell, Table
@@ -41,6 +41,9 @@ MEASURES = {
     "offset_drift": "offset drift",
 }
 NUM_HEADS, HEAD_DIM = 2, 96
+_CANVASES = ((1024,), (32, 32), (8, 8, 16), (4, 4, 8, 8))
+CANVASES = {"demo": ((64,), (8, 8), (4, 4, 4), (2, 2, 4, 4)), "small": _CANVASES, "paper": _CANVASES}
+"""Tokens on one to four axes, by the scale's name."""
 ALIGNED = 10.0
 """Degrees from an axis within which a plane counts as aligned with it."""
 
@@ -86,7 +89,7 @@ def axes(scale: Scale) -> Study:
 
     def outcome(results: list[Result]) -> Outcome:
         rows: list[tuple[Cell, ...]] = []
-        for grid in scale.canvases:
+        for grid in CANVASES[scale.name]:
             built = {name: _encoding(name, len(grid)) for name in names}
             places = comrope.positions.grid(grid)
             rounds = max(2, scale.rounds // 2)
@@ -103,7 +106,7 @@ def axes(scale: Scale) -> Study:
                 )
         rows.sort(key=lambda row: ROTATING.index(next(n for n in ROTATING if label(n) == row[0])))
         columns = ("method", "axes", "ms", "ratio", "parameters", "commutator", "RoPE equation", "holds")
-        tokens = math.prod(scale.canvases[0])
+        tokens = math.prod(CANVASES[scale.name][0])
         title = f"Turning q and k of {tokens} tokens, {NUM_HEADS} heads of {HEAD_DIM}, forward and backward, by axes."
         notes = [
             "Angles are as drawn, not trained: with one axis every encoding commutes, LieRE too. Ratios are to "
@@ -226,8 +229,8 @@ def _encoding(name: str, num_axes: int) -> Encoding:
 
 
 def _step(pe: Encoding, positions: torch.Tensor) -> Step:
-    draws = generator(0)
-    q, k, grad = (torch.randn(1, NUM_HEADS, len(positions), HEAD_DIM, generator=draws) for _ in range(3))
+    rng = generator(0, Stream.EXAMPLE)
+    q, k, grad = (torch.randn(1, NUM_HEADS, len(positions), HEAD_DIM, generator=rng) for _ in range(3))
     q.requires_grad_()
     k.requires_grad_()
 

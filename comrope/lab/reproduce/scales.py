@@ -1,19 +1,23 @@
 """How large an experiment is: seconds on digits, hours on Fashion-MNIST, or the paper's protocol on ImageNet-1K."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from comrope.encodings import ENCODINGS
 from comrope.errors import ConfigurationError
-from comrope.lab.classify import MODELS
-from comrope.lab.evaluate import Condition, plain
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.classification import Condition, plain
+from comrope.lab.experiment import ExperimentConfig, Recipe
+from comrope.lab.images.config import ImageConfig
+from comrope.lab.images.model import MODELS
 from comrope.lab.reproduce import paper
 
 BLOCK_SIZE = 8
 """The paper's throughout, and the default of the encodings that have blocks."""
 BLOCKED = ("liere", "comrope-ap", "comrope-ld", "comrope-mt")
 """Encodings whose block size is varied."""
+
+
+Config = TypeVar("Config", bound=ExperimentConfig)
 
 
 @dataclass(frozen=True)
@@ -34,24 +38,8 @@ class Scale:
     """Of table 1 and what is read off its runs."""
     few_seeds: tuple[int, ...] = (0,)
     """Of all other runs."""
-    intensities: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0)
-    """σ of figure 7, in patches."""
-    offsets: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0)
-    """ρ of figure 5, in canvas widths."""
-    far: tuple[float, ...] = (1e3, 1e6)
-    """Offsets far from any canvas trained on, in canvas widths."""
     block_sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     """Of figure 6, as far as a head can be cut into them."""
-    deit: Recipe = field(default_factory=Recipe)
-    """DeiT's recipe (table 10); its augmentation comes with augment="deit"."""
-    pretrained: str = "timm:small"
-    """Model of table 4."""
-    pretraining: Recipe | None = None
-    """How that model is made; None where timm has its weights."""
-    tuning: Recipe = field(default_factory=Recipe)
-    """How it is fine-tuned."""
-    canvases: tuple[tuple[int, ...], ...] = ((1024,), (32, 32), (8, 8, 16), (4, 4, 8, 8))
-    """Tokens on one to four axes, where axes are compared."""
     rounds: int = 11
     """Turns that each encoding takes where time is measured."""
     encodings: tuple[str, ...] = tuple(ENCODINGS)
@@ -62,6 +50,11 @@ class Scale:
     def lengthened(self, recipe: Recipe) -> Recipe:
         """A recipe with the epochs and the batch size that were asked for."""
         return replace(recipe, **{k: self.asked[k] for k in ("epochs", "batch_size") if k in self.asked})
+
+    def applied(self, config: Config) -> Config:
+        """The configuration of another problem with the data, samples, epochs and batch size that were asked for."""
+        data = {k: self.asked[k] for k in ("data", "num_train", "num_test") if k in self.asked}
+        return replace(config, **data, recipe=self.lengthened(config.recipe))
 
     @property
     def num_heads(self) -> int:
@@ -87,13 +80,17 @@ class Scale:
         )
 
     def of(self, *encodings: str) -> list[str]:
-        """Those that are wanted; ConfigurationError if none is."""
-        found = [name for name in encodings if name in self.encodings]
+        """Those of `encodings` that are wanted; ConfigurationError if none is."""
+        found = self.among(*encodings)
         if not found:
             raise ConfigurationError(
                 f"encodings: got {', '.join(self.encodings)}, but this recipe is about {', '.join(encodings)}."
             )
         return found
+
+    def among(self, *encodings: str) -> list[str]:
+        """Those of `encodings` that are wanted, which may be none."""
+        return [name for name in encodings if name in self.encodings]
 
     def block_sizes_of(self, encoding: str) -> list[int]:
         """The block sizes that a head of this model can have; ComRoPE-AP needs a multiple of two blocks."""
@@ -102,12 +99,12 @@ class Scale:
 
     def experiment(
         self, encoding: str, seed: int, *, perturbation: float = 1.0, block_size: int | None = None, **changes
-    ) -> Experiment:
-        """A run from scratch. The same settings always give the same Experiment, so that recipes share it on disk."""
+    ) -> ImageConfig:
+        """A run from scratch. The same settings always give the same ImageConfig, so that recipes share it on disk."""
         recipe = changes.pop("recipe", self.recipe)
         rate = changes.pop("angle_learning_rate", None)
         settings = {"data": self.data, "num_train": self.num_train, "num_test": self.num_test, "model": self.model}
-        return Experiment(
+        return ImageConfig(
             **{**settings, "image_size": self.image_size, **changes},
             encoding=encoding,
             block_size=None if block_size == BLOCK_SIZE else block_size,
@@ -123,12 +120,16 @@ class Scale:
         self,
         *,
         data: str | None = None,
+        num_train: int | None = None,
+        num_test: int | None = None,
         seeds: tuple[int, ...] = (),
         encodings: tuple[str, ...] = (),
         epochs: int | None = None,
         batch_size: int | None = None,
     ) -> "Scale":
         """With other data, seeds, encodings, or length and batch of every training, where given.
+
+        Of other data all samples are taken, unless `num_train` and `num_test` say how many.
 
         Raises:
             ConfigurationError: an encoding or a seed that there is not, or one of them twice.
@@ -141,14 +142,14 @@ class Scale:
             raise ConfigurationError(f"seeds: got {list(seeds)}, expected different ones, 0 or more, of 63 bits.")
         if data == "":
             raise ConfigurationError("data='': expected the name of a data set, or a folder.")
-        asked = {"data": data, "seeds": seeds, "few_seeds": seeds, "encodings": encodings}
+        asked: dict[str, Any] = {"data": data, "seeds": seeds, "few_seeds": seeds, "encodings": encodings}
         asked = {name: value for name, value in asked.items() if value}
+        samples = {"num_train": num_train, "num_test": num_test}
+        asked |= {name: value for name, value in samples.items() if value is not None or data}
         length = {"epochs": epochs, "batch_size": batch_size}
         length = {name: value for name, value in length.items() if value is not None}
         here = replace(self, **asked, asked=self.asked | asked | length)
-        recipes = ("recipe", "deit", "pretraining", "tuning")
-        trained = {name: here.lengthened(old) for name in recipes if (old := getattr(self, name)) is not None}
-        return replace(here, **trained)
+        return replace(here, recipe=here.lengthened(self.recipe))
 
 
 _QUICK = Recipe(epochs=2, batch_size=24, learning_rate=3e-3)
@@ -166,15 +167,7 @@ SCALES: dict[str, Scale] = {
         num_train=150,
         num_test=50,
         seeds=(0, 1),
-        intensities=(0.0, 1.0),
-        offsets=(0.0, 1.0),
-        far=(1e3,),
         block_sizes=(2, 8),
-        deit=replace(_QUICK, weight_decay=0.05, warmup=5 / 300, repeats=3),
-        pretrained="timm:tiny",
-        pretraining=_QUICK,
-        tuning=replace(_QUICK, learning_rate=3e-4),
-        canvases=((64,), (8, 8), (4, 4, 4), (2, 2, 4, 4)),
         rounds=2,
     ),
     "small": Scale(
@@ -188,9 +181,6 @@ SCALES: dict[str, Scale] = {
         num_test=2_000,
         seeds=(0, 1, 2, 3, 4),
         few_seeds=(0, 1, 2),
-        deit=replace(_SMALL, weight_decay=0.05, warmup=5 / 300, repeats=3),
-        pretraining=_SMALL,
-        tuning=Recipe(epochs=2, batch_size=32, learning_rate=3e-4),
     ),
     "paper": Scale(
         name="paper",
@@ -199,17 +189,6 @@ SCALES: dict[str, Scale] = {
         image_size=(224, 224),
         edges=paper.SIZES,
         recipe=_PAPER,
-        deit=Recipe(
-            epochs=300,
-            batch_size=1024,
-            learning_rate=1e-3,
-            weight_decay=0.05,
-            warmup=5 / 300,
-            repeats=3,
-            precision="bf16",
-        ),
-        pretrained="timm:vit_base_patch16_clip_224.openai",
-        tuning=replace(_PAPER, epochs=4, batch_size=3456, learning_rate=3e-4),
     ),
 }
 """Seconds, hours on two cores, and days on a cluster."""

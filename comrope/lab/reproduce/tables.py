@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from comrope.lab.evaluate import Condition
+from comrope.lab.classification import Condition
 from comrope.lab.figures import percent, style
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import Scale

@@ -13,7 +13,7 @@ from comrope.lab.reproduce.tables import Result, gather, label
 from comrope.lab.statistics import Summary, paired, summary
 from comrope.lab.study import Job
 from comrope.lab.table import Cell, Table
-from comrope.lab.text.experiment import TextExperiment
+from comrope.lab.text.config import TextConfig
 from comrope.lab.text.long import FOLDED, OFFSET, costs, exactness
 from comrope.lab.text.problem import Condition, bits_per_byte, longer
 from comrope.lab.text.scaling import SCALINGS
@@ -26,7 +26,7 @@ TUNED = ("rope", "rope-mixed", "string", "comrope-ld", "comrope-mt")
 class TextScale:
     """How large the recipe's models, texts and long sequences are."""
 
-    experiment: TextExperiment
+    experiment: TextConfig
     tuning: Recipe
     """Of training that continues; as many windows an epoch."""
     lengths: tuple[int, ...]
@@ -41,7 +41,7 @@ class TextScale:
 _QUICK = Recipe(epochs=1, batch_size=8, learning_rate=3e-3, warmup=0.05)
 TEXT_SCALES = {
     "demo": TextScale(
-        TextExperiment(model="tiny", length=32, test_length=256, num_train=80, num_test=4, recipe=_QUICK),
+        TextConfig(model="tiny", length=32, test_length=256, num_train=80, num_test=4, recipe=_QUICK),
         tuning=replace(_QUICK, learning_rate=1e-3),
         lengths=(128, 256),
         chunk=50,
@@ -49,7 +49,7 @@ TEXT_SCALES = {
         memory=False,
     ),
     "small": TextScale(
-        TextExperiment(num_train=4000, num_test=16, recipe=_QUICK),
+        TextConfig(num_train=4000, num_test=16, recipe=_QUICK),
         tuning=replace(_QUICK, learning_rate=1e-3),
         lengths=(8192, 16384, 32768),
     ),
@@ -72,8 +72,7 @@ def text(scale: Scale) -> Study:
         raise ConfigurationError(f"scale={scale.name!r}: the paper has no experiment on text; use demo or small.")
     ours, seeds = TEXT_SCALES[scale.name], scale.few_seeds
     ours = replace(ours, tuning=scale.lengthened(ours.tuning))
-    base = replace(ours.experiment, recipe=scale.lengthened(ours.experiment.recipe))
-    base = replace(base, data=scale.asked.get("data", base.data))
+    base = scale.applied(ours.experiment)
     names = scale.of(*ENCODINGS)
     first = {seed: replace(base, encoding="rope", recipe=replace(base.recipe, seed=seed)) for seed in seeds}
     plain = longer(base)
@@ -85,7 +84,7 @@ def text(scale: Scale) -> Study:
         for name in names
         for seed in seeds
     ]
-    tuned = scale.of(*TUNED)
+    tuned = scale.among(*TUNED)
     jobs += [
         Job(
             replace(first[seed], encoding=name, start=first[seed].name, recipe=replace(ours.tuning, seed=seed)),
@@ -107,7 +106,7 @@ def text(scale: Scale) -> Study:
             _by_position(scratch, plain[-1]),
             *([_by_length("text-continued", _CONTINUED, {"": before, **further}, plain)] if tuned else []),
             *([_differences("text-continued-differences", _CONTINUED_MINUS, further, plain)] if tuned else []),
-            *_long(scale.of(*ENCODINGS[1:]), ours),
+            *_long(scale.among(*ENCODINGS[1:]), ours),
         ]
         return Outcome(tables, _figures(scratch, plain, base.length), _notes(base, len(seeds)))
 
@@ -243,7 +242,7 @@ def _figures(found: Mapping[str, Sequence[Result]], conditions: Sequence[Conditi
     }
 
 
-def _notes(base: TextExperiment, num_seeds: int) -> list[str]:
+def _notes(base: TextConfig, num_seeds: int) -> list[str]:
     spread = (
         f"Means of {num_seeds} seeds ± their sample standard deviation; differences are within a seed, which fixes weights and "
         "batches, with 95 % Student-t intervals, each for itself. Both cover what the seed changes, not which texts were "

@@ -4,14 +4,16 @@ import torch
 
 import comrope
 from comrope.lab.bench.clock import Step, compared, in_turn
-from comrope.lab.classify import Classification, build
-from comrope.lab.data import ImageSet, Testing, load
-from comrope.lab.draws import generator
-from comrope.lab.experiment import Experiment
+from comrope.lab.images.config import ImageConfig
+from comrope.lab.images.data import load
+from comrope.lab.images.loading import EvalImages
+from comrope.lab.images.memory import ImageSet
+from comrope.lab.images.problem import Classification, build
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import label
+from comrope.lab.rng import Stream, generator
 from comrope.lab.table import Cell, Table
 
 TIMED = (("rope", None), ("liere", 8), ("comrope-ld", 4), ("comrope-ap", 4), ("comrope-ld", 8), ("comrope-ap", 8))
@@ -74,14 +76,14 @@ def _timing(seconds: float, ratio: list[float]) -> tuple[Cell, Cell]:
     return seconds, f"{middle:.2f} ({low:.2f} – {high:.2f})"
 
 
-def _steps(experiment: Experiment, train: ImageSet, test: ImageSet, batch_size: int) -> tuple[Step, Step]:
+def _steps(experiment: ImageConfig, train: ImageSet, test: ImageSet, batch_size: int) -> tuple[Step, Step]:
     """A training step, and the evaluation of a batch, on images that are read before."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(experiment, train).to(device)
     task = Classification(model, train, experiment)
-    batch = task.feed.__getitems__([(0, index, 0) for index in range(batch_size)])
+    batch = task.dataset.__getitems__([(0, index, 0) for index in range(batch_size)])
     optimizer = torch.optim.AdamW(comrope.param_groups(model, lr=None, weight_decay=experiment.recipe.weight_decay))
-    pixels = Testing(test, experiment.image_size).__getitems__(list(range(batch_size))).pixels.to(device)
+    pixels = EvalImages(test, experiment.image_size).__getitems__(list(range(batch_size))).pixels.to(device)
 
     def finished() -> None:
         if device.type == "cuda":
@@ -89,7 +91,7 @@ def _steps(experiment: Experiment, train: ImageSet, test: ImageSet, batch_size: 
 
     def training() -> None:
         model.train()
-        task.loss(model, batch, generator(0))[0].backward()
+        task.loss(model, batch, generator(0, Stream.EXAMPLE))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
         finished()

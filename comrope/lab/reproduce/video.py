@@ -16,37 +16,21 @@ from comrope.lab.statistics import Summary, summary
 from comrope.lab.study import Job
 from comrope.lab.table import Cell, Table
 from comrope.lab.video import problem
-from comrope.lab.video.experiment import VideoExperiment
-from comrope.lab.video.feed import TestingClips
+from comrope.lab.video.config import VideoConfig, VideoOptions
+from comrope.lab.video.loading import EvalClips
 from comrope.lab.video.model import MODELS
 from comrope.lab.video.problem import Condition
 
 PERTURBED = ("none", "ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 STILL = ("ape", "rope", "liere", "comrope-ap", "comrope-ld")
 FAMILY = ("comrope-ap", "comrope-ld", "comrope-mt")
-_ROWS = (
-    ("ape", 1.0, 48.10, 55.25, 76.50, 93.10, 76.70, 71.48, 74.36, 62.23, 53.18),
-    ("ape", 0.0, 45.54, 55.18, 76.48, 92.87, 75.91, 70.70, 73.70, 60.43, 48.79),
-    ("rope", 1.0, 47.28, 54.96, 75.69, 93.79, 77.66, 72.53, 74.72, 65.19, 57.34),
-    ("rope", 0.0, 48.12, 55.21, 76.47, 94.12, 76.72, 71.59, 74.47, 62.28, 53.99),
-    ("liere", 1.0, 48.97, 56.15, 77.33, 94.43, 78.35, 73.20, 77.33, 65.74, 58.23),
-    ("liere", 0.0, 48.75, 55.46, 78.16, 94.24, 78.91, 72.92, 76.86, 65.35, 56.85),
-    ("comrope-ap", 1.0, 50.14, 55.63, 77.47, 94.37, 79.27, 73.56, 76.66, 67.68, 59.34),
-    ("comrope-ap", 0.0, 48.06, 55.63, 75.72, 94.26, 75.75, 70.93, 74.72, 64.91, 57.98),
-    ("comrope-ld", 1.0, 49.89, 56.60, 79.21, 94.24, 80.27, 74.22, 78.60, 67.46, 60.39),
-    ("comrope-ld", 0.0, 48.70, 56.46, 78.30, 94.48, 79.27, 74.58, 76.86, 66.02, 57.68),
-)
-TABLE3: dict[Key, dict[int, float]] = {
-    (name, sigma): dict(zip(paper.SIZES, reached, strict=True)) for name, sigma, *reached in _ROWS
-}
-"""The paper's top-1 % by (encoding, σ) and edge of the test clips in pixels; one run each."""
 
 
 @dataclass(frozen=True)
 class VideoScale:
     """What a scale's recipes for video share."""
 
-    experiment: VideoExperiment
+    experiment: VideoConfig
     edges: tuple[int, ...]
     """Of the square test clips, in pixels."""
     frames: tuple[int, ...]
@@ -55,8 +39,8 @@ class VideoScale:
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """Every size with the number of frames trained at, every number of frames at the size trained at."""
-        sizes = problem.conditions(self.experiment, resolutions=[(edge, edge) for edge in self.edges])
-        return tuple(dict.fromkeys(sizes + problem.conditions(self.experiment, frames=self.frames)))
+        asked = (VideoOptions(resolutions=tuple(map(str, self.edges))), VideoOptions(frames=self.frames))
+        return tuple(dict.fromkeys(c for options in asked for c in problem.conditions(self.experiment, options)))
 
 
 _QUICK = Recipe(epochs=2, batch_size=16, learning_rate=3e-3)
@@ -65,17 +49,17 @@ _PAPER = Recipe(epochs=80, batch_size=768, learning_rate=1.2e-4, weight_decay=0.
 
 VIDEO: dict[str, VideoScale] = {
     "demo": VideoScale(
-        VideoExperiment(num_train=64, num_test=32, model="tiny", num_frames=4, recipe=_QUICK),
+        VideoConfig(num_train=64, num_test=32, model="tiny", num_frames=4, recipe=_QUICK),
         edges=(16, 32, 64),
         frames=(2, 4, 8),
     ),
     "small": VideoScale(
-        VideoExperiment(num_train=1000, num_test=300, num_frames=4, recipe=_SMALL),
+        VideoConfig(num_train=1000, num_test=300, num_frames=4, recipe=_SMALL),
         edges=(16, 24, 32, 40, 48, 64),
         frames=(2, 3, 4, 6, 8, 12, 24),
     ),
     "paper": VideoScale(
-        VideoExperiment(data="ucf-101", model="paper", image_size=(224, 224), recipe=_PAPER),
+        VideoConfig(data="ucf-101", model="paper", image_size=(224, 224), recipe=_PAPER),
         edges=paper.SIZES,
         frames=(4, 8, 16, 32),
     ),
@@ -97,10 +81,10 @@ def table3(scale: Scale) -> Study:
     frames.
     """
     here = VIDEO[scale.name]
-    base = _asked(here.experiment, scale)
-    keys = [(name, 1.0) for name in scale.of(*PERTURBED)] + [(name, 0.0) for name in scale.of(*STILL)]
+    base = scale.applied(here.experiment)
+    keys = [(name, 1.0) for name in scale.of(*PERTURBED)] + [(name, 0.0) for name in scale.among(*STILL)]
 
-    def experiment(key: Key, seed: int) -> VideoExperiment:
+    def experiment(key: Key, seed: int) -> VideoConfig:
         return replace(base, encoding=key[0], perturbation=key[1], recipe=replace(base.recipe, seed=seed))
 
     wanted = [experiment(key, seed) for key in keys for seed in scale.few_seeds]
@@ -119,9 +103,9 @@ def table3(scale: Scale) -> Study:
         against += [((name, 1.0), ("liere", 1.0)) for name in FAMILY]
         sigmas = [((name, 1.0), (name, 0.0)) for name in STILL]
         tables = [
-            by_size("table3", f"Top-1 accuracy in % on clips of {trained} frames.", *shared, TABLE3),
-            differences("table3-differences", "Between encodings.", *shared, against, TABLE3),
-            differences("table3-perturbation", "What training with perturbation adds.", *shared, sigmas, TABLE3),
+            by_size("table3", f"Top-1 accuracy in % on clips of {trained} frames.", *shared, paper.TABLE3),
+            differences("table3-differences", "Between encodings.", *shared, against, paper.TABLE3),
+            differences("table3-perturbation", "What training with perturbation adds.", *shared, sigmas, paper.TABLE3),
             _frames_table(here, by_frames),
         ]
         if others:
@@ -138,12 +122,6 @@ def table3(scale: Scale) -> Study:
         return Outcome(tables, drawn, notes)
 
     return Study("Table 3: video", jobs, outcome)
-
-
-def _asked(experiment: VideoExperiment, scale: Scale) -> VideoExperiment:
-    """With what was changed of the scale for images: data, epochs and batch size."""
-    data = scale.asked.get("data", experiment.data)
-    return replace(experiment, data=data, recipe=scale.lengthened(experiment.recipe))
 
 
 def _only(result: Result, num_frames: int) -> Result:
@@ -180,11 +158,11 @@ def _curves(what: str, lines: Mapping[str, list], x: str, trained: int) -> Figur
     return curves(title, lines, x=x, y="test accuracy (%)", scale="log", marked=(trained, "trained here"))
 
 
-def _strips(experiment: VideoExperiment, count: int = 4) -> Figure:
+def _strips(experiment: VideoConfig, count: int = 4) -> Figure:
     """One test clip of each of a few classes, its frames side by side, as the model sees them."""
-    _, clips = problem.data(experiment, unreadable="skip")
+    _, clips = problem.datasets(experiment, unreadable="skip")
     shown = [next(i for i, at in enumerate(clips.labels.tolist()) if at == c) for c in clips.labels.unique()[:count]]
-    feed = TestingClips(clips, experiment.num_frames, experiment.image_size)
+    feed = EvalClips(clips, experiment.num_frames, experiment.image_size)
     figure = Figure(figsize=(8, 8 / experiment.num_frames * len(shown) + 0.3 * len(shown)), facecolor="white")
     for axes, index in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
         strip = feed.__getitems__([index]).pixels.permute(0, 3, 2, 4, 1).flatten(0, 1).flatten(1, 2)  # (H, T·W, 3)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from comrope.errors import ConfigurationError, DataError
 from comrope.lab.data.labelled import files_below, leave_out
-from comrope.lab.draws import generator
+from comrope.lab.rng import Stream, generator
 
 BOS = 256
 """The token that a document begins with; a byte is its own token."""
@@ -32,7 +32,7 @@ _NOT_TEXT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__
 
 
 @dataclass(frozen=True)
-class Windows:
+class TextBatch:
     """A batch to train on."""
 
     tokens: Tensor
@@ -41,8 +41,8 @@ class Windows:
     """(B, L), of all but the last token: 0 where the window or a document begins. (1, L) where all rows are alike."""
 
 
-class Training:
-    """Windows of packed documents: `feed[[(epoch, index, copy), …]]` is a batch of `Windows`.
+class TrainText:
+    """Windows of packed documents: `dataset[[(epoch, index, copy), …]]` is a `TextBatch`.
 
     Window `index` begins at random within the index-th of `num_windows` equal parts of the text: an epoch covers all of it
     evenly, and each one cuts it elsewhere.
@@ -61,21 +61,21 @@ class Training:
     def __len__(self) -> int:
         return self.num_windows
 
-    def __getitems__(self, keys: list[tuple[int, int, int]]) -> Windows:
+    def __getitems__(self, keys: list[tuple[int, int, int]]) -> TextBatch:
         part = (len(self.tokens) - self.length) / self.num_windows
         begins = torch.tensor([int((key[1] + self._draw(key)) * part) for key in keys])
         places = begins.unsqueeze(1) + torch.arange(self.length + 1)  # (B, L + 1), in the packed text
         document = torch.searchsorted(self.starts, places[:, :-1].contiguous(), right=True) - 1
         positions = places[:, :-1] - torch.maximum(self.starts[document], begins.unsqueeze(1))
         alike = bool((positions == positions[:1]).all())
-        return Windows(self.tokens[places].long(), positions[:1] if alike else positions)
+        return TextBatch(self.tokens[places].long(), positions[:1] if alike else positions)
 
     def _draw(self, key: tuple[int, int, int]) -> float:
-        return torch.rand((), dtype=torch.float64, generator=generator(self.seed, 3, *key)).item()
+        return torch.rand((), dtype=torch.float64, generator=generator(self.seed, Stream.AUGMENTATION, *key)).item()
 
 
 @dataclass(frozen=True)
-class Stretches:
+class EvalText:
     """Stretches of test documents."""
 
     tokens: Tensor
@@ -90,7 +90,7 @@ class Stretches:
         return self.tokens.shape[1] - 1
 
     @classmethod
-    def of(cls, documents: Sequence[bytes], length: int, num: int | None = None) -> "Stretches":
+    def of(cls, documents: Sequence[bytes], length: int, num: int | None = None) -> "EvalText":
         """At most `num` stretches, spread evenly over all that there are."""
         pieces = [
             tokens[at : at + length + 1]

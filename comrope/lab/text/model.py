@@ -1,12 +1,16 @@
 """transformers' Llama on bytes, with an encoding of ours in its attention."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import comrope
-from comrope.errors import ConfigurationError
+from comrope.errors import ConfigurationError, DataError
+from comrope.lab.experiment import WEIGHTS
+from comrope.lab.text.config import TextConfig
 from comrope.lab.text.corpus import BOS, VOCABULARY
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -15,6 +19,34 @@ MODELS: dict[str, dict[str, Any]] = {
     "medium": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1408},
 }
 """Settings of LlamaConfig; heads of 16, 32 and 64 features."""
+
+
+def check(config: TextConfig) -> None:
+    """Refuses a model that there is not."""
+    if config.model not in MODELS:
+        raise ConfigurationError(f"model={config.model!r}: expected one of {', '.join(MODELS)}.")
+
+
+def build(config: TextConfig, text: Any = None, runs: Path | None = None) -> LlamaForCausalLM:
+    """The model of a configuration; with the same seed all encodings start from the same weights outside of themselves.
+
+    Args:
+        config: which.
+        text: not asked: all text has the same vocabulary.
+        runs: the folder that has the run `config.start` in it.
+    """
+    model = llama(config.model, config.length, config.recipe.seed)
+    if config.start is not None:
+        weights = (runs or Path()) / config.start / WEIGHTS
+        if not weights.exists():
+            raise DataError(f"start={config.start!r}: {weights} does not exist; train that run first.")
+        try:
+            load_model(model, weights)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"start={config.start!r}: expected a run of the same model with encoding='rope'. {error}"
+            ) from error
+    return with_encoding(model, config.encoding, **config.settings)
 
 
 def llama(name: str, length: int, seed: int = 0, **settings: Any) -> LlamaForCausalLM:

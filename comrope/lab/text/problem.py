@@ -1,28 +1,26 @@
-"""Language modelling: what decides a run, its loss, and bits per byte at any length."""
+"""Language modelling, as `comrope.lab.problem.Problem` describes a problem: bits per byte at any length."""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import reduce
-from safetensors.torch import load_model
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from comrope.errors import ConfigurationError, DataError
-from comrope.lab.experiment import WEIGHTS
-from comrope.lab.text.corpus import BOS, Stretches, Training, Windows, documents
-from comrope.lab.text.experiment import TextExperiment
-from comrope.lab.text.model import MODELS, llama, with_encoding
+from comrope.errors import ConfigurationError
+from comrope.lab.text.config import TextConfig, TextOptions
+from comrope.lab.text.corpus import BOS, EvalText, TextBatch, TrainText
+from comrope.lab.text.data import datasets as datasets
+from comrope.lab.text.model import build as build
+from comrope.lab.text.model import check as check
 from comrope.lab.text.scaling import SCALINGS, scaled
-from comrope.lab.train import Means
+from comrope.lab.train import BatchMetrics, Task
 
 _TOKENS = 16384
 """Read at a time when measuring."""
@@ -44,29 +42,29 @@ class Condition:
             )
 
     def describes(self, row: dict[str, Any]) -> bool:
-        """Whether a row of `measure` was found under this condition."""
+        """Whether a row of `evaluate` was measured under this condition."""
         return row["length"] == self.length and row["scaling"] == self.scaling
 
 
-def longer(experiment: TextExperiment, scalings: Sequence[str] = ("none",)) -> list[Condition]:
+def longer(config: TextConfig, scalings: Sequence[str] = ("none",)) -> list[Condition]:
     """The trained length, and 2, 4, 8, … times that as far as test text goes, with each scaling."""
-    factors = [2**i for i in range(experiment.test_length.bit_length())]
-    lengths = [f * experiment.length for f in factors if f * experiment.length <= experiment.test_length]
-    return [Condition(n, s) for n in lengths for s in scalings if s == "none" or n > experiment.length]
+    factors = [2**i for i in range(config.test_length.bit_length())]
+    lengths = [f * config.length for f in factors if f * config.length <= config.test_length]
+    return [Condition(n, s) for n in lengths for s in scalings if s == "none" or n > config.length]
 
 
-def conditions(
-    experiment: TextExperiment, lengths: Sequence[int] = (), scalings: Sequence[str] = ("none",)
-) -> list[Condition]:
-    """Every combination of lengths, the trained one if there are none, and scalings, which nothing but longer windows have."""
-    for length in lengths:
-        if length < 1 or experiment.test_length % length:
-            raise ConfigurationError(_no_divisor(length, experiment.test_length))
-    asked = itertools.product(lengths or [experiment.length], scalings)
-    found = [Condition(n, s) for n, s in asked if s == "none" or n > experiment.length]
+def conditions(config: TextConfig, options: TextOptions | None = None) -> list[Condition]:
+    """Every combination of the lengths asked for, the trained one if there are none, and scalings, for longer windows alone."""
+    options = options or TextOptions()
+    for length in options.lengths:
+        if length < 1 or config.test_length % length:
+            raise ConfigurationError(_no_divisor(length, config.test_length))
+    scalings = options.scalings or ("none",)
+    asked = itertools.product(options.lengths or [config.length], scalings)
+    found = [Condition(n, s) for n, s in asked if s == "none" or n > config.length]
     if not found:
         raise ConfigurationError(
-            f"scalings {', '.join(scalings)}: they are for longer windows than the {experiment.length} bytes trained at: give "
+            f"scalings {', '.join(scalings)}: they are for longer windows than the {config.length} bytes trained at: give "
             "such lengths as well."
         )
     return found
@@ -79,58 +77,18 @@ def _no_divisor(length: int, stretch: int) -> str:
     )
 
 
-@lru_cache(maxsize=2)
-def _load(experiment: tuple, unreadable: str) -> tuple[Training, Stretches]:
-    source, suffixes, num_train, num_test, length, test_length, seed = experiment
-    train, test = documents(source, suffixes, unreadable)
-    return Training(train, length, num_train, seed=seed), Stretches.of(test, test_length, num_test)
+def task(model: nn.Module, train: TrainText, evaluation: EvalText, config: TextConfig) -> "NextByte":
+    """The training windows, and the loss of the next byte."""
+    return NextByte(train)
 
 
-def data(experiment: TextExperiment, unreadable: str = "fail") -> tuple[Training, Stretches]:
-    """Windows to train on and stretches to test on; those read last are kept in memory."""
-    names = ("data", "suffixes", "num_train", "num_test", "length", "test_length")
-    return _load((*(getattr(experiment, name) for name in names), experiment.recipe.seed), unreadable)
-
-
-def check(experiment: TextExperiment) -> None:
-    """Refuses a model that there is not."""
-    if experiment.model not in MODELS:
-        raise ConfigurationError(f"model={experiment.model!r}: expected one of {', '.join(MODELS)}.")
-
-
-def build(experiment: TextExperiment, text: Any = None, runs: Path | None = None) -> LlamaForCausalLM:
-    """The model of an experiment; with the same seed all encodings start from the same weights outside of themselves.
-
-    Args:
-        experiment: which.
-        text: not asked: all text has the same vocabulary.
-        runs: the folder that `experiment.start` is a run in.
-    """
-    model = llama(experiment.model, experiment.length, experiment.recipe.seed)
-    if experiment.start is not None:
-        weights = (runs or Path()) / experiment.start / WEIGHTS
-        if not weights.exists():
-            raise DataError(f"start={experiment.start!r}: {weights} does not exist; train that run first.")
-        try:
-            load_model(model, weights)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"start={experiment.start!r}: expected a run of the same model with encoding='rope'. {error}"
-            ) from error
-    return with_encoding(model, experiment.encoding, **experiment.settings)
-
-
-def task(model: nn.Module, text: Training, experiment: TextExperiment) -> "NextByte":
-    return NextByte(text)
-
-
-class NextByte:
+class NextByte(Task):
     """The next byte of every byte of a window, for the training loop."""
 
-    def __init__(self, feed: Training):
-        self.feed = feed
+    def __init__(self, text: TrainText):
+        self.dataset = text
 
-    def loss(self, model: nn.Module, batch: Windows, draws: torch.Generator) -> tuple[Tensor, Means]:
+    def loss(self, model: nn.Module, batch: TextBatch, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:
         """Nats a token. Where the next token begins another document nothing is asked, and nothing is lost."""
         device = next(model.parameters()).device
         tokens, positions = batch.tokens.to(device), batch.positions.to(device)
@@ -138,13 +96,13 @@ class NextByte:
         targets = tokens[:, 1:]
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=BOS, reduction="sum")
         loss = nats / targets.numel()  # not by those asked: parts of a batch weigh alike
-        return loss, Means(len(tokens), {"bits_per_byte": loss / math.log(2)})
+        return loss, BatchMetrics(len(tokens), {"bits_per_byte": loss / math.log(2)})
 
 
-def measure(
-    model: nn.Module, text: Stretches, conditions: Sequence[Condition], *, readers: int = 0
-) -> list[dict[str, Any]]:
-    """What the test text costs under each condition, in nats: the same bytes at every length.
+def evaluate(
+    model: nn.Module, text: EvalText, conditions: Sequence[Condition], *, num_workers: int = 0
+) -> Iterator[dict[str, Any]]:
+    """A row for each condition, with the nats that the test text costs: of the same bytes at every length.
 
     Called in several processes, each takes its share of the stretches; the sums are of all of them.
 
@@ -152,28 +110,27 @@ def measure(
         model: a `LlamaForCausalLM`.
         text: stretches that every length divides.
         conditions: at which lengths, and how frequencies are scaled.
-        readers: of no use here: text is in memory.
-    Returns:
-        A row a condition: its fields, `nats` of all `bytes`, and `positions`, rows [first, last + 1, nats, bytes] of places
+        num_workers: of no use here: text is in memory.
+    Yields:
+        The condition's fields, `nats` of all `bytes`, and `positions`, rows [first, last + 1, nats, bytes] of places
         in the window: 0, 1, 2–3, 4–7, 8–15, ….
     """
     assert isinstance(model, LlamaForCausalLM)
-    rows = []
     for condition in conditions:
         if text.length % condition.length:
             raise ConfigurationError(_no_divisor(condition.length, text.length))
+    for condition in conditions:
         factor = max(1.0, condition.length / model.config.max_position_embeddings)
         nats = nats_by_position(scaled(model, condition.scaling, factor), text, condition.length)
         count = len(text.tokens) * (text.length // condition.length)
         edges = [0, *(2**i for i in range(condition.length.bit_length()) if 2**i < condition.length), condition.length]
         bins = [[a, b, nats[a:b].sum().item(), (b - a) * count] for a, b in itertools.pairwise(edges)]
         found = {"nats": nats.sum().item(), "bytes": count * condition.length, "positions": bins}
-        rows.append({**vars(condition), **found})
-    return rows
+        yield {**vars(condition), **found}
 
 
 @torch.no_grad()
-def nats_by_position(model: LlamaForCausalLM, text: Stretches, length: int) -> Tensor:
+def nats_by_position(model: LlamaForCausalLM, text: EvalText, length: int) -> Tensor:
     """−ln p of the bytes of all stretches, read `length` at a time, summed by place in the window: (length,), float64.
 
     Every process that calls it computes its share, and has the sums of all.
@@ -192,5 +149,5 @@ def nats_by_position(model: LlamaForCausalLM, text: Stretches, length: int) -> T
 
 
 def bits_per_byte(row: dict[str, Any]) -> float:
-    """Of a row of `measure`."""
+    """The bits per byte of a row of `evaluate`."""
     return row["nats"] / row["bytes"] / math.log(2)

@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from comrope.encodings import ENCODINGS, LearnedEncoding
-from comrope.lab.draws import generator
+from comrope.lab.rng import Stream, generator
 from comrope.lab.text.model import llama, with_encoding
 
 
@@ -22,4 +22,4 @@ def subject(encoding: str, length: int, **settings) -> LlamaForCausalLM:
 
 def words(length: int) -> Tensor:
     """Bytes at random, (1, length), always the same."""
-    return torch.randint(256, (1, length), generator=generator(0))
+    return torch.randint(256, (1, length), generator=generator(0, Stream.EXAMPLE))

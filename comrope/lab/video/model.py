@@ -1,12 +1,15 @@
 """The classifier of clips (paper, Table 3): the laboratory's ViT with frames as a third axis."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from comrope.errors import InputError
-from comrope.lab.vit import ViT
+from comrope.errors import ConfigurationError, InputError
+from comrope.lab.video.clips import Clips
+from comrope.lab.video.config import VideoConfig
+from comrope.lab.vit import ViT, check_encoding
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
@@ -14,6 +17,24 @@ MODELS: dict[str, dict[str, Any]] = {
     "paper": {"embed_dim": 384, "depth": 8, "num_heads": 8, "patch_size": 16},
 }
 """Settings of timm's VisionTransformer. Heads are of 24 or 48 features: three axes of blocks of 8."""
+
+
+def check(config: VideoConfig) -> None:
+    """Refuses a model that there is not, and an encoding that its heads cannot have."""
+    if config.model not in MODELS:
+        raise ConfigurationError(f"model={config.model!r}: expected one of {', '.join(MODELS)}.")
+    check_encoding(config, MODELS[config.model], num_axes=3)
+    if config.flip and config.data.startswith("motion"):
+        raise ConfigurationError("flip=True with data='motion': the classes are directions; leave it out.")
+
+
+def build(config: VideoConfig, clips: Clips, runs: Path | None = None) -> "VideoViT":
+    """The model of a configuration; with the same seed all encodings start from the same weights outside of themselves."""
+    check(config)
+    torch.manual_seed(config.recipe.seed)
+    shape = (config.num_frames, config.image_size)
+    sizes = {"num_classes": len(clips.classes), **MODELS[config.model]}
+    return VideoViT(config.encoding, *shape, config.settings, **sizes)
 
 
 class VideoViT(ViT):
@@ -46,10 +67,10 @@ class VideoViT(ViT):
         """
         return super().positions(image_size, device)
 
-    def places(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def token_positions(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         if x.ndim != 5:
             raise InputError(f"clips: got {tuple(x.shape)}, expected (B, channels, frames, height, width).")
-        return super().places(x, positions)
+        return super().token_positions(x, positions)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits (B, classes) of clips (B, C, frames, height, width).

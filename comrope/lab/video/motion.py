@@ -19,8 +19,7 @@ import torch
 from PIL import Image
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import Images, digits
-from comrope.lab.draws import seed_for
+from comrope.lab.images.memory import Images, digits
 from comrope.lab.video import frames
 from comrope.lab.video.clips import Clips
 
@@ -67,7 +66,8 @@ def images(part: str, index: int, motion: str | None = None) -> np.ndarray:
         index: of the scene.
         motion: its class; the one that the set gives the scene if None.
     """
-    draws = np.random.RandomState(seed_for(_PARTS.index(part), index))  # numpy keeps its legacy streams as they are
+    seed = int(np.random.SeedSequence((_PARTS.index(part), index)).generate_state(1)[0])
+    draws = np.random.RandomState(seed)  # numpy keeps its legacy streams as they are
     video = np.repeat(_background(part, draws)[None], NUM_FRAMES, axis=0)
     for top, forward in zip((0, EDGE - LANE), _FORWARD[motion or CLASSES[index % len(CLASSES)]], strict=True):
         digit = _digit(part, draws)  # (size, size, 1), in [0, 1]

@@ -9,25 +9,25 @@ import torch
 from PIL import Image
 
 from comrope.lab.detection import problem
+from comrope.lab.detection.config import DetectionConfig
 from comrope.lab.detection.detector import Detector
-from comrope.lab.detection.experiment import DetectionExperiment
 from comrope.lab.experiment import Recipe
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}]  # as COCO's: with gaps, and here in no order
 
 
-def experiment(data: Path | str, encoding: str = "comrope-ld", **changes) -> DetectionExperiment:
+def experiment(data: Path | str, encoding: str = "comrope-ld", **changes) -> DetectionConfig:
     """Two epochs of three steps on twelve scenes, or of COCO's folder by hand."""
     settings: dict[str, Any] = {"num_train": 12, "num_test": 5} if str(data).startswith("scenes") else {}
     recipe = changes.pop("recipe", Recipe(epochs=2, batch_size=4, learning_rate=2e-3))
     settings |= {"model": "tiny", "encoding": encoding, "recipe": recipe} | changes
-    return DetectionExperiment(data=str(data), **settings)
+    return DetectionConfig(data=str(data), **settings)
 
 
 def detector(encoding: str, data: str, **changes) -> Detector:
     """A detector in float64 whose angles are far from zero, and whose weights are large enough for them to matter."""
     about = experiment(data, encoding, init="normal", **changes)
-    model = problem.build(about, problem.data(about)[0]).double().eval()
+    model = problem.build(about, problem.datasets(about)[0]).double().eval()
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

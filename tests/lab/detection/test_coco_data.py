@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from comrope.errors import DataError
-from comrope.lab.detection.coco import CocoSet, Training
+from comrope.lab.detection.coco import CocoSet, TrainImages
 from comrope.lab.detection.scenes import scenes as compose
 from tests.lab.detection.helpers import coco_folder
 
@@ -41,7 +41,7 @@ def test_boxes_labels_and_masks_are_the_folders(tmp_path, bare):
 
 
 def test_mirroring_is_named_by_the_key_and_moves_boxes_with_masks(root):
-    feed = Training(CocoSet(root, "train"), masks=True, seed=3)
+    feed = TrainImages(CocoSet(root, "train"), masks=True, seed=3)
     keys = [(epoch, 5, copy) for epoch in range(8) for copy in range(2)]
     batch = feed.__getitems__(keys)
     mirrored = [bool(target["boxes"][0, 0] == 16) for target in batch.targets]  # 40 − 24
@@ -53,7 +53,7 @@ def test_mirroring_is_named_by_the_key_and_moves_boxes_with_masks(root):
             assert mask[box[1] : box[3], box[0] : box[2]].all() and mask.sum() == (box[3] - box[1]) * (box[2] - box[0])
     alone = [feed.__getitems__([key]).images[0] for key in keys]
     assert all(torch.equal(a, b) for a, b in zip(alone, batch.images, strict=True))
-    still = Training(CocoSet(root, "train", mirrors=False), masks=False, seed=3).__getitems__(keys)
+    still = TrainImages(CocoSet(root, "train", mirrors=False), masks=False, seed=3).__getitems__(keys)
     assert all(torch.equal(pixels, plain) for pixels in still.images)
 
 
@@ -65,7 +65,7 @@ def test_what_is_missing_or_damaged_is_named(root, tmp_path):
         CocoSet(root, "train")
     (root / "images" / "train2017" / "1.jpg").write_bytes(b"no picture")
     images = CocoSet(root, "train", unreadable="skip")
-    batch = Training(images, masks=False, seed=0).__getitems__([(0, index, 0) for index in range(6)])
+    batch = TrainImages(images, masks=False, seed=0).__getitems__([(0, index, 0) for index in range(6)])
     assert [Path(name).name for name in batch.skipped] == ["3.jpg", "1.jpg"]
     assert len(batch.images) == len(batch.targets) == 4
     assert len(images.truth({2, 4})["images"]) == 4

@@ -15,7 +15,7 @@ from comrope.errors import DataError
 from comrope.lab import reproduce, runs
 from comrope.lab.detection import problem
 from comrope.lab.detection.coco import Batch
-from comrope.lab.detection.experiment import DetectionExperiment
+from comrope.lab.detection.config import DetectionConfig
 from comrope.lab.detection.metric import NAMES
 from comrope.lab.experiment import Recipe
 from comrope.lab.reproduce import detection
@@ -53,14 +53,14 @@ def test_every_epoch_has_its_losses_and_its_precision(whole, scenes):
 
 def test_training_lowers_the_loss_and_reaches_every_weight(scenes):
     about = experiment(scenes, num_train=4, num_test=1, recipe=Recipe(batch_size=4))
-    images = problem.data(about)[0]
+    images = problem.datasets(about)[0]
     model = problem.build(about, images).train()
     task = problem.task(model, images, about)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     losses = []
     for step in range(30):
         torch.manual_seed(step)
-        batch = task.feed.__getitems__([(0, index, 0) for index in range(4)])
+        batch = task.dataset.__getitems__([(0, index, 0) for index in range(4)])
         loss, _ = task.loss(model, batch, torch.Generator())
         optimizer.zero_grad()
         loss.backward()
@@ -94,8 +94,8 @@ def test_two_processes_measure_what_one_does(tmp_path, scenes):
         "from pathlib import Path\n"
         "from comrope.lab import runs\n"
         "from comrope.lab.detection import problem\n"
-        "from comrope.lab.detection.experiment import DetectionExperiment\n"
-        f"about = DetectionExperiment.from_json({about.to_json()!r})\n"
+        "from comrope.lab.detection.config import DetectionConfig\n"
+        f"about = DetectionConfig.from_json({about.to_json()!r})\n"
         f"runs.run(about, problem.conditions(about), Path({str(tmp_path / 'run')!r}))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
@@ -111,7 +111,7 @@ def test_two_processes_measure_what_one_does(tmp_path, scenes):
     result = runs.read(tmp_path / "run")
     assert result["timing"]["processes"] == 2
     model = runs.load_run(tmp_path / "run")
-    (alone,) = problem.measure(model, problem.data(about)[1], problem.conditions(about))
+    (alone,) = problem.evaluate(model, problem.datasets(about)[1], problem.conditions(about))
     assert result["evaluation"] == [alone]
     assert alone["images"] == 5 and {name: result["history"][0][name] for name in NAMES} == {n: alone[n] for n in NAMES}
     assert all(weights.isfinite().all() for weights in load_file(tmp_path / "run" / "weights.safetensors").values())
@@ -120,7 +120,7 @@ def test_two_processes_measure_what_one_does(tmp_path, scenes):
 @pytest.mark.parametrize("head", ["boxes", "masks"])
 def test_a_batch_of_damaged_images_teaches_nothing(tmp_path, head):
     about = experiment(coco_folder(tmp_path / "coco"), head=head)
-    images = problem.data(about)[0]
+    images = problem.datasets(about)[0]
     model = problem.build(about, images).train()
     loss, means = problem.task(model, images, about).loss(model, Batch([], [], ("0.jpg",)), torch.Generator())
     loss.backward()
@@ -196,9 +196,9 @@ def test_a_changed_scale_changes_every_training():
 def test_the_papers_setting_is_read_from_coco(tmp_path):
     setting = detection.SETTINGS["paper"]
     about = detection._experiment(SCALES["paper"], replace(setting, data=str(tmp_path)), "comrope-ld", 0)
-    assert isinstance(about, DetectionExperiment) and (about.start, about.init) == ("pretrained", "identity")
+    assert isinstance(about, DetectionConfig) and (about.start, about.init) == ("pretrained", "identity")
     with pytest.raises(DataError, match=r"instances_train2017\.json does not exist"):
-        problem.data(about)
+        problem.datasets(about)
     model = problem.build(replace(about, start=None), problem.CocoSet(coco_folder(tmp_path / "coco"), "train"))
     assert sum(p.numel() for p in model.parameters()) > 22e6
     assert model.roi_heads.has_mask() and model.backbone.pyramid.strides == (4, 8, 16, 32, 64)

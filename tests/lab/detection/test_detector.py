@@ -11,8 +11,9 @@ from comrope.lab import runs
 from comrope.lab.detection import problem
 from comrope.lab.detection.model import MODELS
 from comrope.lab.detection.pyramid import Pyramid
-from comrope.lab.detection.vit import Trunk
-from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.detection.vit import DetectionViT
+from comrope.lab.experiment import Recipe
+from comrope.lab.images.config import ImageConfig
 from tests.helpers import EVERY, LEARNED, assert_close, draw
 from tests.lab.detection.helpers import coco_folder, detector, experiment
 
@@ -36,7 +37,7 @@ def test_zero_angles_are_timms_model_at_any_size(name):
     plain = _vit()
     ours = _vit()
     ours.load_state_dict(plain.state_dict())  # strict: the same names
-    trunk = Trunk(ours, name, {"init": "identity"}).double().eval()
+    trunk = DetectionViT(ours, name, {"init": "identity"}).double().eval()
     for size in ((64, 64), (40, 72)):
         images = draw(2, 3, *size, seed=1)
         assert_close(trunk(images, [size, size]), _tokens(plain, images), 1e-12)
@@ -51,7 +52,7 @@ def test_vanilla_rope_is_no_start_at_zero():
     ours = _vit()
     ours.load_state_dict(_vit().state_dict())
     images = draw(1, 3, 64, 64)
-    found = Trunk(ours, "rope", {}).double()(images, [(64, 64)])
+    found = DetectionViT(ours, "rope", {}).double()(images, [(64, 64)])
     assert (found - _tokens(_vit(), images)).abs().max() > 1e-6
 
 
@@ -110,7 +111,7 @@ def test_all_encodings_start_from_the_same_weights(scenes):
     states = {}
     for name in ENCODINGS:
         about = experiment(scenes, name)
-        state = problem.build(about, problem.data(about)[0]).state_dict()
+        state = problem.build(about, problem.datasets(about)[0]).state_dict()
         states[name] = {key: value for key, value in state.items() if ".encoding." not in key}
     first = states.pop("none")
     assert all(state.keys() == first.keys() for state in states.values())
@@ -118,7 +119,7 @@ def test_all_encodings_start_from_the_same_weights(scenes):
 
 
 def test_weights_to_start_from(tmp_path, scenes):
-    images = problem.data(experiment(scenes))[0]
+    images = problem.datasets(experiment(scenes))[0]
 
     def patches(start, **changes):
         model = problem.build(experiment(scenes, start=start, **changes), images, tmp_path)
@@ -148,7 +149,7 @@ def test_weights_to_start_from(tmp_path, scenes):
 
 
 def test_settings_that_do_not_fit_are_named(tmp_path, scenes):
-    images = problem.data(experiment(scenes))[0]
+    images = problem.datasets(experiment(scenes))[0]
     for changes, message in (
         ({"model": "large"}, "model='large': expected one of tiny"),
         ({"model": "timm:resnet18"}, "no VisionTransformer of timm"),
@@ -158,10 +159,10 @@ def test_settings_that_do_not_fit_are_named(tmp_path, scenes):
         with pytest.raises(ConfigurationError, match=message):
             problem.build(experiment(scenes, **changes), images)
     with pytest.raises(ConfigurationError, match="unreadable='maybe'"):
-        problem.data(experiment(scenes), "maybe")
+        problem.datasets(experiment(scenes), "maybe")
     root = coco_folder(tmp_path / "coco")
     file = root / "annotations" / "instances_val2017.json"
     file.write_text(file.read_text().replace('"dog"', '"cat"'))
     with pytest.raises(DataError, match="categories of train and val differ"):
-        problem.data(experiment(root))
-    assert isinstance(Experiment(), Experiment) and problem.conditions(experiment(scenes), [(64, 64)])[0].long == 85
+        problem.datasets(experiment(root))
+    assert isinstance(ImageConfig(), ImageConfig) and problem.conditions(experiment(scenes), [(64, 64)])[0].long == 85

@@ -1,4 +1,4 @@
-"""Means, deviations and paired intervals, against values worked out by hand and by scipy."""
+"""BatchMetrics, deviations and paired intervals, against values worked out by hand and by scipy."""
 
 import numpy as np
 import pytest

@@ -74,6 +74,23 @@ def test_data_seeds_and_encodings_can_be_changed():
     assert {j.experiment.recipe.seed for j in RECIPES["fig6"](scale).jobs} == {7}
 
 
+@pytest.mark.parametrize("recipe", ["table1", "table3", "text"])
+@pytest.mark.parametrize("encoding", ["comrope-mt", "none"])
+def test_an_encoding_that_is_in_one_part_of_a_recipe_can_be_asked_for_alone(recipe, encoding):
+    jobs = RECIPES[recipe](SCALES["demo"].changed(encodings=(encoding,))).jobs
+    assert jobs and {job.experiment.encoding for job in jobs} <= {encoding, "rope"}
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("table7", "table9", "axes")])
+def test_of_other_data_all_samples_are_taken_unless_a_number_is_said(recipe):
+    def counts(**asked) -> set:
+        configs = [job.experiment for job in RECIPES[recipe](SCALES["small"].changed(**asked)).jobs]
+        return {(c.num_train, c.num_test) for c in configs if asked["data"] == c.data}
+
+    assert counts(data="elsewhere") == {(None, None)}
+    assert counts(data="elsewhere", num_train=40, num_test=20) == {(40, 20)}
+
+
 def test_what_cannot_be_asked_for_is_refused():
     scale = SCALES["demo"]
     with pytest.raises(ConfigurationError, match="rope-mixd"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from comrope.lab.experiment import Recipe
-from comrope.lab.text.experiment import TextExperiment
+from comrope.lab.text.config import TextConfig
 
 WORDS = ["a", "rose", "is", "no", "nettle", "but", "many", "a", "nettle", "would", "rather", "have", "been", "one"]
 
@@ -22,9 +22,9 @@ def write_texts(folder: Path, num: int = 12, size: int = 700) -> Path:
     return folder
 
 
-def quick(folder: Path, **changes) -> TextExperiment:
+def quick(folder: Path, **changes) -> TextConfig:
     """Two epochs of three steps: a second."""
-    experiment = TextExperiment(
+    experiment = TextConfig(
         data=str(folder),
         num_train=24,
         num_test=3,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.text.corpus import BOS, Stretches, Training, documents, held_out
+from comrope.lab.text.corpus import BOS, EvalText, TrainText, documents, held_out
 from tests.lab.text.helpers import write_texts
 
 
@@ -44,7 +44,7 @@ def test_the_standard_library_is_there_without_its_tests():
 def test_every_window_is_of_the_text_with_positions_that_restart():
     texts = [b"first document", b"2", b"the third one is longer than a window"]
     packed = [token for text in texts for token in (BOS, *text)]
-    feed = Training(texts, 10, 40)
+    feed = TrainText(texts, 10, 40)
     batch = feed.__getitems__([(epoch, index, 0) for epoch in range(5) for index in range(40)])
     seen = set()
     for tokens, positions in zip(batch.tokens.tolist(), batch.positions.tolist(), strict=True):
@@ -61,20 +61,20 @@ def test_every_window_is_of_the_text_with_positions_that_restart():
 
 
 def test_rows_alike_share_their_positions():
-    feed = Training([bytes(range(200))], 8, 24)
+    feed = TrainText([bytes(range(200))], 8, 24)
     assert feed.__getitems__([(0, i, 0) for i in range(1, 24)]).positions.shape == (1, 8)
-    assert len(Training([bytes(200)], 8)) == 25
+    assert len(TrainText([bytes(200)], 8)) == 25
 
 
 def test_stretches_are_pieces_of_one_document_that_meet_in_a_token():
     texts = [bytes(range(100)), b"short", bytes(range(100, 165))]
-    stretches = Stretches.of(texts, 32)
+    stretches = EvalText.of(texts, 32)
     assert stretches.length == 32 and stretches.tokens.shape == (5, 33)
     assert stretches.tokens[0].tolist() == [BOS, *range(32)]
     assert stretches.tokens[1].tolist() == list(range(31, 64))
     assert stretches.tokens[4].tolist() == list(range(131, 164))
-    assert torch.equal(Stretches.of(texts, 32, 3).tokens, stretches.tokens[[0, 2, 4]])
-    assert torch.equal(Stretches.of(texts, 32, 9).tokens, stretches.tokens)
+    assert torch.equal(EvalText.of(texts, 32, 3).tokens, stretches.tokens[[0, 2, 4]])
+    assert torch.equal(EvalText.of(texts, 32, 9).tokens, stretches.tokens)
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -84,11 +84,11 @@ def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(DataError, match="holds 1 different texts"):
         documents(str(tmp_path), (".txt",))
     with pytest.raises(DataError, match="no test document has 64 bytes"):
-        Stretches.of([b"short"], 64)
+        EvalText.of([b"short"], 64)
     with pytest.raises(ConfigurationError, match="num_test=0"):
-        Stretches.of([bytes(100)], 32, 0)
+        EvalText.of([bytes(100)], 32, 0)
     with pytest.raises(ConfigurationError, match="length=64"):
-        Training([b"short"], 64)
+        TrainText([b"short"], 64)
 
 
 def test_a_file_that_cannot_be_read_fails_or_is_left_out(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab import runs
 from comrope.lab.experiment import Recipe
 from comrope.lab.text import problem
-from comrope.lab.text.corpus import BOS, Stretches, Training, Windows
-from comrope.lab.text.experiment import TextExperiment
+from comrope.lab.text.config import TextConfig
+from comrope.lab.text.corpus import BOS, EvalText, TextBatch, TrainText
 from comrope.lab.text.problem import Condition, bits_per_byte, longer
 from comrope.lab.text.subjects import subject
 from tests.lab.text.helpers import quick, write_texts
@@ -46,13 +46,13 @@ def _same_weights(first: Path, second: Path) -> bool:
 def test_no_token_sees_another_document(encoding):
     """A packed window costs what its documents cost, each read alone."""
     texts = [b"so much depends upon", b"a red wheel", b"barrow glazed with rain water"]
-    feed = Training(texts, 40, 1)
+    feed = TrainText(texts, 40, 1)
     tokens = feed.tokens[3:44].long().unsqueeze(0)
     document = torch.searchsorted(feed.starts, torch.arange(3, 43), right=True) - 1
     positions = torch.arange(3, 43) - torch.maximum(feed.starts[document], torch.tensor(3))
     model = subject(encoding, 40)
     with torch.no_grad():
-        loss, means = problem.NextByte(feed).loss(model, Windows(tokens, positions.unsqueeze(0)), torch.Generator())
+        loss, means = problem.NextByte(feed).loss(model, TextBatch(tokens, positions.unsqueeze(0)), torch.Generator())
         alone = 0.0
         for number in document.unique():
             part = tokens[:, :-1][:, document == number]
@@ -69,7 +69,7 @@ def test_a_continued_model_starts_where_the_other_ended_and_learns_its_angles(te
     first = runs.run(plain, [Condition(32)], tmp_path / plain.name)
     further = quick(texts, encoding=encoding, start=plain.name)
     before, after = (problem.build(replace(e, start=plain.name), runs=tmp_path).eval() for e in (plain, further))
-    tokens = problem.data(plain)[1].tokens.long()[:, :-1]
+    tokens = problem.datasets(plain)[1].tokens.long()[:, :-1]
     with torch.no_grad():
         torch.testing.assert_close(after(tokens).logits, before(tokens).logits, rtol=1e-4, atol=1e-5)
     runs.run(further, [Condition(32)], tmp_path / further.name)
@@ -123,10 +123,10 @@ def test_two_processes_reach_the_weights_of_one(texts, whole, tmp_path):
     for name, weights in here.items():
         torch.testing.assert_close(weights, alone[name], rtol=1e-3, atol=5e-5, msg=name)
     # Every byte counted once: what one process finds with these weights.
-    model, (_, stretches) = runs.load_run(tmp_path / "run"), problem.data(quick(texts))
+    model, (_, stretches) = runs.load_run(tmp_path / "run"), problem.datasets(quick(texts))
     both = runs.read(tmp_path / "run")["evaluation"]
     for row, expected in zip(
-        both, problem.measure(model, stretches, [Condition(32), Condition(128, "yarn")]), strict=True
+        both, problem.evaluate(model, stretches, [Condition(32), Condition(128, "yarn")]), strict=True
     ):
         assert row["bytes"] == expected["bytes"] == 3 * 128
         assert row["nats"] == pytest.approx(expected["nats"], rel=1e-6)
@@ -134,8 +134,8 @@ def test_two_processes_reach_the_weights_of_one(texts, whole, tmp_path):
 
 def test_bits_per_byte_are_those_of_every_byte_at_its_place():
     model = subject("comrope-mt", 16)
-    stretches = Stretches.of([bytes(range(97, 97 + 70))], 32)
-    rows = problem.measure(model, stretches, [Condition(16), Condition(32), Condition(32, "linear")])
+    stretches = EvalText.of([bytes(range(97, 97 + 70))], 32)
+    rows = list(problem.evaluate(model, stretches, [Condition(16), Condition(32), Condition(32, "linear")]))
     with torch.no_grad():
         pieces = stretches.tokens.long().unfold(1, 17, 16).flatten(0, 1)
         logits = model(pieces[:, :-1]).logits
@@ -153,11 +153,11 @@ def test_bits_per_byte_are_those_of_every_byte_at_its_place():
     ]
     assert rows[1]["nats"] != rows[2]["nats"]
     with pytest.raises(ConfigurationError, match="length=24"):
-        problem.measure(model, stretches, [Condition(24)])
+        next(problem.evaluate(model, stretches, [Condition(24)]))
 
 
 def test_lengths_go_on_doubling_with_scalings_beyond_the_trained_one():
-    experiment = TextExperiment(length=256, test_length=1024)
+    experiment = TextConfig(length=256, test_length=1024)
     assert longer(experiment) == [Condition(256), Condition(512), Condition(1024)]
     assert longer(experiment, ("none", "ntk"))[:3] == [Condition(256), Condition(512), Condition(512, "ntk")]
     with pytest.raises(ConfigurationError, match="scaling='no'"):

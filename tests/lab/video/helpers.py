@@ -9,7 +9,7 @@ import torch
 
 from comrope.lab.experiment import Recipe
 from comrope.lab.video import frames
-from comrope.lab.video.experiment import VideoExperiment
+from comrope.lab.video.config import VideoConfig
 
 STEP = 10  # grey levels from a frame to the next
 
@@ -56,8 +56,8 @@ def ucf101(root: Path, lists: str = "ucfTrainTestlist", videos: str = "UCF-101",
     return root
 
 
-def quick(folder: Path, **changes) -> VideoExperiment:
+def quick(folder: Path, **changes) -> VideoConfig:
     """One epoch of three steps on motion clips in `folder`: a second or two."""
     recipe = Recipe(epochs=1, batch_size=8, learning_rate=3e-3)
     settings = {"num_train": 24, "num_test": 10, "model": "tiny", "num_frames": 4, "recipe": recipe}
-    return VideoExperiment(data=f"motion:{folder}", **(settings | changes))
+    return VideoConfig(data=f"motion:{folder}", **(settings | changes))

@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import as_is
+from comrope.lab.data.batches import as_is
 from comrope.lab.video import frames
 from comrope.lab.video.clips import video_folder
-from comrope.lab.video.feed import TestingClips, TrainingClips
+from comrope.lab.video.loading import EvalClips, TrainClips
 from comrope.lab.video.motion import CLASSES, motion
 from tests.lab.video.helpers import numbered, numbers, ucf101
 
@@ -25,7 +25,7 @@ def clips(tmp_path_factory):
 
 
 def _training(clips, num_frames=4, size=(24, 16), **settings):
-    return TrainingClips(clips, num_frames, size, **({"seed": 7} | settings))
+    return TrainClips(clips, num_frames, size, **({"seed": 7} | settings))
 
 
 @pytest.mark.parametrize(("lists", "videos"), [("ucfTrainTestlist", "UCF-101"), (".", ".")])
@@ -71,7 +71,7 @@ def test_a_batch_of_clips(clips):
     assert batch.pixels.shape == (len(KEYS), 3, 4, 24, 16) and batch.pixels.dtype == torch.float32
     assert batch.pixels.abs().max() <= 1
     assert batch.labels.tolist() == [clips.labels[index] for _, index, _ in KEYS]
-    assert TestingClips(clips, 6, (8, 40)).__getitems__([2]).pixels.shape == (1, 3, 6, 8, 40)
+    assert EvalClips(clips, 6, (8, 40)).__getitems__([2]).pixels.shape == (1, 3, 6, 8, 40)
 
 
 def test_the_key_decides_alone(clips):
@@ -101,7 +101,7 @@ def test_training_frames_are_jittered_within_their_parts(tmp_path):
     seen = [numbers((feed.__getitems__([(e, 0, 0)]).pixels[0].transpose(0, 1) + 1) * 127.5) for e in range(40)]
     for part, found in enumerate(zip(*seen, strict=True)):
         assert set(found) == set(range(6 * part, 6 * part + 6))
-    middle = TestingClips(val, 4, (32, 48)).__getitems__([0]).pixels[0].transpose(0, 1)
+    middle = EvalClips(val, 4, (32, 48)).__getitems__([0]).pixels[0].transpose(0, 1)
     assert numbers((middle + 1) * 127.5) == [3, 9, 15, 21]
 
 
@@ -139,13 +139,13 @@ def test_damaged_files_are_named(tmp_path, unreadable):
     kept = [0, 1, 2, 4, 5, 6, 7]
     assert found.skipped == (name,) and torch.equal(found.pixels, whole.pixels[kept])
     assert found.labels.tolist() == [i % len(CLASSES) for i in kept]
-    nothing = TestingClips(train, 4, (8, 8)).__getitems__([3])
+    nothing = EvalClips(train, 4, (8, 8)).__getitems__([3])
     assert nothing.pixels.shape == (0, 3, 4, 8, 8) and nothing.skipped == (name,)
 
 
 def test_settings_that_cannot_be_are_refused(clips):
-    with pytest.raises(ConfigurationError, match=r"enlargement=0\.9"):
-        _training(clips, enlargement=0.9)
+    with pytest.raises(ConfigurationError, match=r"resize_ratio=0\.9"):
+        _training(clips, resize_ratio=0.9)
     with pytest.raises(ConfigurationError, match="num_frames=0"):
         _training(clips, num_frames=0)
     with pytest.raises(ConfigurationError, match="unreadable='guess'"):

@@ -9,7 +9,7 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab import runs
 from comrope.lab.experiment import Recipe
 from comrope.lab.video import frames
-from comrope.lab.video.feed import TestingClips
+from comrope.lab.video.loading import EvalClips
 from comrope.lab.video.model import MODELS, VideoViT
 from comrope.lab.video.motion import CLASSES, images, motion
 from comrope.lab.video.problem import Condition
@@ -100,7 +100,7 @@ def test_files_are_written_once_and_the_content_is_independent_of_the_class(tmp_
     assert [longer.name(i) for i in range(9)] == names
     assert {n: Path(n).stat().st_mtime_ns for n in names} == before
     assert not list(tmp_path.rglob(".*")), "drafts are left"
-    pixels = TestingClips(train, 8, (48, 48)).__getitems__([0]).pixels
+    pixels = EvalClips(train, 8, (48, 48)).__getitems__([0]).pixels
     assert pixels.shape == (1, 3, 8, 48, 48) and pixels.std() > 0.05
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from comrope.lab import reproduce
-from comrope.lab.reproduce.video import TABLE3, VIDEO, table3
+from comrope.lab.reproduce.paper import TABLE3
+from comrope.lab.reproduce.video import VIDEO, table3
 
 SCALE = reproduce.SCALES["demo"]
 

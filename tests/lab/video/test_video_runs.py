@@ -14,16 +14,16 @@ import comrope
 from comrope.errors import ComropeError, DataError
 from comrope.lab import runs
 from comrope.lab.checkpoints import Checkpoints
-from comrope.lab.draws import generator
-from comrope.lab.experiment import Recipe, Trial
+from comrope.lab.experiment import ExperimentConfig, Recipe
+from comrope.lab.rng import Stream, generator
 from comrope.lab.train import train
 from comrope.lab.video import problem
-from comrope.lab.video.experiment import VideoExperiment
+from comrope.lab.video.config import VideoConfig, VideoOptions
 from comrope.lab.video.problem import MOVES, Condition
 from tests.lab.video.helpers import quick, ucf101
 
 CONDITIONS = [
-    *problem.conditions(VideoExperiment(), [(32, 32), (16, 40)], [4, 2]),
+    *problem.conditions(VideoConfig(), VideoOptions(resolutions=("32", "16x40"), frames=(4, 2))),
     Condition((32, 32), 0.5, num_frames=4),
     Condition((32, 32), 0.5, "first-axis", num_frames=4),
     Condition((32, 32), perturbation=1.0, num_frames=4),
@@ -34,7 +34,7 @@ def test_a_folder_as_ucf101_comes_from_end_to_end(tmp_path):
     root = ucf101(tmp_path / "ucf")
     (root / "UCF-101" / "Archery" / "v_Archery_g02_c01.avi").write_bytes(b"damaged")
     recipe = Recipe(epochs=2, batch_size=4)
-    experiment = VideoExperiment(data=str(root), model="tiny", num_frames=4, image_size=(24, 32), recipe=recipe)
+    experiment = VideoConfig(data=str(root), model="tiny", num_frames=4, image_size=(24, 32), recipe=recipe)
     with pytest.raises(DataError, match=r"v_Archery_g02_c01\.avi cannot be read"):
         runs.run(experiment, CONDITIONS[:1], tmp_path / "strict")
     result = runs.run(experiment, CONDITIONS, tmp_path / "run", unreadable="skip")
@@ -50,7 +50,7 @@ def test_from_the_command_line(tmp_path):
     run = str(tmp_path / "run")
     for arguments in (
         ("train", "video", *data, "--encoding", "ape", "--epochs", "1", "--batch-size", "4", "--out", run),
-        ("evaluate", run, "--resolutions", "16x24", "--frames", "2", "6"),
+        ("evaluate", "video", run, "--resolutions", "16x24", "--frames", "2", "6"),
     ):
         command = [sys.executable, "-m", "comrope", *arguments]
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
@@ -117,20 +117,20 @@ def test_interrupted_it_resumes_to_the_same_bits(tmp_path):
 
 def test_readers_change_nothing(tmp_path):
     experiment = quick(tmp_path / "motion")
-    alone, read = (runs.run(experiment, CONDITIONS[:2], tmp_path / str(n), readers=n) for n in (0, 2))
+    alone, read = (runs.run(experiment, CONDITIONS[:2], tmp_path / str(n), num_workers=n) for n in (0, 2))
     assert alone["history"] == read["history"] and alone["evaluation"] == read["evaluation"]
 
 
 def test_frames_are_held_still_and_patches_move(tmp_path):
     """What the model is given in training: every step anew, along rows and columns, within the patch."""
     experiment = quick(tmp_path / "motion")
-    clips, _ = problem.data(experiment)
+    clips, _ = problem.datasets(experiment)
     model = problem.build(experiment, clips)
     task, seen = problem.task(model, clips, experiment), []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
-    batch = task.feed.__getitems__([(0, i, 0) for i in range(4)])
+    batch = task.dataset.__getitems__([(0, i, 0) for i in range(4)])
     for step in (0, 0, 1):
-        task.loss(model, batch, generator(0, 2, step))
+        task.loss(model, batch, generator(0, Stream.PERTURBATION, step))
     moved = seen[0] - model.positions((4, 32, 32))
     assert (moved[:, 0] == 0).all() and (moved[0] == 0).all()
     assert moved[1:, 1:].abs().min() > 0 and moved.abs().max() <= 0.5 / 4
@@ -140,14 +140,14 @@ def test_frames_are_held_still_and_patches_move(tmp_path):
 
 def test_offset_and_perturbation_reach_the_model(tmp_path):
     experiment = quick(tmp_path / "motion")
-    _, clips = problem.data(experiment)
+    _, clips = problem.datasets(experiment)
     model, seen = problem.build(experiment, clips).eval(), []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1:]))
     still = model.positions((4, 32, 32))
-    problem.measure(model, clips, [Condition((32, 32), 2.0, "first-axis", num_frames=4)])
+    next(problem.evaluate(model, clips, [Condition((32, 32), 2.0, "first-axis", num_frames=4)]))
     assert torch.equal(seen[0][0], still)  # to compare labels with
     assert torch.equal(seen[-1][0].float() - still, torch.tensor([2.0, 0, 0]).expand_as(still))
-    problem.measure(model, clips, [Condition((32, 32), perturbation=1.0, num_frames=4)])
+    next(problem.evaluate(model, clips, [Condition((32, 32), perturbation=1.0, num_frames=4)]))
     step = seen[-1][0] - still
     assert step.shape == (10, 65, 3) and (step[..., 0] == 0).all() and step[:, 1:, 1:].abs().min() > 0
 
@@ -155,7 +155,7 @@ def test_offset_and_perturbation_reach_the_model(tmp_path):
 def test_checkpoints_hold_with_any_encoding_of_three_axes(tmp_path):
     for encoding in comrope.encodings.ENCODINGS:
         experiment = quick(tmp_path / "motion", encoding=encoding)
-        clips, _ = problem.data(experiment)
+        clips, _ = problem.datasets(experiment)
         model = problem.build(experiment, clips)
         train(
             model,
@@ -167,10 +167,10 @@ def test_checkpoints_hold_with_any_encoding_of_three_axes(tmp_path):
 
 
 def test_names_tell_kinds_and_settings_apart(tmp_path):
-    base = VideoExperiment()
+    base = VideoConfig()
     names = [replace(base, **c).name for c in ({}, {"num_frames": 4}, {"split": 2}, {"flip": False}, {"block_size": 4})]
     assert len(set(names)) == 5 and all(name.startswith("video-comrope-ld") for name in names)
-    assert isinstance(base, Trial) and VideoExperiment.from_json(json.loads(json.dumps(base.to_json()))) == base
+    assert isinstance(base, ExperimentConfig) and VideoConfig.from_json(json.loads(json.dumps(base.to_json()))) == base
 
 
 @pytest.mark.parametrize(

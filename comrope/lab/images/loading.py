@@ -1,13 +1,13 @@
-"""What a DataLoader reads: batches of augmented images to train on, and of plain ones to test on.
+"""Images as a DataLoader reads them: batches of augmented images to train on, and of plain ones to evaluate on.
 
 An image is augmented by draws that its key (epoch, index, copy) names, whatever batch, process or worker it comes in and
 whatever came before: so training can go on where it stopped, and be the same in any number of processes.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import timm.data
@@ -15,84 +15,24 @@ import torch
 from PIL import Image, ImageOps
 from timm.data.auto_augment import RandAugment
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from comrope.errors import ComropeError, ConfigurationError, WorkerError
-from comrope.lab.data.images import Images, ImageSet, crops
-from comrope.lab.draws import generator, seed_for
+from comrope.errors import ConfigurationError
+from comrope.lab.data.batches import Batch
+from comrope.lab.images.memory import Images, ImageSet, crops
+from comrope.lab.rng import Stream, generator, seed_for
 
 Key = tuple[int, int, int]
 """(epoch, index, copy)"""
 AUGMENTATIONS = ("basic", "deit")
-_STREAM = 3  # of the seed: what tells these draws from the others of a run
 
 
-class Batch(NamedTuple):
-    """Some images and their labels."""
+class TrainImages(Dataset):
+    """Augmented images: `dataset[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`.
 
-    pixels: Tensor
-    """(n, channels, height, width), float32 in [−1, 1]; standard normal where DeiT's random erasing has been."""
-    labels: Tensor
-    """(n,), int64."""
-    skipped: tuple[str, ...] = ()
-    """Names of the images that were asked for and are left out, since they cannot be read."""
-
-
-def as_is(batch: Any) -> Any:
-    """The collate_fn for a DataLoader: what is read is a batch already."""
-    return batch
-
-
-def read_batches(feed: Any, keys: Iterable[Any], readers: int) -> Iterator[Any]:
-    """The batches of `feed`, one for each list in `keys`, in order.
-
-    Args:
-        feed: what is read, by `feed[[key, …]]`.
-        keys: of each batch.
-        readers: processes that read; this one does if 0.
-    Raises:
-        ComropeError: one that the feed raises, wherever it is read, with its own message.
-        WorkerError: a process that read is gone.
-    """
-    told: Any = _Told(feed)
-    settings: Any = {"batch_sampler": keys, "num_workers": readers, "collate_fn": as_is}
-    found = iter(DataLoader(told, **settings))
-    try:
-        for batch in found:
-            if isinstance(batch, ComropeError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkerError(
-            f"a process that reads data is gone ({error}), killed by hand or for want of memory: give the same command again "
-            "to go on, with fewer --readers if it was memory."
-        ) from error
-    finally:
-        del found  # and with it the processes, which a traceback would keep
-
-
-class _Told(Dataset):
-    """A feed whose errors come in place of a batch: a DataLoader would put a process's traceback into their message."""
-
-    def __init__(self, feed: Any):
-        self.feed = feed
-
-    def __getitems__(self, keys: Any) -> Any:
-        try:
-            return self.feed.__getitems__(keys)
-        except ComropeError as error:
-            return error
-
-
-class Training(Dataset):
-    """Augmented images: `feed[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`.
-
-    augment="basic" is the paper's: resize to `enlargement` times the size, crop at random, flip half of the images. Images in
-    memory are resized to height and width at once, files so that their shorter side fits. augment="deit" is DeiT's
-    (arXiv:2012.12877, Table 9), but for mixup and CutMix, which take a batch.
+    augment="basic" is the paper's: resize to `resize_ratio` times the size, crop at random, flip half of the images. All
+    keep their proportions. augment="deit" is DeiT's (arXiv:2012.12877, Table 9), but for mixup and CutMix, which take a batch.
     """
 
     def __init__(
@@ -101,7 +41,7 @@ class Training(Dataset):
         size: tuple[int, int],
         *,
         augment: str = "basic",
-        enlargement: float = 1.1,
+        resize_ratio: float = 1.1,
         flip: bool,
         seed: int,
     ):
@@ -110,7 +50,7 @@ class Training(Dataset):
             images: what is augmented.
             size: (height, width) in pixels, of what comes out.
             augment: "basic" or "deit".
-            enlargement: with "basic", images are resized to so many times `size`; 1 or more.
+            resize_ratio: with "basic", images are resized to so many times `size`; 1 or more.
             flip: whether to flip.
             seed: of all draws, together with an image's key.
         Raises:
@@ -118,16 +58,16 @@ class Training(Dataset):
         """
         if augment not in AUGMENTATIONS:
             raise ConfigurationError(f"augment={augment!r}: expected one of {', '.join(AUGMENTATIONS)}.")
-        if not enlargement >= 1:
+        if not resize_ratio >= 1:
             raise ConfigurationError(
-                f"enlargement={enlargement}: expected 1 or more, or there is nothing to crop from."
+                f"resize_ratio={resize_ratio}: expected 1 or more, or there is nothing to crop from."
             )
         if augment == "deit" and images.channels not in (1, 3):
             raise ConfigurationError(f"augment='deit' is for grey or RGB images: got {images.channels} channels.")
         self.images, self.size, self.flip, self.seed = images, _checked(size), flip, seed
-        self._enlarged = (round(enlargement * size[0]), round(enlargement * size[1]))
+        self._enlarged = (round(resize_ratio * size[0]), round(resize_ratio * size[1]))
         self._deit = _deit(size, flip) if augment == "deit" else None
-        self._pixels = images.resized(self._enlarged) if isinstance(images, Images) and augment == "basic" else None
+        self._pixels = images.covering(self._enlarged) if isinstance(images, Images) and augment == "basic" else None
         self._tables: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -146,7 +86,7 @@ class Training(Dataset):
         """The same as `_basic`, for all at once."""
         draws = torch.from_numpy(np.stack([self._draws(key) for key in keys]))  # (n, 3)
         indices = torch.tensor([index for _, index, _ in keys])
-        places = torch.tensor([big - small + 1 for big, small in zip(self._enlarged, self.size, strict=True)])
+        places = torch.tensor([big - small + 1 for big, small in zip(pixels.shape[-2:], self.size, strict=True)])
         rows, columns = (draws[:, :2] * places).long().unbind(1)
         found = crops(pixels, indices, rows, columns, self.size)
         if self.flip:
@@ -168,25 +108,22 @@ class Training(Dataset):
         if (epoch, copy) not in self._tables:
             if any(kept != epoch for kept, _ in self._tables):
                 self._tables.clear()
-            draws = generator(self.seed, _STREAM, epoch, copy)
+            draws = generator(self.seed, Stream.AUGMENTATION, epoch, copy)
             self._tables[epoch, copy] = torch.rand(len(self), 3, generator=draws).numpy()
         return self._tables[epoch, copy][index]
 
     def _deit_like(self, key: Key, image: Image.Image) -> Tensor:
         """Of a grey image, made RGB, all three channels are the same but for the noise of random erasing: one is it."""
         assert self._deit is not None
-        with _seeded(seed_for(self.seed, _STREAM, *key)):
+        with _seeded(seed_for(self.seed, Stream.AUGMENTATION, *key)):
             return self._deit(image.convert("RGB"))[: self.images.channels]
 
 
-class Testing(Dataset):
-    """Plain images: `feed[[index, …]]`, through a DataLoader, is a `Batch`.
+class EvalImages(Dataset):
+    """Plain images: `dataset[[index, …]]`, through a DataLoader, is a `Batch`.
 
-    Images in memory are resized to height and width; files are resized so that their shorter side fits, and the middle is
-    cut out.
+    Images are resized, in their own proportions, to the smallest that `size` fits into, and their middle is cut out.
     """
-
-    __test__ = False  # or pytest takes it for a test case, by its name
 
     def __init__(self, images: ImageSet, size: tuple[int, int]):
         self.images, self.size = images, _checked(size)
@@ -198,7 +135,7 @@ class Testing(Dataset):
         """The images at `indices`."""
         if isinstance(self.images, Images):
             images = self.images.take(indices)
-            return Batch(images.resized(self.size), images.labels)
+            return Batch(images.fitted(self.size), images.labels)
         return _gather(self.images, self.size, indices, lambda at, image: self._fitted(image))
 
     def _fitted(self, image: Image.Image) -> Tensor:

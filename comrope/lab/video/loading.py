@@ -7,25 +7,24 @@ same for all of its frames.
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from comrope.errors import ConfigurationError
-from comrope.lab.data import Batch
-from comrope.lab.draws import generator
+from comrope.lab.data.batches import Batch
+from comrope.lab.data.geometry import cover, crop
+from comrope.lab.rng import Stream, generator
 from comrope.lab.video.clips import Clips
 
 Key = tuple[int, int, int]
 """(epoch, index, copy)"""
-_STREAM = 3  # of the seed's streams that no other draws of a run are taken from
 
 
-class TrainingClips(Dataset):
-    """Augmented clips: `feed[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`.
+class TrainClips(Dataset):
+    """Augmented clips: `dataset[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`.
 
     A clip is one frame of each of `num_frames` equal parts of the video, at a random time within its part; resized so that
-    `enlargement` times the size just fits into it, cropped at random and, with `flip`, mirrored half of the time.
+    `resize_ratio` times the size just fits into it, cropped at random and, with `flip`, mirrored half of the time.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class TrainingClips(Dataset):
         num_frames: int,
         size: tuple[int, int],
         *,
-        enlargement: float = 1.1,
+        resize_ratio: float = 1.1,
         flip: bool = False,
         seed: int,
     ):
@@ -43,19 +42,19 @@ class TrainingClips(Dataset):
             clips: what is augmented.
             num_frames: of a clip.
             size: (height, width) in pixels, of what comes out.
-            enlargement: frames are resized to so many times `size`; 1 or more.
+            resize_ratio: frames are resized to so many times `size`; 1 or more.
             flip: whether to mirror.
             seed: of all draws, together with a clip's key.
         Raises:
             ConfigurationError: settings that are none of these.
         """
-        if enlargement < 1:
+        if resize_ratio < 1:
             raise ConfigurationError(
-                f"enlargement={enlargement}: expected 1 or more, or there is nothing to crop from."
+                f"resize_ratio={resize_ratio}: expected 1 or more, or there is nothing to crop from."
             )
         self.clips, self.num_frames, self.size, self.flip, self.seed = clips, num_frames, size, flip, seed
         _check(num_frames, size)
-        self._enlarged = (round(enlargement * size[0]), round(enlargement * size[1]))
+        self._enlarged = (round(resize_ratio * size[0]), round(resize_ratio * size[1]))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -66,20 +65,20 @@ class TrainingClips(Dataset):
         down, right, mirror = draws[:, -3:].unbind(1)
 
         def cut(at: int, frames: Tensor) -> Tensor:
-            clip = _crop(_cover(frames, self._enlarged), self.size, float(down[at]), float(right[at]))
+            clip = crop(cover(frames, self._enlarged), self.size, float(down[at]), float(right[at]))
             return clip.flip(-1) if self.flip and mirror[at] < 0.5 else clip
 
         indices = [index for _, index, _ in keys]
         return _gather(self.clips, self.size, indices, draws[:, : self.num_frames], cut)
 
     def _draws(self, key: Key) -> Tensor:
-        return torch.rand(self.num_frames + 3, generator=generator(self.seed, _STREAM, *key), dtype=torch.float64)
+        return torch.rand(
+            self.num_frames + 3, generator=generator(self.seed, Stream.AUGMENTATION, *key), dtype=torch.float64
+        )
 
 
-class TestingClips(Dataset):
-    """Plain clips: `feed[[index, …]]`, through a DataLoader, is a `Batch`: the frame in the middle of each part, its middle."""
-
-    __test__ = False  # or pytest takes it for a test case, by its name
+class EvalClips(Dataset):
+    """Plain clips: `dataset[[index, …]]` is a `Batch` of the middle frame of each part, cut to its middle."""
 
     def __init__(self, clips: Clips, num_frames: int, size: tuple[int, int]):
         _check(num_frames, size)
@@ -91,7 +90,7 @@ class TestingClips(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The clips at `indices`."""
         middle = torch.full((len(indices), self.num_frames), 0.5, dtype=torch.float64)
-        cut: Callable = lambda at, frames: _crop(_cover(frames, self.size), self.size, 0.5, 0.5)  # noqa: E731
+        cut: Callable = lambda at, frames: crop(cover(frames, self.size), self.size)  # noqa: E731
         return _gather(self.clips, self.size, indices, middle, cut)
 
 
@@ -111,21 +110,6 @@ def _gather(
             kept.append(index)
     pixels = torch.stack(found).float() / 127.5 - 1 if found else torch.empty(0, 3, num_frames, *size)
     return Batch(pixels, clips.labels[kept], tuple(skipped))
-
-
-def _cover(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resized, in their own proportions, to the smallest that `size` fits into."""
-    scale = max(small / big for small, big in zip(size, frames.shape[-2:], strict=True))
-    target = [max(small, round(scale * big)) for small, big in zip(size, frames.shape[-2:], strict=True)]
-    return F.interpolate(frames, target, mode="bilinear", antialias=True, align_corners=False)
-
-
-def _crop(frames: Tensor, size: tuple[int, int], down: float, right: float) -> Tensor:
-    """The window of `size` that lies at these shares, in [0, 1), of the places there are."""
-    row, column = (
-        int(share * (big - small + 1)) for share, big, small in zip((down, right), frames.shape[-2:], size, strict=True)
-    )
-    return frames[..., row : row + size[0], column : column + size[1]]
 
 
 def _check(num_frames: int, size: tuple[int, int]) -> None:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import Folder, image_folder, load
+from comrope.lab.images.data import load
+from comrope.lab.images.folder import Folder, image_folder
 
 CLASSES = ("ant", "bee", "cat")
 

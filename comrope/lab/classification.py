@@ -1,6 +1,6 @@
-"""Measuring a trained classifier: at other resolutions, with its coordinates moved or perturbed, over all processes."""
+"""Evaluation of trained classifiers, of images and of clips: at other sizes, with coordinates moved, over all processes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -13,15 +13,16 @@ import comrope
 from comrope._values import FARTHEST, is_number
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
-from comrope.lab.data import Testing, read_batches
-from comrope.lab.draws import generator
+from comrope.lab.data.batches import read_batches
+from comrope.lab.images.loading import EvalImages
+from comrope.lab.rng import Stream, generator
 from comrope.lab.vit import ViT
 
 DIRECTIONS = ("random", "first-axis", "last-axis", "steepest")
 
 
 class Samples(Protocol):
-    """What a classifier is measured on: images or clips."""
+    """The samples that a classifier is evaluated on: images or clips."""
 
     @property
     def labels(self) -> Tensor: ...
@@ -33,17 +34,17 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Condition:
-    """What test images and their coordinates are put through."""
+    """A size of test images, and a displacement of their coordinates."""
 
     size: tuple[int, int]
     """(height, width) in pixels."""
     offset: float = 0.0
-    """ρ, in canvas widths."""
+    """Offset ρ in canvas widths."""
     direction: str = "random"
     """"random": each image moves by its own N(0, ρ²I) (Eq. 12). Else all move by ρ along the "first-axis", the "last-axis", or
     the "steepest" direction, in which the fastest plane of the model turns most."""
     perturbation: float = 0.0
-    """σ, in patches; drawn for each image (Eq. 11)."""
+    """Standard deviation σ of the perturbation in patches, drawn for each image (Eq. 11)."""
     seed: int = 0
 
     def __post_init__(self):
@@ -63,12 +64,12 @@ class Condition:
 
     @property
     def still(self) -> Self:
-        """The same with coordinates unmoved."""
+        """The same condition with coordinates unmoved."""
         return replace(self, offset=0.0, direction="random", perturbation=0.0, seed=0)
 
     @property
     def canvas(self) -> tuple[int, ...]:
-        """What the model's positions are laid out for."""
+        """The size that the model's positions are made for."""
         return self.size
 
     @property
@@ -76,29 +77,33 @@ class Condition:
         """Which axes the perturbation moves."""
         return (True, True)
 
-    def feed(self, images: Any) -> Any:
-        """What is put before the model: batches by the images' indices."""
-        return Testing(images, self.size)
+    def dataset(self, images: Any) -> Any:
+        """Returns the evaluation dataset, which is indexed by lists of the images' indices."""
+        return EvalImages(images, self.size)
 
     def describes(self, row: dict[str, Any]) -> bool:
-        """Whether a row of `measure` was found under this condition."""
+        """Whether a row of `evaluate` was measured under this condition."""
         return all(row[key] == value for key, value in {**vars(self), "size": list(self.size)}.items())
 
 
-def measure(
-    model: nn.Module, images: Samples, conditions: Sequence[Condition], *, batch_size: int = 150, readers: int = 0
-) -> list[dict[str, Any]]:
-    """Correct answers under each condition.
+def evaluate(
+    model: nn.Module, images: Samples, conditions: Sequence[Condition], *, batch_size: int = 150, num_workers: int = 0
+) -> Iterator[dict[str, Any]]:
+    """A row for each condition, with the number of correct answers.
 
     Called in several processes, each takes its share of the images; the counts are of all of them, each image counted once.
 
-    Returns:
-        A row a condition: its fields, `correct` of `total` images, how many were `skipped` as unreadable, and how many labels
-        are `changed` from what the model says at that size with coordinates unmoved.
+    Yields:
+        The condition's fields, `correct` of `total` images, how many were `skipped` as unreadable, and how many labels are
+        `changed` from what the model says at that size with coordinates unmoved.
+    Raises:
+        InputError: a size that the model's patches do not divide, before anything is measured.
     """
-    rows: list[dict[str, Any]] = []
+    if isinstance(model, ViT):
+        for condition in conditions:
+            model.grid(condition.canvas)
     unmoved: dict[Condition, Tensor] = {}
-    settings: dict[str, Any] = {"batch_size": batch_size, "readers": readers}
+    settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     for condition in conditions:
         still = condition.still
         if still not in unmoved:
@@ -111,30 +116,21 @@ def measure(
         )
         total: Any = reduce(counts.to(PartialState().device), "sum")
         correct, seen_in_all, skipped, changed = total.tolist()
-        rows.append(
-            {
-                **vars(condition),
-                "size": list(condition.size),
-                "correct": correct,
-                "total": seen_in_all,
-                "skipped": skipped,
-                "changed": changed,
-            }
-        )
-    return rows
+        counted = {"correct": correct, "total": seen_in_all, "skipped": skipped, "changed": changed}
+        yield {**vars(condition), "size": list(condition.size), **counted}
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Samples, condition: Condition, *, batch_size: int = 150, readers: int = 0
+    model: nn.Module, images: Samples, condition: Condition, *, batch_size: int = 150, num_workers: int = 0
 ) -> Tensor:
-    """Labels that `model` gives to this process's share of `images`, all of them where it is the only one; −1 where skipped."""
+    """Returns the labels that `model` gives to this process's share of `images`; −1 for those that were skipped."""
     device = next(model.parameters()).device
     share = _share(len(images))
     batches = [list(share)[i : i + batch_size] for i in range(0, len(share), batch_size)]
     positions = _positions(model, len(images), condition)
     labels = torch.full((len(images),), -1)
-    for indices, batch in zip(batches, read_batches(condition.feed(images), batches, readers), strict=True):
+    for indices, batch in zip(batches, read_batches(condition.dataset(images), batches, num_workers), strict=True):
         seen = [index for index in indices if images.name(index) not in batch.skipped] if batch.skipped else indices
         if not seen:
             continue
@@ -148,13 +144,13 @@ def predict(
 
 
 def _share(num_images: int) -> range:
-    """The images of this process: every n-th, so that all counts together are exact without padding."""
+    """Returns the indices of this process's images: every n-th, so that the counts add up without padding."""
     state = PartialState(cpu=not torch.cuda.is_available())
     return range(state.process_index, num_images, state.num_processes)
 
 
 def _positions(model: nn.Module, num_images: int, condition: Condition) -> Tensor | None:
-    """(L, N), or (num_images, L, N) where each image has its own; None where the model knows by itself."""
+    """The positions of all tokens, (L, N), or (num_images, L, N) if each image has its own; None if the model knows them."""
     if not isinstance(model, ViT):
         if condition.moves:
             raise ConfigurationError(
@@ -169,20 +165,20 @@ def _positions(model: nn.Module, num_images: int, condition: Condition) -> Tenso
             "batch_size": num_images,
             "axes": condition.perturbed,
         }
-        draws = generator(condition.seed, 0)
-        positions = comrope.positions.perturb(positions, patch, condition.perturbation, **settings, generator=draws)
+        rng = generator(condition.seed, Stream.EVALUATED_PERTURBATION)
+        positions = comrope.positions.perturb(positions, patch, condition.perturbation, **settings, generator=rng)
     if condition.offset:
         positions = positions.double()  # float32 merges neighbouring patches far from the canvas
         if condition.direction == "random":
-            draws = generator(condition.seed, 1)
-            positions = comrope.positions.offset(positions, condition.offset, batch_size=num_images, generator=draws)
+            rng = generator(condition.seed, Stream.EVALUATED_OFFSET)
+            positions = comrope.positions.offset(positions, condition.offset, batch_size=num_images, generator=rng)
         else:
             positions = positions + condition.offset * direction(model, condition.direction).double()
     return positions
 
 
 def direction(model: nn.Module, name: str) -> Tensor:
-    """The unit vector, (N,), that `name` stands for; in a model that turns nothing the steepest is the first axis."""
+    """Returns the unit vector (N,) of a direction by name. Without rotations the steepest direction is the first axis."""
     axes = torch.eye(model.num_axes)  # pyright: ignore[reportArgumentType]
     first, last = axes[0], axes[-1]
     if name != "steepest":
@@ -197,7 +193,7 @@ def direction(model: nn.Module, name: str) -> Tensor:
 
 
 def _steepest(angles: Tensor, rounds: int = 30) -> tuple[Tensor, float]:
-    """The unit u with the largest ‖Σ u_i A_i‖₂ of any block, (N,), and that norm: from each axis uphill, plane by plane.
+    """Returns the unit vector u, (N,), with the largest ‖Σ u_i A_i‖₂ of any block, and that norm: by ascent from each axis.
 
     For a unit vector v, |vᴴ(Σ u_i A_i)v| is largest in u at u_i ∝ vᴴA_i v / i, and largest in v at the leading eigenvector:
     taking turns never goes down, and one turn is enough where the matrices commute.
@@ -214,10 +210,10 @@ def _steepest(angles: Tensor, rounds: int = 30) -> tuple[Tensor, float]:
 
 
 def plain(sizes: Sequence[tuple[int, int]]) -> list[Condition]:
-    """Other resolutions, nothing else."""
+    """Returns the conditions of these sizes, with coordinates unmoved."""
     return [Condition(size) for size in sizes]
 
 
 def shifted(size: tuple[int, int], offsets: Sequence[float], seed: int = 0) -> list[Condition]:
-    """Random offsets of each strength ρ at one size."""
+    """Returns the conditions of random offsets of each strength ρ, at one size."""
     return [Condition(size, offset, seed=seed) if offset else Condition(size) for offset in offsets]

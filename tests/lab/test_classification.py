@@ -5,10 +5,10 @@ import torch
 
 import comrope
 from comrope.errors import ConfigurationError
-from comrope.lab.data import Images, digits
-from comrope.lab.draws import generator
-from comrope.lab.evaluate import Condition, direction, measure, plain, shifted
-from comrope.lab.evaluate import predict as predict_under
+from comrope.lab.classification import Condition, direction, evaluate, plain, shifted
+from comrope.lab.classification import predict as predict_under
+from comrope.lab.images.memory import Images, digits
+from comrope.lab.rng import Stream, generator
 from comrope.lab.vit import ViT
 from tests.helpers import COMMUTING, draw
 
@@ -43,7 +43,7 @@ def _model(name: str) -> ViT:
 def test_labels_are_those_of_a_plain_loop(images):
     model = _model("comrope-ld")
     for size in (SIZE, (24, 8)):
-        pixels = images.resized(size)
+        pixels = images.fitted(size)
         with torch.no_grad():
             expected = torch.stack([model(pixels[i : i + 1])[0].argmax() for i in range(len(images))])
         assert torch.equal(predict(model, images, size), expected)
@@ -53,7 +53,7 @@ def test_labels_are_those_of_a_plain_loop(images):
 def test_counts_are_those_of_a_plain_loop(images):
     model = _model("comrope-mt")
     sizes = [(16, 24), (8, 8), (32, 16)]
-    rows = measure(model, images, plain(sizes))
+    rows = list(evaluate(model, images, plain(sizes)))
     assert [row["size"] for row in rows] == [list(size) for size in sizes]
     for row, size in zip(rows, sizes, strict=True):
         labels = predict(model, images, size).tolist()
@@ -77,10 +77,10 @@ def test_batch_size_changes_no_label(images, name, offset):
 def test_offset_moves_each_image_by_its_own_shift(images):
     model = _model("ape")
     positions = model.positions(SIZE).double()
-    positions = comrope.positions.offset(positions, 0.5, batch_size=60, generator=generator(4, 1))
+    positions = comrope.positions.offset(positions, 0.5, batch_size=60, generator=generator(4, Stream.EVALUATED_OFFSET))
     with torch.no_grad():
         expected = torch.cat(
-            [model(x[None], p).argmax(-1) for x, p in zip(images.resized(SIZE), positions, strict=True)]
+            [model(x[None], p).argmax(-1) for x, p in zip(images.fitted(SIZE), positions, strict=True)]
         )
     assert torch.equal(predict(model, images, SIZE, offset=0.5, seed=4), expected)
     assert not torch.equal(predict(model, images, SIZE), expected)
@@ -104,14 +104,14 @@ def test_no_offset_changes_nothing(images):
     for name in ("liere", "ape"):
         model = _model(name)
         assert torch.equal(predict(model, images, SIZE, offset=0.0, seed=3), predict(model, images, SIZE))
-        (row,) = measure(model, images, shifted(SIZE, [0.0]))
+        (row,) = evaluate(model, images, shifted(SIZE, [0.0]))
         assert row["changed"] == 0
-        assert row["correct"] == measure(model, images, plain([SIZE]))[0]["correct"]
+        assert row["correct"] == next(evaluate(model, images, plain([SIZE])))["correct"]
 
 
 @pytest.mark.parametrize("name", COMMUTING)
 def test_commuting_encodings_keep_their_labels(images, name):
-    rows = measure(_model(name), images, shifted(SIZE, [0.0, 1.0, 5.0]))
+    rows = list(evaluate(_model(name), images, shifted(SIZE, [0.0, 1.0, 5.0])))
     assert [row["changed"] for row in rows] == [0, 0, 0]
     assert len({row["correct"] for row in rows}) == 1
 
@@ -119,7 +119,7 @@ def test_commuting_encodings_keep_their_labels(images, name):
 @pytest.mark.parametrize("name", ["liere", "ape"])
 def test_the_others_do_not(images, name):
     model = _model(name)
-    rows = measure(model, images, shifted(SIZE, [0.0, 0.5, 5.0], seed=2))
+    rows = list(evaluate(model, images, shifted(SIZE, [0.0, 0.5, 5.0], seed=2)))
     assert [row["offset"] for row in rows] == [0.0, 0.5, 5.0] and {row["total"] for row in rows} == {60}
     unmoved = predict(model, images, SIZE)
     for row in rows:
@@ -138,12 +138,13 @@ def test_prediction_leaves_no_graph_and_no_gradient(images):
 @pytest.mark.parametrize("name", COMMUTING)
 @pytest.mark.parametrize("towards", ["first-axis", "last-axis", "steepest"])
 def test_no_offset_whatsoever_moves_what_commutes(images, name, towards):
-    (row,) = measure(_model(name), images, [Condition(SIZE, 1e6, towards)])
+    (row,) = evaluate(_model(name), images, [Condition(SIZE, 1e6, towards)])
     assert (row["changed"], row["direction"], row["offset"]) == (0, towards, 1e6)
 
 
 def test_adversarial_offsets_move_liere(images):
-    rows = measure(_model("liere"), images, [Condition(SIZE, 3.0, towards) for towards in ("last-axis", "steepest")])
+    conditions = [Condition(SIZE, 3.0, towards) for towards in ("last-axis", "steepest")]
+    rows = list(evaluate(_model("liere"), images, conditions))
     assert all(row["changed"] >= 6 for row in rows)
 
 
@@ -167,7 +168,7 @@ def test_perturbed_patches_are_each_images_own_and_reproducible(images):
     moved = Condition(SIZE, perturbation=1.0, seed=3)
     first = predict_under(model, images, moved)
     assert torch.equal(predict_under(model, images, moved, batch_size=7), first)
-    (row,) = measure(model, images, [moved])
+    (row,) = evaluate(model, images, [moved])
     assert row["changed"] == (first != predict(model, images, SIZE)).sum().item() > 0
 
 

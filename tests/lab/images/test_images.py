@@ -10,7 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import Images, digits, fashion_mnist, load
+from comrope.lab.images.data import load
+from comrope.lab.images.memory import Images, digits, fashion_mnist
 
 FIRST_TEST_LABELS = [2, 0, 4, 9, 4, 1, 2, 4, 6, 7, 9, 1]
 
@@ -59,13 +60,14 @@ def test_split_is_always_the_same(split):
     assert split[1].labels[:12].tolist() == FIRST_TEST_LABELS
 
 
-def test_resized_takes_height_then_width(split):
+def test_fitted_takes_height_then_width(split):
     test = split[1]
-    assert test.resized((24, 40)).shape == (450, 1, 24, 40)
-    assert torch.allclose(test.resized((8, 8)), test.pixels, atol=1e-6)
-    assert test.resized((24, 40)).abs().max() <= 1 + 1e-5
+    assert test.covering((24, 40)).shape == (450, 1, 40, 40)
+    assert test.fitted((24, 40)).equal(test.covering((24, 40))[:, :, 8:32])
+    assert torch.allclose(test.fitted((8, 8)), test.pixels, atol=1e-6)
+    assert test.fitted((24, 40)).abs().max() <= 1 + 1e-5
     columns = torch.linspace(-1, 1, 8).expand(1, 1, 8, 8)  # brighter from left to right
-    bigger = Images(columns, torch.zeros(1, dtype=torch.int64), ("x",)).resized((24, 40))
+    bigger = Images(columns, torch.zeros(1, dtype=torch.int64), ("x",)).fitted((24, 40))
     assert torch.allclose(bigger, bigger[:, :, :1].expand(-1, -1, 24, -1), atol=1e-6)
     assert (bigger[0, 0, 0].diff() >= -1e-6).all() and bigger[0, 0, 0, -1] > 0.9
 
@@ -73,7 +75,7 @@ def test_resized_takes_height_then_width(split):
 def test_resized_loses_no_pixel():
     """At a quarter of the size, plain bilinear interpolation would skip three rows of four."""
     impulses = Images(torch.eye(64).view(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64), ("x",))
-    small = impulses.resized((2, 2))
+    small = impulses.fitted((2, 2))
     assert (small.sum((1, 2, 3)) > 1e-3).all()
     assert torch.allclose(small.sum(0), torch.ones(1, 2, 2))  # every small pixel is an average
 

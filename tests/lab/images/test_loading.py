@@ -12,7 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.data import Batch, Images, ImageSet, Testing, Training, as_is, digits, feed, image_folder
+from comrope.lab.data.batches import Batch, as_is
+from comrope.lab.images import loading
+from comrope.lab.images.folder import image_folder
+from comrope.lab.images.loading import EvalImages, TrainImages
+from comrope.lab.images.memory import Images, ImageSet, digits
 
 SIZE = (12, 20)
 KEYS = [(epoch, index, copy) for epoch in (0, 1) for index in (3, 0, 17, 5) for copy in (0, 1, 2)]
@@ -37,8 +41,8 @@ def images(request, files) -> ImageSet:
     return digits()[0].take(range(20)) if request.param == "memory" else image_folder(files)[0]
 
 
-def _training(images: ImageSet, augment: str = "basic", seed: int = 7, **settings) -> Training:
-    return Training(images, SIZE, augment=augment, seed=seed, **({"flip": True} | settings))
+def _training(images: ImageSet, augment: str = "basic", seed: int = 7, **settings) -> TrainImages:
+    return TrainImages(images, SIZE, augment=augment, seed=seed, **({"flip": True} | settings))
 
 
 def _same(one: Batch, other: Batch) -> bool:
@@ -92,7 +96,7 @@ def test_workers_change_nothing(images, augment):
 @both
 def test_feeds_survive_pickling(images, augment):
     """As workers that are spawned need it."""
-    training, testing = _training(images, augment), Testing(images, SIZE)
+    training, testing = _training(images, augment), EvalImages(images, SIZE)
     assert _same(pickle.loads(pickle.dumps(training)).__getitems__(KEYS), training.__getitems__(KEYS))
     assert _same(pickle.loads(pickle.dumps(testing)).__getitems__([3, 1]), testing.__getitems__([3, 1]))
     assert pickle.loads(pickle.dumps(as_is)) is as_is
@@ -120,9 +124,9 @@ def _windows(image: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
 @pytest.mark.parametrize("flip", [True, False])
 def test_basic_takes_windows_of_the_enlarged_image(images, flip):
     """Every window comes, mirrored half of the time if at all."""
-    index, enlargement = 5, 1.2  # (14, 24): 3 × 5 windows of an image in memory, 3 × 12 of the file
+    index, resize_ratio = 5, 1.2  # (14, 24), in the proportions of the image
     if isinstance(images, Images):
-        enlarged = images.resized((14, 24))[index]
+        enlarged = images.covering((14, 24))[index]
     else:
         image: Image.Image = images.pil(index)  # pyright: ignore
         scale = max(14 / image.height, 24 / image.width)
@@ -130,7 +134,7 @@ def test_basic_takes_windows_of_the_enlarged_image(images, flip):
         pixels = np.array(image.resize(shape, Image.Resampling.BILINEAR))
         enlarged = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
     windows = _windows(enlarged)
-    training = _training(images, enlargement=enlargement, flip=flip)
+    training = _training(images, resize_ratio=resize_ratio, flip=flip)
     found = training.__getitems__([(epoch, index, 0) for epoch in range(400)]).pixels
     seen, mirrored = set(), 0
     for crop in found:
@@ -146,8 +150,27 @@ def test_basic_takes_windows_of_the_enlarged_image(images, flip):
 
 def test_without_enlargement_the_image_stays_whole():
     images = digits()[0].take(range(20))
-    found = _training(images, enlargement=1, flip=False).__getitems__([(0, i, 0) for i in range(20)])
-    assert torch.equal(found.pixels, images.resized(SIZE))
+    training = TrainImages(images, (12, 12), resize_ratio=1, flip=False, seed=0)
+    assert torch.equal(training.__getitems__([(0, i, 0) for i in range(20)]).pixels, images.fitted((12, 12)))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20), (32, 8)])
+def test_images_in_memory_are_framed_as_files_are(tmp_path, size):
+    """The same pictures, once as tensors and once as PNG files, are the same batches but for rounding to 8 bits."""
+    memory = digits()[1].take(range(12))
+    for part in ("train", "val"):
+        for index in range(12):
+            folder = tmp_path / part / f"{index:02}"
+            folder.mkdir(parents=True)
+            memory.pil(index).save(folder / "image.png")
+    files, _ = image_folder(tmp_path)
+    keys = [(epoch, index, 0) for epoch in range(3) for index in range(12)]
+    settings = {"resize_ratio": 1.3, "flip": True, "seed": 5}
+    pairs = [[TrainImages(images, size, **settings).__getitems__(keys) for images in (memory, files)]]
+    pairs += [[EvalImages(images, size).__getitems__(list(range(12))) for images in (memory, files)]]
+    for ours, theirs in pairs:
+        difference = (ours.pixels - theirs.pixels).abs()
+        assert difference.mean() < 0.01 and difference.max() < 0.2
 
 
 def test_deit_erases_a_quarter_and_keeps_grey_in_range(images):
@@ -158,7 +181,7 @@ def test_deit_erases_a_quarter_and_keeps_grey_in_range(images):
 
 def test_deit_posterizes_at_every_magnitude():
     """At the highest, to black."""
-    (augment,) = (part for part in feed._deit((8, 8), False).transforms if hasattr(part, "ops"))
+    (augment,) = (part for part in loading._deit((8, 8), False).transforms if hasattr(part, "ops"))
     (operation,) = (op for op in augment.ops if op.name == "PosterizeIncreasing")
     operation.prob, operation.magnitude_std = 1.0, 0
     colours = []
@@ -169,8 +192,8 @@ def test_deit_posterizes_at_every_magnitude():
 
 def test_testing_resizes_images_in_memory():
     images = digits()[1]
-    batch = Testing(images, SIZE).__getitems__([7, 3, 3])
-    assert torch.allclose(batch.pixels, images.resized(SIZE)[[7, 3, 3]], atol=1e-6)
+    batch = EvalImages(images, SIZE).__getitems__([7, 3, 3])
+    assert torch.allclose(batch.pixels, images.fitted(SIZE)[[7, 3, 3]], atol=1e-6)
     assert torch.equal(batch.labels, images.labels[[7, 3, 3]])
 
 
@@ -184,7 +207,7 @@ def test_testing_cuts_the_middle_out_of_files(tmp_path, size):
         for name in ("lying", "standing"):
             (tmp_path / part / name).mkdir(parents=True)
             Image.fromarray(row if name == "lying" else row.swapaxes(0, 1)).save(tmp_path / part / name / "x.png")
-    pixels = Testing(image_folder(tmp_path)[1], size).__getitems__([0, 1]).pixels
+    pixels = EvalImages(image_folder(tmp_path)[1], size).__getitems__([0, 1]).pixels
     assert pixels.shape == (2, 3, *size)
     middle = pixels[:, :, size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1]
     assert torch.equal(middle, torch.tensor([-1.0, 1.0, -1.0])[None, :, None, None].expand(2, 3, 2, 2))
@@ -214,9 +237,9 @@ def test_unreadable_images_are_left_out_and_named(files, damaged, augment, caplo
     readable = [at for at, (_, index, _) in enumerate(KEYS) if index != 3]
     assert found.skipped == (name,) * (len(KEYS) - len(readable))
     assert torch.equal(found.pixels, whole.pixels[readable]) and torch.equal(found.labels, whole.labels[readable])
-    tested = Testing(images, SIZE).__getitems__([2, 3, 4])
+    tested = EvalImages(images, SIZE).__getitems__([2, 3, 4])
     assert tested.skipped == (name,) and tested.pixels.shape == (2, 3, *SIZE)
-    nothing = Testing(images, SIZE).__getitems__([3])
+    nothing = EvalImages(images, SIZE).__getitems__([3])
     assert nothing.pixels.shape == (0, 3, *SIZE) and nothing.labels.shape == (0,) and nothing.skipped == (name,)
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     assert all(f"skipped {name}, which cannot be read" in record.message for record in caplog.records)
@@ -235,15 +258,15 @@ def test_unreadable_images_fail_by_name(damaged, workers):
     ("settings", "message"),
     [
         ({"augment": "mixup"}, "augment='mixup': expected one of basic, deit"),
-        ({"enlargement": 0.9}, "enlargement=0.9: expected 1 or more"),
-        ({"enlargement": float("nan")}, "enlargement=nan: expected 1 or more"),
+        ({"resize_ratio": 0.9}, "resize_ratio=0.9: expected 1 or more"),
+        ({"resize_ratio": float("nan")}, "resize_ratio=nan: expected 1 or more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(images, settings, message):
     with pytest.raises(ConfigurationError, match=message):
         _training(images, **settings)
     with pytest.raises(ConfigurationError, match=r"size=\(0, 4\)"):
-        Testing(images, (0, 4))
+        EvalImages(images, (0, 4))
 
 
 def test_deit_refuses_other_channels():

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.transforms.v2.functional import to_pil_image
 
 from comrope.errors import DataError
+from comrope.lab.data.geometry import cover, crop
 from comrope.lab.data.labelled import Labelled
 
 
@@ -64,9 +64,13 @@ class Images:
     def take(self, indices: Sequence[int]) -> Self:
         return type(self)(self.pixels[indices], self.labels[indices], self.classes, self.mirrors)
 
-    def resized(self, size: tuple[int, int]) -> Tensor:
-        """The pixels at (height, width) = `size`, bilinear and antialiased: (n, channels, *size)."""
-        return F.interpolate(self.pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+    def covering(self, size: tuple[int, int]) -> Tensor:
+        """The pixels, resized in their own proportions to the smallest that `size` fits into: (n, channels, ≥ h, ≥ w)."""
+        return cover(self.pixels, size)
+
+    def fitted(self, size: tuple[int, int]) -> Tensor:
+        """The middle of that, (n, channels, *size)."""
+        return crop(self.covering(size), size)
 
 
 def digits() -> tuple[Images, Images]:

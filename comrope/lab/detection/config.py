@@ -1,12 +1,32 @@
-"""What decides a detection run, as plain values."""
+"""The settings that decide the weights of a detector, and what it can be evaluated under."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from comrope.lab.experiment import MOST_PIXELS, Trial, require
+from comrope.lab.experiment import MOST_PIXELS, ExperimentConfig, require
+from comrope.lab.options import parse_size
+
+if TYPE_CHECKING:
+    from comrope.lab.detection.coco import CocoSet
+    from comrope.lab.detection.problem import Edges
+    from comrope.lab.problem import Problem
 
 
 @dataclass(frozen=True)
-class DetectionExperiment(Trial):
+class DetectionOptions:
+    """The measurements of a detector: average precision at each of the sizes."""
+
+    resolutions: tuple[str, ...] = ()
+    """Sizes in pixels: 96x160 for a shorter edge of 96 and a longer one of 160 at most; of 96 alone the longer one is in
+    proportion. The one trained at by default."""
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """The resolutions as pairs of pixels."""
+        return [parse_size(text) for text in self.resolutions]
+
+
+@dataclass(frozen=True)
+class DetectionConfig(ExperimentConfig):
     """All that decides the weights of a detector.
 
     The backbone is a plain ViT with its absolute positions, kept by all encodings, under ViTDet's simple feature pyramid
@@ -14,32 +34,33 @@ class DetectionExperiment(Trial):
     """
 
     kind = "detection"
-    module = "comrope.lab.detection.problem"
+    about = "Train an object detector on COCO, on a folder laid out as it is, or on made-up scenes."
+    Options = DetectionOptions
 
     data: str = "scenes"
     """"scenes", composed on the spot into runs/data/scenes, "scenes:<folder>" to have them there, or a folder laid out as COCO:
     annotations/instances_{train,val}2017.json with images in images/{train,val}2017 or {train,val}2017."""
     num_train: int | None = None
-    """Training images, the first ones; all if None (of scenes: 400)."""
+    """Number of training images, the first ones; all if None (400 scenes)."""
     num_test: int | None = None
-    """Test images, likewise (of scenes: 100)."""
+    """Number of test images, likewise (100 scenes)."""
     model: str = "small"
     """"tiny", "small", "vit-s/16", or "timm:<name>" for a VisionTransformer of timm as the backbone."""
     head: str = "boxes"
     """"boxes": Faster R-CNN. "masks": Mask R-CNN, which needs segmentations."""
     encoding: str = "comrope-ld"
-    """Name of an encoding, added to the backbone's own absolute positions. "ape" is the backbone as it is."""
+    """Name of the encoding, added to the backbone's own absolute positions. "ape" is the backbone as it is."""
     init: str | None = "identity"
-    """How learned angles start: "identity" turns nothing, so that a pretrained backbone starts as it was."""
+    """How learned angles start. With "identity" all rotations start as the identity, and a pretrained backbone as it was."""
     start: str | None = None
     """Weights that the backbone starts from: "pretrained" (downloaded by timm), a file of weights of a VisionTransformer, or
     the name of a run beside this one, of images or of detection. None: from scratch."""
     short_edges: tuple[int, ...] = (96,)
-    """Pixels that the shorter side is resized to: one of these at random in training, the last of them in testing."""
+    """Pixels that the shorter side is resized to: one of these at random in training, the last of them in evaluation."""
     long_edge: int = 128
     """Pixels that the longer side may have at most after that."""
     drop_path: float = 0.0
-    """Stochastic depth of the backbone."""
+    """Rate of stochastic depth in the backbone."""
 
     def __post_init__(self):
         pixels = f"1 to {MOST_PIXELS} pixels"
@@ -52,6 +73,12 @@ class DetectionExperiment(Trial):
                 "drop_path": ("a share, 0 or more and less than 1", 0 <= self.drop_path < 1),
             },
         )
+
+    @property
+    def problem(self) -> "Problem[DetectionConfig, DetectionOptions, CocoSet, CocoSet, Edges]":
+        from comrope.lab.detection import problem
+
+        return problem
 
     def _title(self) -> str:
         return f"{self.kind}-{super()._title()}"

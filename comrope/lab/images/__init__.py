@@ -1,0 +1,1 @@
+"""Image classification: images in memory and in files, the models, and what decides a run."""

@@ -1,0 +1,57 @@
+"""The settings that decide the weights of an image classifier."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from comrope.lab.experiment import ExperimentConfig, image_settings, require
+from comrope.lab.options import ClassifierOptions
+
+if TYPE_CHECKING:
+    from comrope.lab.classification import Condition
+    from comrope.lab.images.memory import ImageSet
+    from comrope.lab.problem import Problem
+
+
+@dataclass(frozen=True)
+class ImageConfig(ExperimentConfig):
+    """All that decides the weights of an image classifier."""
+
+    kind = "images"
+    about = (
+        "Train an image classifier with any encoding. One process, or many: `torchrun --nproc-per-node 8 -m comrope train "
+        "images …`, or `accelerate launch -m comrope …`."
+    )
+    Options = ClassifierOptions
+
+    data: str = "digits"
+    """"digits", "fashion-mnist", or a folder with train/<class>/ and val/<class>/, as ImageNet-1K comes."""
+    num_train: int | None = None
+    """Number of training images, as many of each class; all if None."""
+    num_test: int | None = None
+    """Number of test images, likewise."""
+    model: str = "small"
+    """"tiny", "demo", "small", "vit-s/16", "vit-b/16", or "timm:<name>" to attach the encoding to a model of timm."""
+    encoding: str = "comrope-ld"
+    """Name of the encoding. With "ape" a model of timm stays as it is."""
+    start: str | None = None
+    """Weights that a model of timm starts from: "pretrained" (downloaded by timm), or the name of a run beside this one."""
+    image_size: tuple[int, int] = (28, 28)
+    """Height and width of training images in pixels."""
+    augment: str = "basic"
+    """"basic": resize, crop, flip (where a mirrored image is of the same class). "deit": DeiT's, with mixup and CutMix."""
+    resize_ratio: float = 1.1
+    """Ratio of the size that images are resized to, to the size that is then cropped from them."""
+    perturbation: float = 1.0
+    """Standard deviation σ of the perturbation of positions in training, in patches (Eq. 11); drawn anew for every step."""
+
+    def __post_init__(self):
+        require(self, image_settings(self))
+
+    @property
+    def problem(self) -> "Problem[ImageConfig, ClassifierOptions, ImageSet, ImageSet, Condition]":
+        from comrope.lab.images import problem
+
+        return problem
+
+    def _title(self) -> str:
+        return f"{super()._title()}-s{self.perturbation:g}"

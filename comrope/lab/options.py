@@ -1,0 +1,60 @@
+"""What `comrope evaluate` can be asked for: the options that several problems share."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from comrope.errors import ConfigurationError
+from comrope.lab.experiment import MOST_PIXELS
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """The measurements of a classifier: it is evaluated at every combination of sizes, offsets and perturbations.
+
+    Raises:
+        ConfigurationError: a direction without offsets, or a seed without anything random.
+    """
+
+    resolutions: tuple[str, ...] = ()
+    """Sizes of test images in pixels: 224, or 224x320 for height x width; that of training by default."""
+    offsets: tuple[float, ...] = ()
+    """Offsets ρ in canvas widths, by which all coordinates of an image are moved together."""
+    direction: Literal["random", "first-axis", "last-axis", "steepest"] | None = None
+    """Direction of the offsets: each image by its own N(0, ρ²I), or all by ρ along an axis or the fastest plane's direction."""
+    perturbations: tuple[float, ...] = ()
+    """Standard deviations σ, in patches, by which each patch is moved by itself."""
+    seed: int | None = None
+    """Seed of offsets and perturbations."""
+
+    def __post_init__(self):
+        if self.direction is not None and not any(self.offsets):
+            raise ConfigurationError(
+                f"--direction {self.direction} says where --offsets go: give some that are not 0, or leave it out."
+            )
+        if self.seed is not None and not any((*self.offsets, *self.perturbations)):
+            raise ConfigurationError(
+                f"--seed {self.seed} is of --offsets and --perturbations: give some that are not 0, or leave it out."
+            )
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """The resolutions as (height, width)."""
+        return [parse_size(text) for text in self.resolutions]
+
+    def displacements(self) -> Iterator[tuple[float, str, float, int]]:
+        """Every combination of offsets and perturbations: (offset, its direction, perturbation, seed)."""
+        for offset, sigma in itertools.product(self.offsets or (0.0,), self.perturbations or (0.0,)):
+            direction = self.direction or "random" if offset else "random"
+            yield offset, direction, sigma, (self.seed or 0) if offset or sigma else 0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) from "224" or "224x320"; ConfigurationError for anything else."""
+    parts = text.lower().split("x")
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigurationError(f"resolution {text!r}: expected pixels, as 224, or height x width, as 224x320.")
+    size = int(parts[0]), int(parts[-1])
+    if max(size) > MOST_PIXELS:
+        raise ConfigurationError(f"resolution {text!r}: expected at most {MOST_PIXELS} pixels a side.")
+    return size
