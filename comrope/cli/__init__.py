@@ -73,13 +73,13 @@ def _parsed() -> Any:
     Train: Any = experiments.Train
     Evaluate: Any = experiments.Evaluate
     for kind, config in KINDS.items():
-        train.command(Train[config], name=kind, help=f"{config.about} {Train.__doc__}")
-        evaluate.command(Evaluate[config.Options], name=kind, help=Evaluate.__doc__)
-    app.command(tools.Demo, name="demo")
+        train.command(name=kind, help=f"{config.about} {Train.__doc__}")(Train[config])
+        evaluate.command(name=kind, help=Evaluate.__doc__)(Evaluate[config.Options])
+    app.command(name="demo")(tools.Demo)
     app.command(train, name="train", help="Train a model with any encoding.")
     app.command(evaluate, name="evaluate", help="Evaluate a trained run under other conditions.")
     for command in (experiments.Reproduce, tools.Report, tools.Bench, tools.Check, tools.Fold):
-        app.command(command, name=command.__name__.lower())
+        app.command(name=command.__name__.lower())(command)
     return app.cli(prog="comrope", description=__doc__)
 
 

@@ -5,6 +5,7 @@ import torch
 
 import comrope
 from comrope.errors import ConfigurationError
+from comrope.hosts import angle_parameters
 from comrope.lab.classification import Condition, direction, evaluate, plain, shifted
 from comrope.lab.classification import predict as predict_under
 from comrope.lab.images.memory import Images, digits
@@ -30,7 +31,7 @@ def _model(name: str) -> ViT:
     torch.manual_seed(0)
     vit = {"patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
     model = ViT(name, SIZE, **vit).eval()
-    own = model.encoding_parameters()
+    own = angle_parameters(model)
     with torch.no_grad():
         for i, (parameter_name, parameter) in enumerate(model.named_parameters()):
             if parameter_name not in own:

@@ -53,7 +53,7 @@ def _equal(first: dict, second: dict) -> bool:
 
 def test_loss_falls(images):
     few = Images(images.pixels[:48], images.labels[:48], images.classes)
-    history = _train(_model(), few, replace(RECIPE, epochs=30, learning_rate=1e-2))
+    history = _train(_model(), few, replace(RECIPE, epochs=30, learning_rate=1e-2), image_size=(12, 12))
     assert [row["epoch"] for row in history] == list(range(1, 31))
     assert history[0]["loss"] == pytest.approx(math.log(10), abs=0.4)
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]

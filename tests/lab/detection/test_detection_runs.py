@@ -55,7 +55,7 @@ def test_training_lowers_the_loss_and_reaches_every_weight(scenes):
     about = experiment(scenes, num_train=4, num_test=1, recipe=Recipe(batch_size=4))
     images = problem.datasets(about)[0]
     model = problem.build(about, images).train()
-    task = problem.task(model, images, about)
+    task = problem.task(model, images, images, about)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     losses = []
     for step in range(30):
@@ -122,7 +122,7 @@ def test_a_batch_of_damaged_images_teaches_nothing(tmp_path, head):
     about = experiment(coco_folder(tmp_path / "coco"), head=head)
     images = problem.datasets(about)[0]
     model = problem.build(about, images).train()
-    loss, means = problem.task(model, images, about).loss(model, Batch([], [], ("0.jpg",)), torch.Generator())
+    loss, means = problem.task(model, images, images, about).loss(model, Batch([], [], ("0.jpg",)), torch.Generator())
     loss.backward()
     assert (loss.item(), means.count, means.skipped) == (0, 0, 1)
     gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]

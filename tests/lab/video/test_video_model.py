@@ -8,6 +8,7 @@ from torch import nn
 
 from comrope import reference
 from comrope.errors import InputError
+from comrope.hosts import angle_parameters
 from comrope.lab.video.model import MODELS, VideoViT
 from comrope.lab.vit import ViT
 from tests.helpers import EVERY, assert_close, draw
@@ -22,7 +23,7 @@ def _model(name: str, **vit) -> VideoViT:
     """In float64, with weights large enough for attention to matter."""
     torch.manual_seed(0)
     model = VideoViT(name, FRAMES, SIZE, **(SMALL | vit)).double().eval()
-    own = model.encoding_parameters()
+    own = angle_parameters(model)
     with torch.no_grad():
         for i, (parameter_name, parameter) in enumerate((n, p) for n, p in model.named_parameters() if n not in own):
             parameter.add_(draw(*parameter.shape, seed=i), alpha=1.0 if parameter_name == "cls_token" else 0.2)
@@ -103,7 +104,7 @@ def test_same_seed_same_weights_outside_the_encoding_and_gradients_everywhere(na
     expected = VideoViT("none", FRAMES, SIZE, **SMALL)
     torch.manual_seed(3)
     found = VideoViT(name, FRAMES, SIZE, **SMALL)
-    others = {n: p for n, p in found.named_parameters() if n not in found.encoding_parameters()}
+    others = {n: p for n, p in found.named_parameters() if n not in angle_parameters(found)}
     assert all(torch.equal(p, others[n]) for n, p in expected.named_parameters()) and len(others) == len(
         list(expected.parameters())
     )

@@ -126,7 +126,7 @@ def test_frames_are_held_still_and_patches_move(tmp_path):
     experiment = quick(tmp_path / "motion")
     clips, _ = problem.datasets(experiment)
     model = problem.build(experiment, clips)
-    task, seen = problem.task(model, clips, experiment), []
+    task, seen = problem.task(model, clips, clips, experiment), []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
     batch = task.dataset.__getitems__([(0, i, 0) for i in range(4)])
     for step in (0, 0, 1):
@@ -159,7 +159,7 @@ def test_checkpoints_hold_with_any_encoding_of_three_axes(tmp_path):
         model = problem.build(experiment, clips)
         train(
             model,
-            problem.task(model, clips, experiment),
+            problem.task(model, clips, clips, experiment),
             experiment.recipe,
             checkpoints=Checkpoints(tmp_path / encoding),
         )
