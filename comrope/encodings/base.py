@@ -202,6 +202,7 @@ class Encoding(PreciseModule, ABC):
         return positions
 
     def _check_positions(self, positions: Tensor, name: str) -> Tensor:
+        """Returns checked positions, or raises InputError."""
         positions = check_positions(positions, name, self.num_axes)
         own = next((p.device for p in self.parameters()), positions.device)
         if positions.device != own:
@@ -238,7 +239,8 @@ class SpectralEncoding(Encoding):
     def _spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
         """Returns the basis Q (H, m, b, b), or None for the identity, and the frequencies (N, H, m, b/2).
 
-        Must be differentiable in `inputs`, and use nothing else: H is the number of heads of all layers together.
+        The result must be differentiable in `inputs` and depend on nothing else. `inputs` may be those of several layers, and H
+        is then the number of heads of all of them.
         """
 
     def _spectrum(self) -> tuple[Tensor | None, Tensor]:
