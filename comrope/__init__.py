@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PLACES = {
+_MODULES = {
     **dict.fromkeys(("errors", "positions", "reference", "checks", "encodings", "hosts", "rotation"), ""),
     **dict.fromkeys(("encoding", "freeze"), ".encodings"),
     **dict.fromkeys(("attach", "detach", "export_timm", "fold", "param_groups"), ".hosts"),
@@ -36,21 +36,21 @@ _PLACES = {
     "check": ".checks",
     "load_official": ".hosts.official",
 }
-"""Where each public name is. It is imported when it is asked for: the command line answers before torch is there."""
+"""Module of each public name; "" marks a submodule. Imports are lazy: the command line answers before torch is loaded."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'comrope' has no attribute {name!r}")
-    place = _PLACES[name]
-    found = (
-        getattr(importlib.import_module(f"comrope{place}"), name)
-        if place
+    module = _MODULES[name]
+    value = (
+        getattr(importlib.import_module(f"comrope{module}"), name)
+        if module
         else importlib.import_module(f"comrope.{name}")
     )
-    globals()[name] = found
-    return found
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted({*globals(), *_MODULES})

@@ -1,6 +1,6 @@
-"""Derivatives that are right to first order: each is an autograd function of its own, and differentiating that raises.
+"""Base class of autograd functions that compute a derivative: differentiating them again raises an error.
 
-Without this a derivative would count as a constant under create_graph=True, and second derivatives be silently wrong.
+Without it, a derivative would be a constant under create_graph=True, and second derivatives would be silently wrong.
 """
 
 from typing import NoReturn
@@ -11,14 +11,14 @@ from torch.autograd import Function, forward_ad
 from comrope.errors import InputError, SecondDerivativeError
 
 
-def takes_forward_mode() -> bool:
-    """Whether a function with a rule for forward mode may be applied: everywhere but in a graph that is being compiled.
+def supports_forward_mode() -> bool:
+    """True if a Function with a `jvp` may be applied, which is everywhere but in a graph that is being compiled.
 
-    torch.compile takes none, and where nothing needs a gradient it would look past the rule and return a derivative of zero.
+    torch.compile does not support `jvp`: where no input requires a gradient it would ignore it and return a tangent of zero.
 
     Raises:
-        InputError: such a derivative is asked for within the graph. Without fullgraph=True torch.compile then goes on without
-            compiling that function.
+        InputError: forward mode is active within the compiled graph. Without fullgraph=True torch.compile then runs that
+            function uncompiled.
     """
     if not torch.compiler.is_compiling():
         return True
@@ -31,7 +31,10 @@ def takes_forward_mode() -> bool:
 
 
 class FirstOrderOnly(Function):
-    """Base of functions that work out a derivative; subclasses give `forward`, and `vmap` or `generate_vmap_rule`."""
+    """Base class of functions that compute a derivative.
+
+    Subclasses define `forward`, and `vmap` or `generate_vmap_rule`.
+    """
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -39,14 +42,14 @@ class FirstOrderOnly(Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        _refuse()
+        _raise_second_derivative_error()
 
     @staticmethod
     def jvp(ctx, *tangents):
-        _refuse()
+        _raise_second_derivative_error()
 
 
-def _refuse() -> NoReturn:
+def _raise_second_derivative_error() -> NoReturn:
     raise SecondDerivativeError(
         "a second derivative was asked of comrope's rotation, whose derivative is exact to first order only. Use "
         "comrope.reference.rotate(q, k, pe.angle_matrices(), positions), which can be differentiated twice."

@@ -1,4 +1,4 @@
-"""Does it commute, and does the RoPE equation hold? Measured on an encoding, or on every encoding in a model."""
+"""`check` measures whether angle matrices commute and the RoPE equation holds, on every encoding in a model."""
 
 import copy
 from dataclasses import dataclass
@@ -11,37 +11,35 @@ from comrope._values import is_whole
 from comrope.encodings import Encoding
 from comrope.errors import InputError
 
-MOST_POSITIONS = 2**12
-"""So many have room in memory for the scores of all pairs."""
+MAX_POSITIONS = 2**12
+"""For more, the scores of all pairs would take too much memory."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` measured on one encoding, in float64. Where a law holds, rounding leaves about 1e-14."""
+    """The errors that `check` measured on one encoding, in float64. They are about 1e-14 if a law holds."""
 
     name: str
-    """Where in the model, and the class."""
+    """The encoding's path in the model, and its class."""
     commutator: float
     """max ‖A_iA_j − A_jA_i‖ / (‖A_i‖‖A_j‖) over axes, heads and blocks (Frobenius): Theorem 1."""
     equation: float
     """max |R(x)ᵀR(y) − R(y − x)| over pairs of positions: the RoPE equation (Def. 4)."""
     offset_drift: float
-    """max change of an attention score of unit queries and keys when all positions move by a standard normal offset."""
+    """max change of an attention score, of unit queries and keys, when all positions move by a standard normal offset."""
 
     @property
     def holds(self) -> bool:
-        """Whether all three are rounding errors."""
-        return all(
-            measured < 1e-9 for measured in (self.commutator, self.equation, self.offset_drift)
-        )  # NaN holds nothing
+        """True if all three are rounding errors."""
+        return all(measured < 1e-9 for measured in (self.commutator, self.equation, self.offset_drift))  # False for NaN
 
 
 class Report(tuple[Check, ...]):
-    """The checks of all encodings of a model, printed as a table."""
+    """The checks of all encodings in a model. Its repr is a table."""
 
     @property
     def holds(self) -> bool:
-        """Whether the RoPE equation holds in every layer."""
+        """True if every check holds."""
         return all(check.holds for check in self)
 
     def __repr__(self) -> str:
@@ -55,31 +53,37 @@ class Report(tuple[Check, ...]):
 
 @torch.no_grad()
 def check(module: nn.Module, *, num_positions: int = 32, seed: int = 0) -> Report:
-    """Measures the laws on `module`, an encoding or a model with encodings in it, in float64 and through its own engine.
+    """Returns how far each encoding in `module` is from the laws: commuting angle matrices and the RoPE equation.
+
+    Everything is computed in float64, scores by the encoding's own forward.
 
     Args:
         module: an `Encoding`, or any module that contains some.
-        num_positions: standard normal positions at which the laws are tried (closer to the origin where the angle matrices
-            are so large that a position of 1 would be many turns).
-        seed: of those positions, and of the queries and keys; the global generator is left alone.
+        num_positions: the number of random positions. They are standard normal, and scaled down if the angle matrices are so
+            large that a unit of position is many turns.
+        seed: of the positions, queries and keys. The global generator is not used.
     Returns:
-        One `Check` a layer.
+        One `Check` per encoding.
     Raises:
-        InputError: there is no rotary encoding in the module, or one without values, on the meta device.
+        InputError: `module` contains no rotary encoding, or one on the meta device.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"module={type(module).__name__}: expected an encoding, or a model with some in it.")
-    if not is_whole(num_positions, 1, MOST_POSITIONS):
-        raise InputError(f"num_positions={num_positions!r}: expected a whole number, 1 to {MOST_POSITIONS}.")
+    if not is_whole(num_positions, 1, MAX_POSITIONS):
+        raise InputError(f"num_positions={num_positions!r}: expected a whole number, 1 to {MAX_POSITIONS}.")
     if not is_whole(seed, 0, 2**63 - 1):
         raise InputError(f"seed={seed!r}: expected a whole number, 0 or more, of 63 bits.")
-    found = [(name, m) for name, m in module.named_modules() if isinstance(m, Encoding)]
-    if not found:
+    encodings = [(name, m) for name, m in module.named_modules() if isinstance(m, Encoding)]
+    if not encodings:
         raise InputError(f"{type(module).__name__} holds no rotary encoding: attach one, or pass the encoding itself.")
-    nowhere = [name or type(m).__name__ for name, m in found if m.device.type == "meta"]
-    if nowhere:
-        raise InputError(f"{nowhere[0]} is on the meta device, where it has no values: load or draw its weights first.")
-    return Report(_check(f"{name} {type(m).__name__}".strip(), m, int(num_positions), int(seed)) for name, m in found)
+    without_values = [name or type(m).__name__ for name, m in encodings if m.device.type == "meta"]
+    if without_values:
+        raise InputError(
+            f"{without_values[0]} is on the meta device, where it has no values: load or draw its weights first."
+        )
+    return Report(
+        _check(f"{name} {type(m).__name__}".strip(), m, int(num_positions), int(seed)) for name, m in encodings
+    )
 
 
 def _check(name: str, encoding: Encoding, num_positions: int, seed: int) -> Check:
@@ -91,7 +95,7 @@ def _check(name: str, encoding: Encoding, num_positions: int, seed: int) -> Chec
 
     encoding = copy.deepcopy(encoding).double()
     angles = encoding.angle_matrices()  # (N, H, m, b, b)
-    # The larger the angles, the more their rounding: keep the phases at what a canvas of some turns has.
+    # Rounding grows with the phases: scale positions down so that no phase is much larger than 30.
     unit = 30 / max(30.0, torch.linalg.matrix_norm(angles).max().item())
     x, y = unit * draw(2, num_positions, encoding.num_axes)
     rx, ry, rxy = (reference.rotation_matrices(angles, p) for p in (x, y, y - x))
@@ -111,7 +115,7 @@ def _scores(encoding: Encoding, q: Tensor, k: Tensor, positions: Tensor) -> Tens
 
 
 def _commutator(angles: Tensor) -> float:
-    """max ‖[A_i, A_j]‖ / (‖A_i‖‖A_j‖), over pairs of axes, heads and blocks; 0 where a matrix is zero."""
+    """Returns max ‖[A_i, A_j]‖ / (‖A_i‖‖A_j‖) over pairs of axes, heads and blocks, counting 0 where a matrix is zero."""
     first, second = angles.unsqueeze(0), angles.unsqueeze(1)
     bracket = torch.linalg.matrix_norm(first @ second - second @ first)
     size = torch.linalg.matrix_norm(first) * torch.linalg.matrix_norm(second)

@@ -1,7 +1,7 @@
-"""Rotating queries and keys: the spectral engine that all commuting encodings share.
+"""Rotation of queries and keys by all commuting encodings: the spectral engine's interface.
 
-R(x) = Q · Rot(ωᵀx) · Qᵀ. Attention sees only ⟨R(x)q, R(y)k⟩, where the outer Q cancels, so what is returned is
-Rot(ωᵀx)·Qᵀq: plain RoPE after a change of basis. No matrix exponential, and nothing per token but one small product.
+R(x) = Q · Rot(ωᵀx) · Qᵀ. Attention uses only ⟨R(x)q, R(y)k⟩, where the outer Q cancels, so the engine returns Rot(ωᵀx)·Qᵀq:
+plain RoPE after a change of basis. It needs no matrix exponential, and one small product per token.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from comrope._planes import full_precision, phase_table
-from comrope._turn import TurnWithin, turn
+from comrope._apply_rotation import ApplyRotationInPlace, apply_rotation
+from comrope._planes import cos_sin_table, full_precision
 from comrope._values import described, is_floating
 from comrope.errors import InputError
 
 
 class Spectrum(NamedTuple):
-    """What a commuting family is made of: A_i = Q · diag(ω_i1 J, …, ω_ih J) · Qᵀ in each head and block."""
+    """Basis and frequencies of commuting angle matrices: A_i = Q · diag(ω_i1 J, …, ω_ih J) · Qᵀ in each head and block."""
 
     basis: Tensor
     """Q, (H, m, b, b), orthogonal; columns 2k and 2k+1 span plane k."""
@@ -26,7 +26,7 @@ class Spectrum(NamedTuple):
 
 
 class Generator(NamedTuple):
-    """What carries the gradient of a learned matrix S to it, where each block rotates by exp(τS) (see comrope._generator)."""
+    """Carries the gradient to a learned matrix S, if blocks are rotated by exp(τS) (see comrope._generator_gradient)."""
 
     matrix: Tensor
     """D = QᵀSQ, (H, m, b, b), float64."""
@@ -35,17 +35,17 @@ class Generator(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """Everything needed to rotate queries and keys at given positions; made by `SpectralEncoding.rotation`."""
+    """All that is needed to rotate queries and keys at given positions. `SpectralEncoding.rotation` makes it."""
 
     phases: tuple[Tensor, Tensor]
-    """φ = ωᵀx of the queries and of the keys, each (L, H, D/2) or (B, L, H, D/2) in radians, float64. The same tensor twice is
-    worked out once."""
+    """φ = ωᵀx of the queries and of the keys, each (L, H, D/2) or (B, L, H, D/2), in radians, float64. They are the same tensor
+    if the positions are the same."""
     tables: tuple[Tensor, Tensor]
-    """cos φ and sin φ of both, (B or 1, H, 1, L, D/2, 2), in the dtype in which tokens are rotated."""
+    """cos φ and sin φ of each, (B or 1, H, 1, L, D/2, 2), in the dtype in which tokens are rotated."""
     basis: Tensor | None = None
     """Q, (H, m, b, b), or None for the identity."""
     generator: Generator | None = None
-    """Where the basis comes from decomposing a matrix, of blocks larger than one plane."""
+    """Given if the basis comes from decomposing a matrix in blocks larger than 2."""
 
     @classmethod
     def at(
@@ -55,14 +55,14 @@ class Rotation(NamedTuple):
         basis: Tensor | None = None,
         generator: Generator | None = None,
     ) -> "Rotation":
-        """With the tables of `phases` in `dtype`."""
-        table = key_table = phase_table(phases[0], dtype)
+        """Returns a rotation by `phases`, with their tables computed in `dtype`."""
+        table = key_table = cos_sin_table(phases[0], dtype)
         if phases[1] is not phases[0]:
-            key_table = phase_table(phases[1], dtype)
+            key_table = cos_sin_table(phases[1], dtype)
         return cls(phases, (table, key_table), basis, generator)
 
     def split(self, num_heads: Sequence[int]) -> list["Rotation"]:
-        """One rotation for each number of neighbouring heads: what several layers have worked out together."""
+        """Returns one rotation per layer, given the number of heads of each layer whose rotations were computed together."""
         if len(num_heads) == 1:
             return [self]
 
@@ -70,8 +70,9 @@ class Rotation(NamedTuple):
             return [None] * len(num_heads) if tensor is None else tensor.split(list(num_heads), dim)
 
         def pairs(pair: tuple[Tensor, Tensor], dim: int) -> list:
-            first = parts(pair[0], dim)
-            return list(zip(first, first if pair[1] is pair[0] else parts(pair[1], dim), strict=True))
+            of_queries = parts(pair[0], dim)
+            of_keys = of_queries if pair[1] is pair[0] else parts(pair[1], dim)
+            return list(zip(of_queries, of_keys, strict=True))
 
         generators: Sequence[Generator | None] = [None] * len(num_heads)
         if self.generator is not None:
@@ -81,48 +82,51 @@ class Rotation(NamedTuple):
         return [Rotation(*of_layer) for of_layer in zip(*each, strict=True)]
 
     def turn(self, q: Tensor, k: Tensor, *, in_basis: bool = False) -> tuple[Tensor, Tensor]:
-        """Rot(φ)·Qᵀq and Rot(φ)·Qᵀk for every token, head and block.
+        """Returns the rotated queries and keys, Rot(φ)·Qᵀq and Rot(φ)·Qᵀk.
 
         Args:
-            q: (B, H·g, L, D); g > 1 where query heads share a key head.
+            q: (B, H·g, L, D); g > 1 if query heads share a key head.
             k: (B, H, L, D).
-            in_basis: whether q and k are Qᵀq and Qᵀk already, because `into_basis` made the weights they come from.
+            in_basis: q and k are Qᵀq and Qᵀk already, because their projection weights went through `into_basis`.
         Returns:
-            Same shapes and dtypes. Inner products between tokens are those of R(x)q and R(y)k; without a basis the
+            Same shapes and dtypes. Inner products between queries and keys are those of R(x)q and R(y)k. Without a basis, the
             results are R(x)q and R(y)k themselves.
 
-        Gradients are exact to first order, and those of R(x)q and R(y)k: queries and keys of different calls may meet in a
-        score, on different processes too, and either may be detached. Asking for second derivatives raises
-        SecondDerivativeError; changing the results of learned angles in place makes the backward raise InputError.
+        First derivatives are exact, and are those of R(x)q and R(y)k. So queries and keys may be rotated in different calls or
+        on different processes, and either may be detached. Second derivatives raise SecondDerivativeError. If angles are
+        learned and the results are changed in place, the backward raises InputError.
         """
         return self.queries(q, in_basis=in_basis), self.keys(k, in_basis=in_basis)
 
     def queries(self, q: Tensor, *, in_basis: bool = False) -> Tensor:
-        """`turn` of the queries alone, for callers that do not have both at once."""
-        return self._turned(q, 0, in_basis)
+        """Returns the rotated queries, for callers that do not have keys at the same time."""
+        return self._rotate(q, 0, in_basis)
 
     def keys(self, k: Tensor, *, in_basis: bool = False) -> Tensor:
-        """`turn` of the keys alone."""
-        return self._turned(k, 1, in_basis)
+        """Returns the rotated keys, for callers that do not have queries at the same time."""
+        return self._rotate(k, 1, in_basis)
 
     def within(self, y: Tensor, heads: Callable[[Tensor], list[Tensor]], *, in_basis: bool = False) -> Tensor:
-        """`queries` of some of the features of y, in place, where queries and keys have the same positions.
+        """Rotates queries and keys inside the output y of a fused projection, in place, and returns y.
+
+        Queries and keys must have the same positions.
 
         Args:
-            y: what a projection has put out, which nobody else holds.
-            heads: gives views of what is to be turned of a tensor like y, each (B, H, g, L, D).
+            y: the output of a projection, which no other code may use.
+            heads: returns the parts of a tensor like y to rotate, as views (B, H, g, L, D).
             in_basis: as for `turn`.
         """
-        return TurnWithin.apply(y, *self._ingredients(compute_dtype(y), 0), in_basis, heads)  # pyright: ignore
+        return ApplyRotationInPlace.apply(y, *self._engine_inputs(compute_dtype(y), 0), in_basis, heads)  # pyright: ignore
 
-    def _turned(self, x: Tensor, which: int, in_basis: bool) -> Tensor:
+    def _rotate(self, x: Tensor, which: int, in_basis: bool) -> Tensor:
+        """Returns x rotated as queries, if `which` is 0, or as keys, if it is 1."""
         if not torch.compiler.is_compiling():
-            self._check(x, "qk"[which], self.tables[which], in_basis)
-        return turn(x, *self._ingredients(compute_dtype(x), which), in_basis)
+            self._check_tokens(x, "qk"[which], self.tables[which], in_basis)
+        return apply_rotation(x, *self._engine_inputs(compute_dtype(x), which), in_basis)
 
     @staticmethod
-    def _check(x: Tensor, name: str, table: Tensor, in_basis: bool) -> None:
-        """InputError unless x is what the table turns."""
+    def _check_tokens(x: Tensor, name: str, table: Tensor, in_basis: bool) -> None:
+        """Raises InputError unless x fits the table."""
         batch, num_heads, _, length, planes, _ = table.shape
         fits = is_floating(x) and x.ndim == 4 and x.shape[2:] == (length, 2 * planes) and batch in (1, len(x))
         if not fits or x.shape[1] % num_heads or x.device != table.device:
@@ -133,26 +137,26 @@ class Rotation(NamedTuple):
         if not isinstance(in_basis, bool):
             raise InputError(f"in_basis={in_basis!r}: expected True or False.")
 
-    def _ingredients(
+    def _engine_inputs(
         self, dtype: torch.dtype, which: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
-        """Phases, basis, generator and its positions, and the table."""
+        """Returns the arguments of `apply_rotation`: phases, basis, generator, its positions, and the table in `dtype`."""
         table = self.tables[which]
         if dtype != table.dtype:
-            table = phase_table(self.phases[which], dtype)
+            table = cos_sin_table(self.phases[which], dtype)
         matrix, positions = (None, (None, None)) if self.generator is None else self.generator
         return self.phases[which], self.basis, matrix, positions[which], table
 
     def into_basis(self, weight: Tensor) -> Tensor:
-        """Qᵀ multiplied into a projection that makes queries or keys: one small product a step instead of one a token.
+        """Returns a query or key projection multiplied by Qᵀ, so that tokens need not be: one product per step, not per token.
 
         Args:
-            weight: (rows, ...) with H·D rows, or a multiple of them: the weight or bias of several projections stacked, or
-                of grouped queries with the heads of a group together.
+            weight: (rows, ...), a weight or bias with H·D rows or a multiple of that. Several projections may be stacked.
+                Grouped queries have the heads of a group next to each other.
         Returns:
-            Same shape: head by head, block by block, Qᵀ times its rows. The weight itself where there is no basis. Its gradient
-            is that of the weight; the gradient of Q comes from `turn(…, in_basis=True)`, which has it without the rounding
-            that a product of weights in half precision would bring.
+            Qᵀ times the rows of each head and block, same shape; the weight itself if there is no basis. The gradient flows to
+            the weight only. That of Q comes from `turn(…, in_basis=True)`, without the rounding of a product of weights in half
+            precision.
         """
         _, heads, _, _, planes, _ = self.tables[0].shape
         num_rows = 2 * heads * planes
@@ -171,5 +175,5 @@ class Rotation(NamedTuple):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """In which tokens of x's dtype are rotated: float32 at least."""
+    """Returns the dtype in which tokens like x are rotated: x's own, but float32 at least."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Settings that every test runs under."""
+"""Fixtures that every test uses."""
 
 import signal
 
@@ -13,7 +13,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """Small matrices gain nothing from threads, and sums then come in one order."""
+    """Runs on one thread: small matrices gain nothing from more, and sums are then always in the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,5 +22,5 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """The same draws in each test, whatever ran before it."""
+    """Seeds torch's generator, so that a test does not depend on those that ran before."""
     torch.manual_seed(0)

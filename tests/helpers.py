@@ -1,6 +1,6 @@
-"""What the tests share: encodings by name, inputs by seed, and oracles written out from the definitions.
+"""Shared by the tests: lists of encodings, seeded inputs, and reference implementations.
 
-A new encoding is tested by adding its name here: to ROTARY, and to each other tuple whose promise it makes.
+To test a new encoding, add its name to ROTARY, and to each other tuple below that describes it.
 """
 
 import copy
@@ -14,16 +14,16 @@ from comrope import reference
 ROTARY = ("none", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 COMMUTING = tuple(name for name in ROTARY if name != "liere")
 LEARNED = tuple(name for name in ROTARY if name not in ("none", "rope"))
-SPECTRAL = tuple(name for name in COMMUTING if name != "none")  # those that the spectral engine turns
-KEEPS_PLACES = ("none", "rope", "rope-mixed", "liere")  # return R(x)q itself, with no change of basis left out
-ONE_PARAMETER = ("comrope-ap", "comrope-ld")  # whose basis comes from decomposing S = P − Pᵀ
+SPECTRAL = tuple(name for name in COMMUTING if name != "none")  # rotated by the spectral engine
+FULL_ROTATION = ("none", "rope", "rope-mixed", "liere")  # return R(x)q itself, since there is no basis to leave out
+DECOMPOSED = ("comrope-ap", "comrope-ld")  # their basis comes from decomposing S = P − Pᵀ
 EVERY = (*ROTARY, "ape")
 
 
-def build(name: str, *, seed: int = 0, stir: float = 0.0, **settings):
-    """An encoding with reproducible parameters, `stir` × standard normal away from where it starts.
+def build(name: str, *, seed: int = 0, jitter: float = 0.0, **settings):
+    """Returns an encoding with reproducible parameters: their initial values plus `jitter` × standard normal noise.
 
-    Two heads of 16 features in two axes, in float64, unless `settings` say otherwise.
+    It has two heads of 16 features and two axes, in float64, unless `settings` say otherwise.
     """
     sizes = {"num_heads": 2, "head_dim": 16, "num_axes": 2, "dtype": torch.float64}
     if name == "ape" and "grid" not in settings:
@@ -33,47 +33,47 @@ def build(name: str, *, seed: int = 0, stir: float = 0.0, **settings):
         pe = comrope.encoding(name, **(sizes | settings))
         with torch.no_grad():
             for parameter in pe.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=stir)
+                parameter.add_(torch.randn_like(parameter), alpha=jitter)
     return pe
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal numbers that depend on the seed and the shape alone."""
+    """Returns standard normal numbers that depend only on the seed and the shape."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def scores(q: Tensor, k: Tensor) -> Tensor:
-    """⟨q_i, k_j⟩ for queries (B, H·g, L, D) and keys (B, H, M, D): query heads h·g … h·g+g−1 look at key head h."""
+    """Returns ⟨q_i, k_j⟩ for queries (B, H·g, L, D) and keys (B, H, M, D): query heads h·g … h·g+g−1 use key head h."""
     return q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT
 
 
 def call(pe, q: Tensor, k: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Scores through the encoding's own engine."""
+    """Returns the scores computed by the encoding itself."""
     return scores(*pe(q, k, x, y))
 
 
 def oracle(pe, q: Tensor, k: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """The same scores by matrix_exp of the angle matrices, token by token."""
+    """Returns the same scores computed by matrix_exp of the angle matrices."""
     angles = pe.angle_matrices()
     if y is None:
         return scores(*reference.rotate(q, k, angles, x))
-    turned = (reference.apply(reference.rotation_matrices(angles, p), t) for p, t in ((x, q), (y, k)))
-    return scores(*turned)
+    rotated = (reference.apply(reference.rotation_matrices(angles, p), t) for p, t in ((x, q), (y, k)))
+    return scores(*rotated)
 
 
 def in_float64(pe):
-    """A copy with the same parameter values in float64."""
+    """Returns a copy with the same parameter values in float64."""
     return copy.deepcopy(pe).double()
 
 
 def nonlinear(s: Tensor) -> Tensor:
-    """A scalar of scores whose gradient is different in every entry and depends on the scores."""
+    """Returns a scalar loss whose gradient differs between entries and depends on the scores."""
     weight = draw(*s.shape, seed=99).to(s.dtype)
     return (weight * torch.sin(s)).sum() + 0.1 * (s * s).mean()
 
 
 def gradients(value: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """∂value/∂leaf by name; zeros where it does not depend on a leaf."""
+    """Returns ∂value/∂leaf by name, with zeros for a leaf that value does not depend on."""
     return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), materialize_grads=True), strict=True))
 
 
@@ -82,7 +82,7 @@ def trainable(pe) -> dict[str, Tensor]:
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "values") -> None:
-    """The largest error is at most `tolerance` times the largest expected value; all zeros must come out as zeros."""
+    """Asserts that the largest error is at most `tolerance` times the largest expected value (zero if all are zero)."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     error = (actual.double() - expected.double()).abs().max().item()
     size = expected.double().abs().max().item()
@@ -90,12 +90,12 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str =
 
 
 def orthogonal(*shape: int, seed: int = 0) -> Tensor:
-    """Random orthogonal matrices (*shape[:-1], b, b), b being the last number."""
+    """Returns random orthogonal matrices (*shape[:-1], b, b), where b is shape[-1]."""
     return torch.linalg.qr(draw(*shape, shape[-1], seed=seed)).Q
 
 
 def planes(frequencies: Tensor) -> Tensor:
-    """diag(μ_1 J, …, μ_h J), J = [[0, −1], [1, 0]], for frequencies (..., h), entry by entry."""
+    """Returns diag(μ_1 J, …, μ_h J), J = [[0, −1], [1, 0]], for frequencies (..., h), set entry by entry."""
     h = frequencies.shape[-1]
     out = frequencies.new_zeros(*frequencies.shape[:-1], 2 * h, 2 * h)
     for k in range(h):
@@ -104,7 +104,7 @@ def planes(frequencies: Tensor) -> Tensor:
     return out
 
 
-# Skew-symmetric matrices with the spectra that break eigenvector gradients, by name. Each is (count, b, b).
+# Skew-symmetric matrices (count, b, b), by name. Most have spectra for which gradients of eigenvectors fail.
 def _random(count: int, b: int) -> Tensor:
     base = draw(count, b, b, seed=5)
     return base - base.mT
@@ -138,7 +138,7 @@ SPECTRA = {
     "gaps of 1e-3": lambda count, b: _prescribed([0.9 + 1e-3 * k for k in range(b // 2)], count),
     "gaps of 1e-4": lambda count, b: _prescribed([0.9 + 1e-4 * k for k in range(b // 2)], count),
 }
-SINGLE_PLANE_SPECTRA = ("random", "zero", "tiny")  # all there is to distinguish with one frequency
+SINGLE_PLANE_SPECTRA = ("random", "zero", "tiny")  # with one frequency, the others are the same as these
 
 
 def spectra_for(block_size: int) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def spectra_for(block_size: int) -> tuple[str, ...]:
 
 
 def set_skew(pe, spectrum: str) -> None:
-    """Sets `base_matrices` of an AP or LD so that P − Pᵀ is the named kind of matrix in every head and block."""
+    """Sets `base_matrices` of an AP or LD so that P − Pᵀ has the named spectrum in every head and block."""
     heads, blocks, b, _ = pe.base_matrices.shape
     with torch.no_grad():
         pe.base_matrices.copy_((SPECTRA[spectrum](heads * blocks, b) / 2).view(heads, blocks, b, b))

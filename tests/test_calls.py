@@ -1,7 +1,7 @@
-"""Queries and keys that meet in a score need not come from one call: gradients are those of all rotations together.
+"""Queries and keys rotated in different calls: their gradients are the same as if one call had rotated all of them.
 
-Each case is held against `comrope.reference` on the whole sequence in float64. The properties in tests/properties/ draw
-many more; these are the ones that were wrong, each with the way in which users get there.
+Each case is compared with `comrope.reference` on the whole sequence in float64. tests/properties/ draws many more cases; these
+are the ones that once failed, each in the form in which users meet it.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from torch import Tensor
 from comrope import reference
 from comrope._linalg import plane_generators
 from tests.helpers import (
-    ONE_PARAMETER,
+    DECOMPOSED,
     ROTARY,
     SPECTRAL,
     assert_close,
@@ -35,7 +35,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def _one_block(frequencies: list[float], dtype: torch.dtype):
-    """An LD of one head and block along one axis, with these frequencies in a random basis."""
+    """Returns an LD of one head, block and axis, with these frequencies in a random basis."""
     b = 2 * len(frequencies)
     pe = build("comrope-ld", num_heads=1, head_dim=b, num_axes=1, block_size=b, dtype=dtype)
     basis = orthogonal(b, seed=5)
@@ -47,7 +47,7 @@ def _one_block(frequencies: list[float], dtype: torch.dtype):
 
 
 def _true_gradient(pe, q, k, x, y, weight, *, detached: bool = False) -> Tensor:
-    """∂/∂P of Σ weight·score by matrix_exp, with R(y)k held constant if `detached`."""
+    """Returns ∂/∂P of Σ weight·score by matrix_exp, with R(y)k held constant if `detached`."""
     exact = in_float64(pe)
     rotated_q, rotated_k = (
         reference.apply(reference.rotation_matrices(exact.angle_matrices(), at), t.double())
@@ -62,7 +62,7 @@ def _true_gradient(pe, q, k, x, y, weight, *, detached: bool = False) -> Tensor:
 @pytest.mark.parametrize("gap", [0.03, 3e-3, 3e-5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_one_block_of_nearly_equal_frequencies(dtype, gap, extent, detached):
-    """Was wrong 20 to 20,000 times: near tokens have the gap closed and far ones open, and each call chose for itself."""
+    """Was wrong by factors of 20 to 20,000: a gap is closed for near tokens and open for far ones, which differ per call."""
     pe = _one_block([0.9, 0.9 + gap], dtype)
     q, k = draw(2, 1, 9, 4, seed=1, dtype=dtype), draw(2, 1, 9, 4, seed=2, dtype=dtype)
     x, weight = extent * torch.linspace(0, 1, 9, dtype=torch.float64).unsqueeze(-1), draw(2, 1, 9, 9, seed=3)
@@ -75,15 +75,15 @@ def test_one_block_of_nearly_equal_frequencies(dtype, gap, extent, detached):
 
 
 def _encoding(name: str):
-    """One whose gaps, where it decomposes a matrix, are closed to tokens near 0 and open to tokens far away."""
-    pe = build(name, stir=0.3, block_size=8)
-    if name in ONE_PARAMETER:
+    """Returns an encoding whose gaps, if it has any, are closed for tokens near position 0 and open for tokens far away."""
+    pe = build(name, jitter=0.3, block_size=8)
+    if name in DECOMPOSED:
         set_skew(pe, "gaps of 1e-4")
     return pe
 
 
 def _near_to_far(length: int, seed: int) -> Tensor:
-    """Positions (L, 2) from 0.0001 to 30."""
+    """Returns positions (L, 2) of sizes from 0.0001 to 30."""
     return torch.logspace(-4, 1.5, length, dtype=torch.float64).unsqueeze(-1) * draw(length, 2, seed=seed)
 
 
@@ -95,7 +95,7 @@ def _chunks(length: int, number: int) -> list[slice]:
 @pytest.mark.parametrize("number", [2, 5])
 @pytest.mark.parametrize("name", ROTARY)
 def test_a_sequence_in_chunks_has_the_gradients_of_the_whole(name, number):
-    """As through a cache of keys."""
+    """Chunks occur with a key cache."""
     pe = _encoding(name)
     q, k, x = draw(2, 4, 10, 16, seed=1), draw(2, 2, 10, 16, seed=2), _near_to_far(10, seed=3)
     leaves = {"q": q, "k": k, "x": x}
@@ -109,7 +109,7 @@ def test_a_sequence_in_chunks_has_the_gradients_of_the_whole(name, number):
 
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_cross_attention_with_calls_of_its_own_for_queries_and_keys(name):
-    """A decoder asks; the encoder's keys were rotated before, at other positions, and by another number of tokens."""
+    """The encoder's keys were rotated before the decoder's queries, at other positions and with another length."""
     pe = _encoding(name)
     q, k = draw(2, 4, 5, 16, seed=1), draw(2, 2, 7, 16, seed=2)
     x, y = 0.02 * draw(2, 5, 2, seed=3), 20 * draw(7, 2, seed=4)
@@ -124,7 +124,7 @@ def test_cross_attention_with_calls_of_its_own_for_queries_and_keys(name):
 
 @pytest.mark.parametrize("name", [name for name in SPECTRAL if name != "rope"])
 def test_a_basis_in_the_weights_in_chunks(name):
-    """`into_basis` is called once for each chunk, as an attention layer does."""
+    """`into_basis` is called for each chunk, as an attention layer does."""
     pe = _encoding(name)
     tokens, x = draw(2, 10, 12, seed=1), _near_to_far(10, seed=2)
     w_q, w_k = draw(32, 12, seed=3).requires_grad_(), draw(32, 12, seed=4).requires_grad_()
@@ -145,9 +145,9 @@ def test_a_basis_in_the_weights_in_chunks(name):
         assert_close(gradient, expected[leaf], 1e-10, leaf)
 
 
-@pytest.mark.parametrize("name", ONE_PARAMETER)
+@pytest.mark.parametrize("name", DECOMPOSED)
 def test_one_rotation_for_several_layers(name):
-    """Layers that share an encoding may work its rotation out once, though one looks at the near tokens, one at all."""
+    """Layers that share an encoding may share its rotation, though one layer uses only the near tokens."""
     pe = build(name, block_size=8)
     set_skew(pe, "gaps of 1e-4")
     x = torch.tensor([0.01, 0.02, 0.05, 1.0, 1e3, 3e3], dtype=torch.float64).unsqueeze(-1) * draw(6, 2, seed=3)
@@ -162,7 +162,7 @@ def test_one_rotation_for_several_layers(name):
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' parts of a sequence, (ranks, ...), with the gradient that all ranks together send back to each."""
+    """Gathers the parts of a sequence from all ranks, (ranks, ...). Its backward sums each part's gradient over ranks."""
 
     @staticmethod
     def forward(part: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def _gradients_of_a_part(rank: int, name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "comrope-mt"])
 def test_a_sequence_on_two_processes_has_the_gradients_of_one(name, tmp_path):
-    """Sequence parallelism: each process rotates its own tokens, and asks the keys of both."""
+    """Sequence parallelism: each process rotates its own tokens, and its queries use the keys of both."""
     found = in_two_processes(_gradients_of_a_part, tmp_path, name)
     pe, q, k, x = _sequence(name)
     value = (oracle(pe, q, k, x).sin() * draw(2, 2, 12, 12, seed=4)).sum()

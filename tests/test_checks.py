@@ -1,4 +1,4 @@
-"""comrope.check: what it measures, what it prints, and that it leaves everything as it was."""
+"""comrope.check: what it measures, what it prints, and that it has no side effects."""
 
 import pytest
 import torch
@@ -63,17 +63,17 @@ def test_the_report_prints_a_line_a_layer():
     assert lines[2].startswith("1.pe LieRE")
     assert lines[2].endswith("NO")
     assert len(lines) == 3
-    assert len({len(line.rsplit("  ", 1)[0]) for line in lines}) == 1  # the columns stand below each other
+    assert len({len(line.rsplit("  ", 1)[0]) for line in lines}) == 1  # the columns are aligned
 
 
 @pytest.mark.parametrize("module", [nn.Linear(2, 2), build("ape"), nn.Sequential()], ids=["linear", "ape", "empty"])
-def test_where_there_is_nothing_to_check_it_says_so(module):
+def test_a_module_without_encodings_is_refused(module):
     with pytest.raises(InputError, match=f"{type(module).__name__} holds no rotary encoding: attach one, or pass"):
         comrope.check(module)
 
 
 @pytest.mark.parametrize("name", ROTARY)
-def test_it_changes_nothing_and_depends_on_its_seed_alone(name):
+def test_it_changes_nothing_and_depends_only_on_its_seed(name):
     pe = build(name)
     parameters = {key: value.clone() for key, value in pe.state_dict().items()}
     before = torch.get_rng_state()
@@ -86,14 +86,14 @@ def test_it_changes_nothing_and_depends_on_its_seed_alone(name):
     assert all(p.grad is None and p.requires_grad for p in pe.parameters())
 
 
-def test_another_seed_or_number_of_positions_tries_other_ones():
+def test_seed_and_number_of_positions_change_the_positions():
     pe = build("liere")
     drifts = {comrope.check(pe, **how)[0].offset_drift for how in ({}, {"seed": 1}, {"num_positions": 5})}
     assert len(drifts) == 3
 
 
 @pytest.mark.parametrize("name", ["rope-mixed", "string", "comrope-mt"])
-def test_nothing_holds_of_nan(name):
+def test_no_law_holds_for_nan(name):
     pe = comrope.encoding(name, num_heads=2, head_dim=16, num_axes=2)
     with torch.no_grad():
         pe.frequencies[0, 0, 0, 0] = float("nan")
@@ -101,7 +101,7 @@ def test_nothing_holds_of_nan(name):
 
 
 @pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "liere"])
-def test_angle_matrices_without_eigenvalues_are_named(name):
+def test_angle_matrices_with_nan_are_refused(name):
     pe = comrope.encoding(name, num_heads=2, head_dim=16, num_axes=2)
     with torch.no_grad():
         pe.base_matrices.view(-1)[1] = float("nan")

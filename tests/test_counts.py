@@ -1,4 +1,4 @@
-"""What makes the engine fast, counted and not timed: operators, bytes kept for the backward, waits for a device."""
+"""Costs of the engine, counted instead of timed: operators, bytes saved for the backward, waits for a device."""
 
 from contextlib import nullcontext
 
@@ -8,19 +8,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import comrope
-from comrope import _exponential, _generator, _linalg
-from tests.helpers import LEARNED, ONE_PARAMETER, ROTARY, SPECTRAL, build, draw
+from comrope import _exponential, _generator_gradient, _linalg
+from tests.helpers import DECOMPOSED, LEARNED, ROTARY, SPECTRAL, build, draw
 
 EXPONENTIALS = ("matrix_exp", "exp", "complex", "polar")
-OWN = (_linalg._basis_op, _generator.generator_gradient_op, _exponential._op, _exponential._derivative_op)
-BODIES = {op._qualname: op._init_fn for op in OWN}
-# Of these the host needs an answer: a value, how many there are, or whether LAPACK's kin has succeeded.
+CUSTOM_OPS = (
+    _linalg._basis_op,
+    _generator_gradient.generator_gradient_op,
+    _exponential._exp_skew_op,
+    _exponential._exp_skew_derivative_op,
+)
+CUSTOM_OP_BODIES = {op._qualname: op._init_fn for op in CUSTOM_OPS}
+# Operators for which the host waits: for a value, for the size of a result, or for the status of a linear solver.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}
 WAITS |= {"_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_inv_ex", "linalg_cholesky_ex"}
 
 
 class _Operators(TorchDispatchMode):
-    """Records every operator that runs, and the largest number of elements among what goes in and comes out."""
+    """Records every operator that runs, and the number of elements of its largest input or output."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +41,7 @@ class _Operators(TorchDispatchMode):
         return [name for name, _ in self.ran]
 
     def heavy(self, num_elements: int) -> list[str]:
-        """Those that touch as many elements as all tokens have; views, which touch none, left out."""
+        """Returns the operators on tensors of at least `num_elements` elements, without views, which touch none."""
         views = (
             "view",
             "unsafe_view",
@@ -66,18 +71,18 @@ class _Operators(TorchDispatchMode):
         return [name.strip("_") for name, size in self.ran if size >= num_elements and name.strip("_") not in views]
 
 
-class _Within(_Operators):
-    """The same, with the operators that comrope's own consist of in their place."""
+class _OperatorsWithin(_Operators):
+    """Like `_Operators`, but records the operators inside comrope's custom operators instead of these."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "comrope":
             with self:
-                return BODIES[func.name()](*args)
+                return CUSTOM_OP_BODIES[func.name()](*args)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _step(name, *, batch=2, tokens=40, in_basis=False, **settings) -> _Operators:
-    """The operators of one forward and backward, after a first one that may set things up."""
+    """Returns the operators of one forward and backward, after a warm-up."""
     pe = build(
         name, dtype=torch.float32, head_dim=32, **{"block_size": 8, "std": 1.0} | settings if name != "rope" else {}
     )
@@ -85,10 +90,10 @@ def _step(name, *, batch=2, tokens=40, in_basis=False, **settings) -> _Operators
     x = draw(tokens, 2, seed=9)
     for count in (False, True):
         q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
-        operators = _Within()
+        operators = _OperatorsWithin()
         with operators:
-            turned = pe.rotation(x).turn(q, k, in_basis=in_basis)
-            torch.autograd.backward(turned, (grad, grad))
+            rotated = pe.rotation(x).turn(q, k, in_basis=in_basis)
+            torch.autograd.backward(rotated, (grad, grad))
         if count:
             return operators
     raise AssertionError
@@ -112,43 +117,43 @@ def test_the_number_of_operators_depends_on_no_size(name):
 @pytest.mark.parametrize(
     ("name", "in_basis", "most"),
     [
-        # Queries and keys: rotated, and rotated back; each is one pass over the tokens.
+        # Rotate queries and keys, and rotate their gradients back: one pass over the tokens each.
         ("rope", False, 4),
-        # and the gradient of the phases: conjugate, multiply, sum.
+        # Also the gradient in the phases: conjugate, multiply, sum.
         ("rope-mixed", False, 10),
-        # and u rotated back and two Gram matrices, for two pairs of blocks each.
+        # Also rotate z back to u, and sum two kinds of outer products, for two pairs of blocks each.
         ("comrope-mt", True, 10 + 2 + 8),
-        # and the product with the basis, there and back.
+        # Also multiply by the basis, in forward and backward.
         ("comrope-mt", False, 10 + 2 + 8 + 4),
-        # and how much each token counts: multiply, take sizes, add up.
+        # Also the weight of each token: multiply, absolute value, sum.
         ("comrope-ld", True, 10 + 2 + 8 + 6),
         ("comrope-ap", True, 10 + 2 + 8 + 6),
         ("comrope-ld", False, 10 + 2 + 8 + 4 + 6),
     ],
 )
-def test_how_often_the_tokens_are_gone_over(name, in_basis, most):
+def test_number_of_passes_over_the_tokens(name, in_basis, most):
     batch, tokens = 6, 200
     heavy = _step(name, batch=batch, tokens=tokens, in_basis=in_basis).heavy(batch * 2 * tokens * 16)
     assert len(heavy) <= most, heavy
 
 
 @pytest.mark.parametrize("init", ["normal", "identity"])
-def test_sums_for_closed_gaps_are_made_only_where_there_are_some(init):
+def test_sums_for_closed_gaps_are_computed_only_if_there_are_closed_gaps(init):
     pe = build("comrope-ld", dtype=torch.float32, block_size=8, init=init)
     q, k, grad = (draw(2, 2, 40, 16, seed=i, dtype=torch.float32).requires_grad_() for i in range(3))
-    turned = pe.rotation(draw(40, 2)).turn(q, k, in_basis=True)
+    rotated = pe.rotation(draw(40, 2)).turn(q, k, in_basis=True)
     with torch.profiler.profile(record_shapes=True) as profile:
-        torch.autograd.backward(turned, (grad, grad))
+        torch.autograd.backward(rotated, (grad, grad))
     over_tokens = [
         e for e in profile.events() if e.name == "aten::bmm" and any({16, 40} <= set(shape) for shape in e.input_shapes)
     ]
     assert (
         len(over_tokens) == {"normal": 4, "identity": 12}[init]
-    )  # A and K, then A₁, K₁, A₂, K₂ too; of queries and of keys
+    )  # A and K, and for closed gaps A₁, K₁, A₂ and K₂, of queries and of keys
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
-def test_nothing_as_large_as_the_tokens_is_kept_but_the_result(name):
+def test_of_tensors_as_large_as_the_tokens_only_the_result_is_saved(name):
     pe = build(name, dtype=torch.float32, **({} if name == "rope" else {"block_size": 8}))
     batch, tokens = 16, 40
     q, k = (draw(batch, 2, tokens, 16, seed=i, dtype=torch.float32).requires_grad_() for i in range(2))
@@ -159,69 +164,69 @@ def test_nothing_as_large_as_the_tokens_is_kept_but_the_result(name):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        turned = pe(q, k, draw(tokens, 2, seed=9))
-    results = {t.untyped_storage().data_ptr() for t in turned}
-    assert results <= set(kept) or name == "rope"  # whose backward needs the table alone
+        rotated = pe(q, k, draw(tokens, 2, seed=9))
+    results = {t.untyped_storage().data_ptr() for t in rotated}
+    assert results <= set(kept) or name == "rope"  # the backward of rope needs the table only
     rest = sum(size for pointer, size in kept.items() if pointer not in results)
     table = tokens * 2 * 16 * 4  # float32 cosines and sines of all planes
     angles = sum(p.numel() for p in pe.parameters())
     assert rest <= 12 * table + 8 * 20 * angles, rest
-    assert rest < q.numel() * 4  # far below one copy of the queries, let alone a rotation a token
+    assert rest < q.numel() * 4  # less than a copy of the queries, and far less than a matrix per token
 
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_an_accelerator_is_never_waited_for(name):
-    """Tensors without values answer no question that the host would have to wait for: a GPU's forward, and a backward."""
+    """Runs on tensors without values, where reading one on the host fails: the forward as on a GPU, and a backward."""
     settings = {"init": "rope", "block_size": 2} if name in SPECTRAL and name in LEARNED else {}
     for fake, device in ((FakeTensorMode(), "cuda"), (nullcontext(), "meta")):
         with fake, torch.device(device):
             pe = comrope.encoding(name, num_heads=2, head_dim=16, num_axes=2, **settings)
             q, k = (torch.randn(3, 2, 9, 16).requires_grad_() for _ in range(2))
-            turned = pe(q, k, torch.rand(9, 2))
+            rotated = pe(q, k, torch.rand(9, 2))
             if device == "meta":
-                torch.autograd.backward(turned, (torch.randn_like(q), torch.randn_like(k)))
-            assert turned[0].device.type == device
+                torch.autograd.backward(rotated, (torch.randn_like(q), torch.randn_like(k)))
+            assert rotated[0].device.type == device
             with pytest.raises((RuntimeError, NotImplementedError), match=r"_local_scalar_dense|meta tensors"):
-                turned[0].sum().item()
+                rotated[0].sum().item()
 
 
 @pytest.mark.parametrize("positions", [(9, 2), (3, 9, 2)])
 @pytest.mark.parametrize("block_size", [2, 4, 16])
 @pytest.mark.parametrize("name", ROTARY)
 def test_no_operator_of_a_step_on_an_accelerator_waits(name, block_size, positions):
-    """What runs where the host may not ask, on a device that has no values: forward and backward, whatever is in them."""
+    """Forward and backward on a device without values, which takes the code path of accelerators."""
     settings = {"init": "rope"} if name == "comrope-mt" else {}
     with torch.device("meta"):
         pe = comrope.encoding(name, num_heads=2, head_dim=32, num_axes=2, block_size=block_size, **settings)
         q, k, x = torch.randn(3, 4, 9, 32), torch.randn(3, 2, 9, 32), torch.rand(positions)
-    operators = _Within()
+    operators = _OperatorsWithin()
     with operators:
-        turned = pe(q.requires_grad_(), k.requires_grad_(), x)
-        torch.autograd.backward(turned, [torch.randn_like(t) for t in turned])
+        rotated = pe(q.requires_grad_(), k.requires_grad_(), x)
+        torch.autograd.backward(rotated, [torch.randn_like(t) for t in rotated])
     assert WAITS.isdisjoint(operators.names())
-    assert name not in ONE_PARAMETER or block_size == 2 or {"gather", "sort"} <= set(operators.names())
+    assert name not in DECOMPOSED or block_size == 2 or {"gather", "sort"} <= set(operators.names())
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNED if name != "liere"])
-def test_no_operator_of_a_model_that_it_is_attached_to_waits(name):
+def test_no_operator_of_an_attached_model_waits(name):
     vision_transformer = pytest.importorskip("timm.models.vision_transformer")
     model = vision_transformer.VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2)
     comrope.attach(model, name, **({"block_size": 8} if name.startswith("comrope") else {}))
     model.to("meta").train()
-    operators = _Within()
+    operators = _OperatorsWithin()
     with operators:
         model(torch.randn(2, 3, 16, 16, device="meta")).sum().backward()
     assert WAITS.isdisjoint(operators.names())
 
 
 @pytest.mark.parametrize("name", ROTARY)
-def test_no_constant_is_carried_to_the_device(name):
-    """Numbers of Python's that become a tensor are copied, and the copy is waited for. A device without values hides it."""
+def test_no_constant_is_copied_to_the_device(name):
+    """Making a tensor of Python numbers copies them, and the host waits. Devices without values do not show that."""
     pe = build(name, block_size=8)
-    operators = _Within()
+    operators = _OperatorsWithin()
     with operators:
-        turned = pe(*(draw(2, 2, 9, 16, seed=i).requires_grad_() for i in range(2)), draw(9, 2))
-        torch.autograd.backward(turned, [torch.ones_like(t) for t in turned])
+        rotated = pe(*(draw(2, 2, 9, 16, seed=i).requires_grad_() for i in range(2)), draw(9, 2))
+        torch.autograd.backward(rotated, [torch.ones_like(t) for t in rotated])
     assert "lift_fresh" not in operators.names()
 
 

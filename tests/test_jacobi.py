@@ -1,4 +1,4 @@
-"""The decomposition that an accelerator gets, held against LAPACK's on a CPU: Jacobi's method, and eigh for large blocks."""
+"""The decomposition used on accelerators, compared with LAPACK's: Jacobi's method, and eigh for large blocks."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from comrope import _exponential, _jacobi, _linalg
 from tests.helpers import (
-    ONE_PARAMETER,
+    DECOMPOSED,
     SPECTRA,
     assert_close,
     build,
@@ -26,7 +26,7 @@ from tests.helpers import (
 )
 
 SIZES = (2, 4, 6, 8, 10, 16, 28, 32, 64)
-JACOBI_SIZES = (2, 4, 6, 8, 10, 16, 28)  # and a larger one is decomposed by eigh
+JACOBI_SIZES = (2, 4, 6, 8, 10, 16, 28)  # larger blocks are decomposed by eigh
 
 
 def _with(frequencies, count: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ def _with(frequencies, count: int) -> torch.Tensor:
 
 
 def _far_from_diagonal(count: int, b: int) -> torch.Tensor:
-    """Nothing within the planes that the matrix starts from, so that every first turn is as large as it can be."""
+    """Zeros within the initial planes, so that the first rotation of every pair is as large as possible."""
     within = planes(torch.ones(b // 2, dtype=torch.float64)) != 0
     return _linalg.skew(draw(count, b, b, seed=4)).masked_fill(within & torch.tensor(b > 2), 0.0)
 
@@ -60,19 +60,19 @@ FAMILIES = SPECTRA | {
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """What follows runs as it does where the host may not ask for values."""
-    monkeypatch.setattr(_linalg, "may_ask", lambda device: False)
+    """Makes the code take the path for devices with which it cannot synchronise."""
+    monkeypatch.setattr(_linalg, "can_synchronise", lambda device: False)
 
 
 def _families(b: int) -> tuple[list[str], torch.Tensor]:
-    """Matrices of each family, (n, b, b), and the name of each."""
+    """Returns matrices of each family, (n, b, b), and the family of each."""
     count = 1 if b == 64 else 3
     names = [*spectra_for(b), *(name for name in FAMILIES if name not in SPECTRA)]
     return [name for name in names for _ in range(count)], torch.cat([FAMILIES[name](count, b) for name in names])
 
 
 def _off_diagonal(s: torch.Tensor) -> torch.Tensor:
-    """The largest element outside the planes' own blocks, of each matrix."""
+    """Returns the largest element of each matrix outside the 2 × 2 diagonal blocks."""
     within = torch.eye(s.shape[-1] // 2, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1)
     return s.masked_fill(within, 0.0).abs().amax((-2, -1))
 
@@ -92,11 +92,11 @@ def test_the_decomposition_is_that_of_lapack_whatever_the_spectrum(b, accelerato
         "residual": ((basis @ planes(mu) @ basis.mT - s).abs().amax((-2, -1)), 1e-13 * size),
     }
     for what, (error, allowed) in errors.items():
-        assert not [name for name, good in zip(names, error <= allowed, strict=True) if not good], what
+        assert not [name for name, ok in zip(names, error <= allowed, strict=True) if not ok], what
 
 
 @pytest.mark.parametrize("b", (*JACOBI_SIZES, 64))
-def test_one_sweep_is_to_spare(b, monkeypatch):
+def test_one_sweep_fewer_is_enough(b, monkeypatch):
     sweeps = _jacobi.num_sweeps(b // 2)
     monkeypatch.setattr(_jacobi, "num_sweeps", lambda num_planes: sweeps - (num_planes > 2))
     names, s = _families(b)
@@ -106,7 +106,7 @@ def test_one_sweep_is_to_spare(b, monkeypatch):
     assert not [name for name, good in zip(names, error <= 1e-14 * b, strict=True) if not good]
 
 
-def test_one_step_is_the_answer_for_two_planes():
+def test_one_step_is_enough_for_two_planes():
     _, s = _families(4)
     s = s / s.abs().amax((-2, -1), keepdim=True).clamp_min(1e-300)
     basis = _jacobi.plane_basis(s)
@@ -115,8 +115,8 @@ def test_one_step_is_the_answer_for_two_planes():
     assert _jacobi.num_sweeps(2) == 1
 
 
-def test_a_step_turns_by_the_quaternions_that_its_constants_stand_for():
-    """u and w of a block, and x ↦ p x q̄, from Hamilton's product written out."""
+def test_step_matrices_agree_with_quaternion_products():
+    """u and w of a block, and x ↦ p x q̄, against Hamilton's product written out."""
 
     def product(x, y):
         a, b, c, d = x
@@ -129,11 +129,13 @@ def test_a_step_turns_by_the_quaternions_that_its_constants_stand_for():
         )
         return torch.stack(parts)
 
-    looks, turns = _jacobi._constants(1, torch.empty(0, dtype=torch.float64))
+    to_quaternions, to_rotation = _jacobi._step_matrices(1, torch.empty(0, dtype=torch.float64))
     u, w = torch.cat((torch.zeros(2, 1, dtype=torch.float64), draw(2, 3)), dim=1)
     eye, i = torch.eye(4, dtype=torch.float64), torch.tensor([0.0, 1, 0, 0], dtype=torch.float64)
     m = torch.stack([-(product(u, x) + product(x, w)) / 2 for x in eye], dim=1) + 0.25 * eye
-    for found, expected in zip((m.flatten() @ looks).view(2, 4), (2 * product(i, u), 2 * product(i, w)), strict=True):
+    for found, expected in zip(
+        (m.flatten() @ to_quaternions).view(2, 4), (2 * product(i, u), 2 * product(i, w)), strict=True
+    ):
         expected = expected[[2, 3, 0]]
         assert_close(found[:3] * torch.sign(found[0] * expected[0]), expected, 1e-14)
         assert_close(found[3].abs(), torch.tensor(1.0), 1e-14)
@@ -141,11 +143,11 @@ def test_a_step_turns_by_the_quaternions_that_its_constants_stand_for():
     products = (p[[2, 3, 0]].unsqueeze(-1) * q[[2, 3, 0]]).flatten()
     conjugate = q * torch.tensor([1.0, -1, -1, -1])
     expected = torch.stack([product(product(p, x), conjugate) for x in eye], dim=1)
-    assert_close((products @ turns).view(4, 4), expected, 1e-14)
+    assert_close((products @ to_rotation).view(4, 4), expected, 1e-14)
 
 
 class _Operators(TorchDispatchMode):
-    """Counts the operators that run: each as torch hands it on, and of these the ones that are no mere views."""
+    """Counts the operators that run: all of them, and those that launch work because they are not views."""
 
     def __init__(self):
         super().__init__()
@@ -160,7 +162,7 @@ class _Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("b", "launched", "all_of_them"),
+    ("b", "launched", "total"),
     [
         (2, 20, 50),
         (4, 90, 185),
@@ -172,18 +174,18 @@ class _Operators(TorchDispatchMode):
         (64, 26, 54),
     ],
 )
-def test_how_many_operators_a_decomposition_launches(b, launched, all_of_them, accelerator):
-    """As many for one matrix as for many. What is launched stays below 2,000: larger blocks are left to eigh."""
+def test_how_many_operators_a_decomposition_launches(b, launched, total, accelerator):
+    """The number is the same for one matrix as for many, and stays below 2,000: larger blocks are decomposed by eigh."""
     s = SPECTRA["random"](5, b)
     for count in (1, 5):
         operators = _Operators()
         with operators:
             _linalg.decompose(s[:count])
         assert 0.9 * launched <= operators.launched.total() <= launched < 2000
-        assert operators.all.total() <= all_of_them
+        assert operators.all.total() <= total
 
 
-def test_no_constant_of_a_decomposition_is_carried_to_the_device(accelerator):
+def test_a_decomposition_copies_no_constant_to_the_device(accelerator):
     s = [SPECTRA["random"](2, b) for b in SIZES]
     operators = _Operators()
     with operators:
@@ -193,22 +195,22 @@ def test_no_constant_of_a_decomposition_is_carried_to_the_device(accelerator):
 
 
 @pytest.mark.parametrize("b", SIZES)
-def test_eigh_is_what_decomposes_blocks_too_large_for_jacobis_method(b, accelerator):
+def test_blocks_too_large_for_jacobis_method_are_decomposed_by_eigh(b, accelerator):
     operators = _Operators()
     with operators:
         _linalg.decompose(SPECTRA["random"](2, b))
         _exponential.exp_skew(SPECTRA["random"](2, b))
-    assert _linalg.by_jacobi(torch.empty(2, b, b)) == (b in JACOBI_SIZES)
+    assert _linalg.uses_jacobi(torch.empty(2, b, b)) == (b in JACOBI_SIZES)
     assert ("_linalg_eigh" in operators.all) == (b not in JACOBI_SIZES)
 
 
 def test_a_cpu_decomposes_blocks_of_all_sizes_by_eigh():
-    assert not any(_linalg.by_jacobi(torch.empty(2, b, b)) for b in SIZES)
+    assert not any(_linalg.uses_jacobi(torch.empty(2, b, b)) for b in SIZES)
 
 
 @pytest.mark.parametrize("b", SIZES)
 def test_a_device_without_values_decomposes_blocks_of_all_sizes(b):
-    """Nothing is asked about a value, whichever method it is."""
+    """Neither method reads a value on the host."""
     for mode, device in ((FakeTensorMode(), "cuda"), (torch.device("meta"), "meta")):
         with mode:
             s = torch.empty(3, b, b, device=device)
@@ -217,25 +219,25 @@ def test_a_device_without_values_decomposes_blocks_of_all_sizes(b):
             assert _exponential.exp_skew(s).shape == s.shape
 
 
-@pytest.mark.parametrize("pairs", [1, 2, 3, 5, 16])
-def test_in_a_sweep_every_plane_meets_every_other_once_and_comes_home(pairs):
-    seats = _jacobi._next_seats(pairs, torch.device("cpu"))
-    assert torch.equal(seats[1::2], seats[0::2] + 1)  # planes stay whole
-    order, met = torch.arange(2 * pairs), []
-    for _ in range(2 * pairs - 1):
-        met += [frozenset(pair) for pair in order.view(-1, 2).tolist()]
-        order = order[seats[0::2] // 2]
-    assert len(met) == len(set(met)) == pairs * (2 * pairs - 1)
-    assert torch.equal(order, torch.arange(2 * pairs))
+@pytest.mark.parametrize("num_pairs", [1, 2, 3, 5, 16])
+def test_a_sweep_pairs_every_two_planes_once_and_restores_their_order(num_pairs):
+    coordinates = _jacobi._round_robin(num_pairs, torch.device("cpu"))
+    assert torch.equal(coordinates[1::2], coordinates[0::2] + 1)  # both coordinates of a plane stay together
+    order, pairs = torch.arange(2 * num_pairs), []
+    for _ in range(2 * num_pairs - 1):
+        pairs += [frozenset(pair) for pair in order.view(-1, 2).tolist()]
+        order = order[coordinates[0::2] // 2]
+    assert len(pairs) == len(set(pairs)) == num_pairs * (2 * num_pairs - 1)
+    assert torch.equal(order, torch.arange(2 * num_pairs))
 
 
-def test_planes_that_are_there_already_are_left_alone():
+def test_a_block_diagonal_matrix_is_not_rotated():
     s = planes(draw(5, 6))
     basis = _jacobi.plane_basis(s)
     assert torch.equal(basis.abs(), torch.eye(12, dtype=torch.float64).expand(5, 12, 12))
 
 
-def test_any_leading_shape_gives_what_each_matrix_gives_alone(accelerator):
+def test_batches_of_any_shape_give_the_results_of_single_matrices(accelerator):
     s = SPECTRA["random"](6, 8)
     basis, mu = _linalg.decompose(s.view(2, 1, 3, 8, 8))
     for i, alone in enumerate(s):
@@ -246,8 +248,8 @@ def test_any_leading_shape_gives_what_each_matrix_gives_alone(accelerator):
 
 @pytest.mark.parametrize("b", [8, 28, 64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_becomes_nan_and_harms_no_neighbour(value, b, accelerator):
-    """By eigh too where LAPACK says nothing, as it does for large blocks."""
+def test_values_that_are_not_finite_give_nan_in_their_own_matrix_only(value, b, accelerator):
+    """This includes large blocks, where LAPACK reports no error."""
     s = SPECTRA["random"](3, b)
     good = _linalg.decompose(s)
     s[1, 2, 3], s[1, 3, 2] = value, -value
@@ -263,13 +265,13 @@ def _scores_and_gradients(pe, q, k, x, through):
 
 
 @pytest.mark.parametrize(("b", "spectrum"), [(b, name) for b in (2, 4, 6, 8, 16, 32) for name in spectra_for(b)])
-@pytest.mark.parametrize("name", ONE_PARAMETER)
+@pytest.mark.parametrize("name", DECOMPOSED)
 def test_scores_and_gradients_are_those_of_lapack_and_of_matrix_exp(name, b, spectrum, monkeypatch):
     pe = build(name, head_dim=2 * b, block_size=b)
     set_skew(pe, spectrum)
     q, k, x = (draw(*shape).requires_grad_() for shape in ((2, 2, 4, 2 * b), (2, 2, 4, 2 * b), (4, 2)))
     expected = [_scores_and_gradients(pe, q, k, x, through) for through in (call, oracle)]
-    monkeypatch.setattr(_linalg, "may_ask", lambda device: False)
+    monkeypatch.setattr(_linalg, "can_synchronise", lambda device: False)
     found, by_leaf = _scores_and_gradients(pe, q, k, x, call)
     for scores, wanted in expected:
         assert_close(found, scores, 1e-10, "scores")
@@ -284,5 +286,5 @@ def test_exponentials_and_their_gradients_are_those_of_matrix_exp(b, spectrum, a
     s, weight = SPECTRA[spectrum](3, b).requires_grad_(), draw(3, b, b, seed=7)
     found, expected = _exponential.exp_skew(s), torch.linalg.matrix_exp(s)
     assert_close(found, expected, 1e-12)
-    by_leaf = [torch.autograd.grad((turned.sin() * weight).sum(), s)[0] for turned in (found, expected)]
+    by_leaf = [torch.autograd.grad((rotated.sin() * weight).sum(), s)[0] for rotated in (found, expected)]
     assert_close(by_leaf[0], _linalg.skew(by_leaf[1]) / 2, 1e-11)

@@ -17,7 +17,7 @@ def test_skew_is_the_matrix_less_its_transpose():
     assert _linalg.skew(base).tolist() == [[0.0, -3.0], [3.0, 0.0]]
 
 
-def test_cayley_of_one_plane_turns_by_twice_the_arctangent():
+def test_cayley_of_one_plane_rotates_by_twice_the_arctangent():
     angle = -2 * math.atan(0.4)
     expected = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
     generator = planes(torch.tensor([0.4], dtype=torch.float64))
@@ -27,26 +27,26 @@ def test_cayley_of_one_plane_turns_by_twice_the_arctangent():
 @pytest.mark.parametrize("b", SIZES)
 def test_cayley_is_orthogonal_with_determinant_one_and_the_identity_at_zero(b):
     generator = _linalg.skew(draw(3, b, b))
-    turned = _linalg.cayley(generator)
+    rotated = _linalg.cayley(generator)
     eye = torch.eye(b, dtype=torch.float64)
-    assert (turned.mT @ turned - eye).abs().max() < 1e-12
-    assert (torch.linalg.det(turned) - 1).abs().max() < 1e-11
+    assert (rotated.mT @ rotated - eye).abs().max() < 1e-12
+    assert (torch.linalg.det(rotated) - 1).abs().max() < 1e-11
     assert torch.equal(_linalg.cayley(torch.zeros_like(generator)), eye.expand(3, b, b))
 
 
 @pytest.mark.parametrize("b", SIZES)
-def test_orthonormal_removes_what_float32_left(b):
+def test_orthonormalise_removes_the_rounding_of_float32(b):
     exact = orthogonal(3, b)
     rounded = exact.float()
     defect = (rounded.double().mT @ rounded.double() - torch.eye(b)).abs().max()
-    repaired = _linalg.orthonormal(rounded)
+    repaired = _linalg.orthonormalise(rounded)
     assert repaired.dtype == torch.float64
     assert defect > 1e-9
     assert (repaired.mT @ repaired - torch.eye(b)).abs().max() < 1e-13
     assert (repaired - exact).abs().max() < 3e-7
 
 
-def test_plane_generators_are_written_plane_after_plane():
+def test_plane_generators_come_plane_after_plane():
     frequencies = draw(3, 2, 4)
     assert torch.equal(_linalg.plane_generators(frequencies), planes(frequencies))
 
@@ -60,7 +60,7 @@ def _decomposition_errors(s):
 
 
 @pytest.mark.parametrize(("b", "spectrum"), [(b, spectrum) for b in SIZES for spectrum in spectra_for(b)])
-def test_decomposition_rebuilds_the_matrix(b, spectrum):
+def test_decomposition_reconstructs_the_matrix(b, spectrum):
     s = SPECTRA[spectrum](6, b)
     basis, mu, orthogonality, residual, size = _decomposition_errors(s)
     assert basis.dtype == mu.dtype == torch.float64
@@ -93,7 +93,7 @@ def test_decomposition_of_mixed_scales(frequencies):
     assert (found - mu).abs().max() <= 2e-13 * size
 
 
-def test_decomposition_of_a_batch_that_mixes_kinds_is_that_of_each_alone():
+def test_a_batch_of_different_spectra_decomposes_like_single_matrices():
     stack = torch.cat([make(1, 8) for make in SPECTRA.values()])
     basis, mu = _linalg.decompose(stack)
     for i, s in enumerate(stack):
@@ -103,9 +103,9 @@ def test_decomposition_of_a_batch_that_mixes_kinds_is_that_of_each_alone():
         assert (rebuilt - alone_basis @ planes(alone_mu) @ alone_basis.mT).abs().max() < 1e-12
 
 
-def test_the_generator_is_the_matrix_in_its_planes():
+def test_the_generator_is_the_block_diagonal_matrix():
     s = SPECTRA["random"](3, 8)
-    basis, generator = _linalg.in_planes(s.float())
+    basis, generator = _linalg.block_diagonalise(s.float())
     expected_basis, expected_mu = _linalg.decompose(s.float())
     assert torch.equal(basis, expected_basis)
     assert_close(generator, planes(expected_mu), 1e-13)
@@ -114,14 +114,14 @@ def test_the_generator_is_the_matrix_in_its_planes():
 
 def test_a_single_plane_needs_no_basis():
     s = SPECTRA["random"](3, 2).requires_grad_()
-    basis, generator = _linalg.in_planes(s)
+    basis, generator = _linalg.block_diagonalise(s)
     assert basis is None
     assert torch.equal(plane_frequencies(generator), s[:, 1, 0].unsqueeze(-1))
 
 
 def test_gradient_of_clear_frequencies_is_that_of_eigenvalues():
     base = draw(3, 8, 8).requires_grad_()
-    mu = plane_frequencies(_linalg.in_planes(base - base.mT)[1])
+    mu = plane_frequencies(_linalg.block_diagonalise(base - base.mT)[1])
     eigenvalues = torch.linalg.eigvalsh(1j * (base - base.mT))[..., 4:]
     (ours,) = torch.autograd.grad((mu**3).sum(), base)
     (theirs,) = torch.autograd.grad((eigenvalues**3).sum(), base)
@@ -129,8 +129,8 @@ def test_gradient_of_clear_frequencies_is_that_of_eigenvalues():
 
 
 @pytest.mark.parametrize("frequencies", ["free", "zero", "equal", "opposite", "equal on one axis of two"])
-def test_no_gradient_along_changes_of_the_basis_that_turn_nothing(frequencies):
-    """The gradient of A_i = Q diag(ω_i J) Qᵀ, which is zero along them up to rounding, loses nothing but that rounding."""
+def test_no_gradient_in_directions_of_the_basis_that_change_no_rotation(frequencies):
+    """The gradient of A_i = Q diag(ω_i J) Qᵀ is rounding error in these directions, and only that error is removed."""
     omega = draw(2, 3, 1, 4, seed=1)
     omega = {
         "free": omega,
@@ -142,9 +142,9 @@ def test_no_gradient_along_changes_of_the_basis_that_turn_nothing(frequencies):
     basis, weight = orthogonal(3, 1, 8).requires_grad_(), draw(2, 3, 1, 8, 8, seed=2)
 
     def gradient(q):
-        """The skew-symmetric part, which is all that a basis can follow."""
-        (found,) = torch.autograd.grad(((q @ planes(omega) @ q.mT) * weight).sum(), basis)
-        return _linalg.skew(basis.mT @ found).detach()
+        """Returns its skew-symmetric part, the directions in which Q stays orthogonal."""
+        (gradient,) = torch.autograd.grad(((q @ planes(omega) @ q.mT) * weight).sum(), basis)
+        return _linalg.skew(basis.mT @ gradient).detach()
 
     kept = _linalg.project_basis_gradient(basis, omega)
     assert_close(kept, basis, 1e-15)

@@ -1,4 +1,4 @@
-"""Tokens and gradients in any memory: expanded, beginning anywhere, empty, changed in place."""
+"""Tokens and gradients with any memory layout: expanded, at odd storage offsets, empty, changed in place."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ from tests.helpers import (
 
 
 @pytest.mark.parametrize("name", ROTARY)
-def test_gradients_that_arrive_expanded_are_taken_as_they_are(name):
-    pe = build(name, stir=0.3, block_size=8)
+def test_incoming_gradients_may_be_expanded(name):
+    pe = build(name, jitter=0.3, block_size=8)
     q, k, x = draw(2, 2, 5, 16).requires_grad_(), draw(2, 2, 5, 16, seed=1), draw(5, 2)
     weight = torch.ones(2, 2, 5, 16, dtype=torch.float64)
     leaves = {"q": q} | trainable(pe)
@@ -34,46 +34,46 @@ def test_gradients_that_arrive_expanded_are_taken_as_they_are(name):
     ids=str,
 )
 @pytest.mark.parametrize("name", ROTARY)
-def test_nothing_to_turn_is_turned_into_nothing(name, tokens, positions):
-    """No tokens or no samples, as the last batch of a sharded data set has them: no values, and gradients of zero."""
+def test_empty_inputs_give_empty_results(name, tokens, positions):
+    """No tokens or no samples, as in the last batch of a sharded data set: empty results, and gradients of zero."""
     pe = build(name, block_size=8)
     inputs = {"q": torch.zeros(tokens), "k": torch.zeros(tokens), "x": torch.zeros(positions)}
     leaves = {leaf: t.requires_grad_() for leaf, t in inputs.items()} | trainable(pe)
-    turned = pe(*inputs.values())
-    assert [t.shape for t in turned] == [tokens, tokens]
-    assert not any(g.any() for g in gradients(sum(t.sum() for t in turned), leaves).values())
+    rotated = pe(*inputs.values())
+    assert [t.shape for t in rotated] == [tokens, tokens]
+    assert not any(g.any() for g in gradients(sum(t.sum() for t in rotated), leaves).values())
 
 
 def _at_an_odd_offset(t: torch.Tensor) -> torch.Tensor:
-    """The same numbers in memory that begins with the fourth of a buffer, as a slice of parameters kept in one has it."""
+    """Returns a copy with storage offset 3, like a slice of parameters in a flat buffer."""
     buffer = torch.zeros(t.numel() + 3, dtype=t.dtype)
     return buffer[3:].view(t.shape).copy_(t)
 
 
 @pytest.mark.parametrize("name", ROTARY)
-def test_tokens_and_gradients_may_begin_anywhere_in_memory(name):
-    pe = build(name, stir=0.3, block_size=8)
+def test_tokens_and_gradients_may_have_any_storage_offset(name):
+    pe = build(name, jitter=0.3, block_size=8)
     q, k, x = draw(2, 4, 5, 16), draw(2, 2, 5, 16, seed=1), draw(5, 2)
     weight = draw(q.numel() + k.numel() + 7, seed=2)
 
     def everything(q, k):
         leaves = {"q": q.requires_grad_(), "k": k.requires_grad_()} | trainable(pe)
-        turned = pe(q, k, x)
-        # torch.cat sends back slices, at whatever place they begin.
-        value = (torch.cat([turned[0].flatten()[:7], turned[0].flatten(), turned[1].flatten()]) * weight).sin().sum()
-        return [*turned, *gradients(value, leaves).values()]
+        rotated = pe(q, k, x)
+        # The backward of torch.cat returns slices at any storage offset.
+        value = (torch.cat([rotated[0].flatten()[:7], rotated[0].flatten(), rotated[1].flatten()]) * weight).sin().sum()
+        return [*rotated, *gradients(value, leaves).values()]
 
     for odd, even in zip(everything(_at_an_odd_offset(q), _at_an_odd_offset(k)), everything(q, k), strict=True):
         assert_close(odd, even, 1e-14)
 
 
 @pytest.mark.parametrize("name", [name for name in SPECTRAL if name in LEARNED])
-def test_a_result_of_learned_angles_that_is_changed_in_place_is_named(name):
+def test_changing_a_result_of_learned_angles_in_place_raises(name):
     pe = build(name, block_size=8)
-    turned, _ = pe(draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(5, 2))
-    turned.mul_(2)
+    rotated, _ = pe(draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(5, 2))
+    rotated.mul_(2)
     with pytest.raises(InputError, match=r"changed in place.*q = q \* scale"):
-        turned.sum().backward()
+        rotated.sum().backward()
 
 
 @pytest.mark.parametrize("name", ["rope", "liere"])

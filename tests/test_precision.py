@@ -1,4 +1,4 @@
-"""Lower precision, and positions far out, against a float64 reference with the same parameters."""
+"""float32, autocast and casts, compared with a float64 reference with the same parameters."""
 
 import copy
 
@@ -8,8 +8,8 @@ from torch import nn
 
 import comrope
 from tests.helpers import (
+    DECOMPOSED,
     EVERY,
-    ONE_PARAMETER,
     ROTARY,
     SPECTRA,
     assert_close,
@@ -54,12 +54,12 @@ POSITIONS = {
 @pytest.mark.parametrize("where", POSITIONS)
 @pytest.mark.parametrize("name", ROTARY)
 def test_float32(name, where):
-    _compare_in_float32(build(name, stir=0.1, block_size=8, dtype=torch.float32), POSITIONS[where]())
+    _compare_in_float32(build(name, jitter=0.1, block_size=8, dtype=torch.float32), POSITIONS[where]())
 
 
 @pytest.mark.parametrize("where", POSITIONS)
 @pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("name", ONE_PARAMETER)
+@pytest.mark.parametrize("name", DECOMPOSED)
 def test_float32_whatever_the_spectrum(name, spectrum, where):
     pe = build(name, block_size=8, dtype=torch.float32)
     set_skew(pe, spectrum)
@@ -68,8 +68,8 @@ def test_float32_whatever_the_spectrum(name, spectrum, where):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ROTARY)
-def test_autocast_changes_nothing_inside(name, dtype):
-    pe = build(name, stir=0.1, block_size=8, dtype=torch.float32)
+def test_autocast_does_not_change_results(name, dtype):
+    pe = build(name, jitter=0.1, block_size=8, dtype=torch.float32)
     x = comrope.positions.grid((3, 4))
     q, k = (draw(2, 2, 12, 16, seed=seed, dtype=dtype).requires_grad_() for seed in (1, 2))
     leaves = {"q": q, "k": k} | trainable(pe)
@@ -85,7 +85,7 @@ def test_autocast_changes_nothing_inside(name, dtype):
 
 
 @pytest.mark.parametrize("name", ROTARY)
-def test_scores_under_autocast_are_as_good_as_rounding_in_and_out(name):
+def test_scores_under_autocast_are_as_good_as_rounding_inputs_and_outputs(name):
     pe = build(name, block_size=8, dtype=torch.float32)
     x = comrope.positions.grid((4, 6))
     q, k = draw(2, 2, 24, 16, seed=1), draw(2, 2, 24, 16, seed=2)
@@ -118,10 +118,10 @@ CASTS = {
 @pytest.mark.parametrize("cast", CASTS)
 @pytest.mark.parametrize("name", EVERY)
 def test_casting_a_model_down_leaves_its_encodings_as_they_are(name, cast):
-    pe = build(name, stir=0.1, dtype=torch.float32)
+    pe = build(name, jitter=0.1, dtype=torch.float32)
     before, expected = copy.deepcopy(pe.state_dict()), _output(pe)
     model = CASTS[cast](nn.ModuleDict({"proj": nn.Linear(2, 2), "pe": pe}))
-    assert (model["proj"].weight.dtype == torch.float32) == cast.endswith("float()")  # the rest of it follows
+    assert (model["proj"].weight.dtype == torch.float32) == cast.endswith("float()")  # the rest of the model is cast
     for tensor in (*pe.parameters(), *pe.buffers()):
         assert tensor.dtype == torch.float32
     for key, value in pe.state_dict().items():
@@ -130,8 +130,8 @@ def test_casting_a_model_down_leaves_its_encodings_as_they_are(name, cast):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_casting_to_float64_is_followed(name):
-    pe = build(name, stir=0.1, dtype=torch.float32)
+def test_casting_to_float64_casts_encodings_too(name):
+    pe = build(name, jitter=0.1, dtype=torch.float32)
     values = copy.deepcopy(pe.state_dict())
     pe.double()
     for key, value in pe.state_dict().items():
@@ -143,15 +143,15 @@ def test_casting_to_float64_is_followed(name):
 @pytest.mark.parametrize("parameters", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", EVERY)
-def test_output_comes_in_the_dtype_of_the_tokens(name, dtype, parameters):
+def test_output_has_the_dtype_of_the_tokens(name, dtype, parameters):
     assert all(t.dtype == dtype for t in _output(build(name, dtype=parameters), dtype))
 
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_queries_and_keys_may_differ_in_dtype(name):
-    pe = build(name, stir=0.1, block_size=8, dtype=torch.float32)
+    pe = build(name, jitter=0.1, block_size=8, dtype=torch.float32)
     q, k = draw(1, 2, 12, 16, seed=1, dtype=torch.float32), draw(1, 2, 12, 16, seed=2)
     x = comrope.positions.grid((3, 4))
-    turned = pe(q, k, x)
-    assert [t.dtype for t in turned] == [torch.float32, torch.float64]
-    assert_close(scores(turned[0].double(), turned[1]), oracle(in_float64(pe), q.double(), k, x.double()), 1e-5)
+    rotated = pe(q, k, x)
+    assert [t.dtype for t in rotated] == [torch.float32, torch.float64]
+    assert_close(scores(rotated[0].double(), rotated[1]), oracle(in_float64(pe), q.double(), k, x.double()), 1e-5)

@@ -1,4 +1,4 @@
-"""What `import comrope` offers, and what it costs."""
+"""The public names of `import comrope`, and what importing it costs."""
 
 import json
 import subprocess
@@ -14,10 +14,10 @@ PUBLIC = {
     *("__version__", "check", "encoding", "errors", "positions", "reference"),
     *("attach", "detach", "export_timm", "fold", "freeze", "load", "load_official", "param_groups", "save"),
 }
-"""Every public name of the package. Changing this line is changing what users may rely on."""
+"""Every public name of the package. Changing this set changes the public API."""
 
 SUBPACKAGES = {"checks", "cli", "encodings", "hosts", "lab", "rotation", "importlib", "Any", "TYPE_CHECKING"}
-"""Modules that are reached by their own path, and what the package itself needs."""
+"""Other names in the package: submodules, and what its own code imports."""
 
 OPTIONAL = (
     "timm",
@@ -44,7 +44,7 @@ json.dump({"modules": sorted(sys.modules), "more": sorted(set(sys.modules) - bef
 """
 
 
-def _import_afresh() -> dict:
+def _measure_import() -> dict:
     done = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True, timeout=120)
     return json.loads(done.stdout)
 
@@ -52,7 +52,7 @@ def _import_afresh() -> dict:
 @pytest.fixture(scope="module")
 def imports():
     """What a fresh interpreter imports with comrope."""
-    return _import_afresh()
+    return _measure_import()
 
 
 def test_the_public_names_are_these(imports):
@@ -66,9 +66,9 @@ def test_importing_it_needs_torch_alone(imports):
     assert top.isdisjoint(OPTIONAL)
 
 
-def test_it_imports_torch_when_it_is_asked_for_something_that_needs_it():
-    there = "'torch' in sys.modules"
-    code = f"import sys, comrope, comrope.cli; assert not {there}; comrope.encoding; assert {there}"
+def test_it_imports_torch_on_first_use():
+    loaded = "'torch' in sys.modules"
+    code = f"import sys, comrope, comrope.cli; assert not {loaded}; comrope.encoding; assert {loaded}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -80,7 +80,7 @@ def test_importing_it_imports_nothing_of_torch_that_takes_long(imports):
     assert len(others) < 30, others
 
 
-def test_every_encoding_there_is_is_tested_for_what_it_promises():
+def test_the_lists_of_the_tests_hold_every_encoding():
     rotary = {name for name, kind in ENCODINGS.items() if issubclass(kind, Encoding)}
     assert set(helpers.EVERY) == set(ENCODINGS)
     assert set(helpers.ROTARY) == rotary
@@ -88,7 +88,7 @@ def test_every_encoding_there_is_is_tested_for_what_it_promises():
     assert set(helpers.LEARNED) == {name for name in rotary if issubclass(ENCODINGS[name], LearnedEncoding)}
 
 
-def test_an_encoding_is_asked_for_by_name():
+def test_encodings_are_built_by_name():
     for name, kind in ENCODINGS.items():
         assert type(helpers.build(name)) is kind
 

@@ -1,4 +1,4 @@
-"""The pages say what is true: their examples run, and README's table is the demo's raw output."""
+"""The documentation is true: its examples run, and README's table is the demo's output."""
 
 import json
 import re
@@ -19,14 +19,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize("page", ["README.md", "docs/idea.md", "docs/hosts.md"])
 def test_the_examples_run(page, capsys, tmp_path, monkeypatch):
     text = (ROOT / page).read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)  # for what they write
+    monkeypatch.chdir(tmp_path)  # examples write files
     names: dict = {}
     for example in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(compile(example, page, "exec"), names)
     assert "yes" in capsys.readouterr().out
 
 
-def test_fine_tuning_starts_from_the_model_it_was_and_improves_it():
+def test_fine_tuning_starts_from_the_unchanged_model_and_improves_it():
     done = subprocess.run([sys.executable, ROOT / "examples/finetune.py"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["largest change of a logit by attaching"] <= 1e-5
@@ -40,7 +40,7 @@ def test_the_table_is_the_demos_output():
 
 
 def demo_table(results: dict) -> str:
-    """The results as README shows them."""
+    """Returns the results as README's table."""
     first, trained = results["runs"][0], results["settings"]["training_size"]
     sizes = [
         "{}×{}".format(*row["size"]) + (" (trained)" if row["size"] == trained else "") for row in first["resolutions"]

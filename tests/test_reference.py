@@ -1,4 +1,4 @@
-"""The oracle itself: Algorithm 1 spelled out token by token, and its derivatives of both orders."""
+"""`comrope.reference` against Algorithm 1 written token by token, and its first and second derivatives."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def _angles(seed=0, **kwargs):
 
 
 def _one_by_one(x, angles, positions):
-    """R(x) as one dense D × D matrix for each sample, head and token, queries grouped by key head."""
+    """Returns R(x)x with one dense D × D matrix for each sample, head and token; queries are grouped by key head."""
     batch, heads, length, _ = x.shape
     out = torch.empty_like(x)
     for b in range(batch):
@@ -39,28 +39,28 @@ def test_rotate_is_algorithm_1(shape, groups):
     assert_close(turned_k, _one_by_one(k, _angles(), x), 1e-13)
 
 
-def test_one_axis_turns_a_plane_by_hand():
+def test_one_plane_by_hand():
     angles = torch.tensor([[0.0, -2.0], [2.0, 0.0]], dtype=torch.float64).view(1, 1, 1, 2, 2)
     q = torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 1, 1, 2)
-    turned, _ = reference.rotate(q, q, angles, torch.tensor([[torch.pi / 4]], dtype=torch.float64))
-    assert_close(turned.flatten(), torch.tensor([0.0, 1.0], dtype=torch.float64), 1e-15)
+    rotated, _ = reference.rotate(q, q, angles, torch.tensor([[torch.pi / 4]], dtype=torch.float64))
+    assert_close(rotated.flatten(), torch.tensor([0.0, 1.0], dtype=torch.float64), 1e-15)
 
 
 @pytest.mark.parametrize("shape", [(5, AXES), (2, 5, AXES)], ids=["shared", "per sample"])
-def test_rotation_matrices_have_a_matrix_for_every_token_head_and_block(shape):
+def test_rotation_matrices_are_rotations_for_every_token_head_and_block(shape):
     rotation = reference.rotation_matrices(_angles(), draw(*shape))
     assert rotation.shape == (*shape[:-1], HEADS, BLOCKS, B, B)
     assert (rotation.mT @ rotation - torch.eye(B)).abs().max() < 1e-13
     assert (torch.linalg.det(rotation) - 1).abs().max() < 1e-13
 
 
-def test_the_result_comes_in_the_dtype_of_the_angles():
+def test_the_result_has_the_dtype_of_the_angles():
     q = draw(1, HEADS, 5, BLOCKS * B, dtype=torch.float32)
     assert [t.dtype for t in reference.rotate(q, q, _angles(), draw(5, AXES))] == [torch.float64] * 2
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0], ids=["zero", "random"])
-def test_derivatives_of_both_orders(scale):
+def test_first_and_second_derivatives(scale):
     base = (scale * draw(2, 1, 1, 4, 4)).requires_grad_()
     q, k, x = (t.requires_grad_() for t in (draw(1, 2, 2, 4, seed=1), draw(1, 1, 2, 4, seed=2), draw(2, 2, seed=3)))
 

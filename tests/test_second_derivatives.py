@@ -1,4 +1,4 @@
-"""Second derivatives: the engine refuses them in every way they can be asked for, the reference has them."""
+"""Second derivatives: the engine raises an error however they are requested, and the reference computes them."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def _linear(s):
 @pytest.mark.parametrize("loss", [nonlinear, _linear])
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_gradient_penalty_is_refused(name, loss):
-    pe = build(name, stir=0.1, block_size=8)
+    pe = build(name, jitter=0.1, block_size=8)
     inputs, leaves = _leaves_for_second(pe)
     for tensor in leaves.values():
         (first,) = torch.autograd.grad(loss(call(pe, *inputs.values())), tensor, create_graph=True)
@@ -49,8 +49,8 @@ def test_gradient_penalty_is_refused(name, loss):
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_every_mixed_second_derivative_is_right_or_refused(name):
-    """None may come out as zero or as nothing: each is asked for by itself, so that no other one raises for it."""
-    pe = build(name, stir=0.1, num_heads=1, head_dim=8, block_size=4)
+    """None may silently be zero or None. Each is computed by itself, so that no other one raises for it."""
+    pe = build(name, jitter=0.1, num_heads=1, head_dim=8, block_size=4)
     inputs = {"q": draw(1, 1, 3, 8), "k": draw(1, 1, 3, 8, seed=1), "x": draw(3, 2)}
     leaves = {leaf: t.requires_grad_() for leaf, t in inputs.items()} | trainable(pe)
     wrong = []
@@ -59,7 +59,7 @@ def test_every_mixed_second_derivative_is_right_or_refused(name):
             found = []
             for way in (call, oracle):
                 first = _gradients_with_graph(nonlinear(way(pe, *inputs.values())), {once: leaves[once]})[once]
-                penalty = first.square().sum() + 0 * leaves[twice].sum()  # which is differentiable even if it is zero
+                penalty = first.square().sum() + 0 * leaves[twice].sum()  # differentiable even if it is zero
                 try:
                     found.append(gradients(penalty, {twice: leaves[twice]})[twice])
                 except SecondDerivativeError:
@@ -71,9 +71,9 @@ def test_every_mixed_second_derivative_is_right_or_refused(name):
 
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_second_derivative_is_refused_where_the_incoming_gradient_is_a_constant(name):
-    pe = build(name, stir=0.1, block_size=8)
+    pe = build(name, jitter=0.1, block_size=8)
     inputs, leaves = _leaves_for_second(pe)
-    del leaves["k"]  # no part of the turned queries
+    del leaves["k"]  # rotated queries do not depend on it
     constant = draw(1, 2, 3, 16, seed=9)
     for once, first_leaf in leaves.items():
         (first,) = torch.autograd.grad((pe(*inputs.values())[0] * constant).sum(), first_leaf, create_graph=True)
@@ -84,7 +84,7 @@ def test_second_derivative_is_refused_where_the_incoming_gradient_is_a_constant(
 
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_first_derivatives_with_create_graph_are_the_plain_ones(name):
-    pe = build(name, stir=0.1, block_size=8)
+    pe = build(name, jitter=0.1, block_size=8)
     inputs, leaves = _leaves_for_second(pe)
     plain = gradients(nonlinear(call(pe, *inputs.values())), leaves)
     for leaf, gradient in _gradients_with_graph(nonlinear(call(pe, *inputs.values())), leaves).items():

@@ -1,7 +1,7 @@
-"""torch.func and forward mode: every transform gives what it gives on matrix_exp, or says that it cannot.
+"""torch.func and forward mode: every transform gives the same as for matrix_exp, or raises a clear error.
 
 `functional_call` with `grad`, `vmap` over samples, positions and ensembles of parameters, `jvp`, `jacrev`, `jacfwd` and
-torch.autograd.forward_ad. Second derivatives, in whatever way they are asked for, are refused.
+torch.autograd.forward_ad. Second derivatives raise an error however they are requested.
 """
 
 import pytest
@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from comrope import reference
 from comrope.errors import SecondDerivativeError
 from tests.helpers import (
+    DECOMPOSED,
     LEARNED,
-    ONE_PARAMETER,
     ROTARY,
     SPECTRA,
     SPECTRAL,
@@ -25,7 +25,7 @@ from tests.helpers import (
     set_skew,
 )
 
-# torch's own rules for forward mode are made with something that torch deprecates.
+# torch's own forward-mode formulas use torch.jit.script, which torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 
 WEIGHTS = {batch: draw(batch, 4, 5, 5, seed=99) for batch in (1, 3)}
@@ -33,7 +33,7 @@ Q, K, X = draw(3, 4, 5, 16), draw(3, 2, 5, 16, seed=1), draw(5, 2)
 
 
 class _Angles(nn.Module):
-    """The angle matrices of an encoding, as what a functional call of a module returns."""
+    """A module that returns the angle matrices of an encoding, so that functional_call can compute them."""
 
     def __init__(self, pe: nn.Module):
         super().__init__()
@@ -44,7 +44,7 @@ class _Angles(nn.Module):
 
 
 def _pe(name: str, seed: int = 0):
-    return build(name, seed=seed, stir=0.0 if name in ("none", "rope") else 0.3, block_size=8)
+    return build(name, seed=seed, jitter=0.0 if name in ("none", "rope") else 0.3, block_size=8)
 
 
 def _value(s: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def _value(s: Tensor) -> Tensor:
 
 
 def _functions(pe):
-    """Loss of (parameters, q, k, x) by the engine, and by matrix_exp."""
+    """Returns the loss of (parameters, q, k, x) by the engine, the same by matrix_exp, and the parameters."""
 
     def ours(parameters, q, k, x):
         return _value(scores(*functional_call(pe, parameters, (q, k, x))))
@@ -67,7 +67,7 @@ def _functions(pe):
 def _same(found, expected, tolerance: float = 1e-10) -> None:
     leaves = (torch.utils._pytree.tree_leaves(t) for t in (found, expected))
     for i, (ours, theirs) in enumerate(zip(*leaves, strict=True)):
-        if max(ours.abs().max(), theirs.abs().max()) > 1e-12:  # elsewhere the gradient is zero
+        if max(ours.abs().max(), theirs.abs().max()) > 1e-12:  # else the gradient is zero
             assert_close(ours, theirs, tolerance, f"leaf {i}")
 
 
@@ -124,7 +124,7 @@ def test_vmap_over_an_ensemble_of_parameters(name):
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-def test_vmap_over_another_dimension_than_the_first(dim):
+def test_vmap_over_a_dimension_other_than_the_first(dim):
     ours, _, parameters = _functions(_pe("comrope-ld"))
     q, k = Q.unsqueeze(0).expand(2, -1, -1, -1, -1), K.unsqueeze(0).expand(2, -1, -1, -1, -1)
     q, k = q * torch.tensor([1.0, 2.0]).view(2, 1, 1, 1, 1), k + 0
@@ -142,7 +142,7 @@ def test_forward_mode(name):
     """Was silently zero for AP, LD and LieRE."""
     ours, theirs, parameters = _functions(_pe(name))
     primals = (parameters, Q, K, X)
-    # 1e-9: what forward mode through matrix_exp itself leaves.
+    # 1e-9 is the error of forward mode through matrix_exp.
     _same(jvp(ours, primals, _tangents(parameters)), jvp(theirs, primals, _tangents(parameters)), 1e-9)
     for i, argument in enumerate(primals):
         if i == 0 and not parameters:
@@ -156,9 +156,9 @@ def test_forward_mode(name):
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("name", ONE_PARAMETER)
+@pytest.mark.parametrize("name", DECOMPOSED)
 def test_forward_mode_is_the_transpose_of_backward_whatever_the_spectrum(name, spectrum):
-    """⟨∇L, v⟩ = dL(v), for directions in which planes mix."""
+    """⟨∇L, v⟩ = dL(v), also for directions that mix planes."""
     pe = build(name, block_size=8)
     set_skew(pe, spectrum)
     ours, _, parameters = _functions(pe)
@@ -242,7 +242,7 @@ COMPILED = {
 @pytest.mark.parametrize("transform", COMPILED)
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_transform_within_a_compiled_function(name, transform):
-    """torch.compile looks past a rule for forward mode, and gave zero: the function that asks for one is not compiled."""
+    """torch.compile ignores `jvp` and gave a tangent of zero. A function that uses forward mode now runs uncompiled."""
     ours, _, parameters = _functions(_pe(name))
     expected = COMPILED[transform](ours, parameters)
     torch._dynamo.reset()

@@ -1,10 +1,10 @@
-"""The tests of hosts against other versions of the libraries than the pinned ones, each in an environment of its own.
+"""Runs the tests of hosts with other versions of the libraries than the pinned ones, each in its own environment.
 
     python -m tests.versions [oldest] [earlier] [newest] [-- arguments of pytest]
 
-An environment is a folder under .versions with what differs, put in front of the one that is running; torch stays as it is.
-The oldest are those that pyproject.toml asks for at least; the newest are whatever the package index has, and are skipped
-where they are the pinned ones.
+An environment is a folder under .versions with the libraries that differ, put before the running one on the path; torch is the
+same in all. "oldest" are the minimum versions of pyproject.toml. "newest" are the latest on the package index, and are skipped
+if they are the pinned ones.
 """
 
 import os
@@ -25,7 +25,7 @@ ENVIRONMENTS: dict[str, list[str]] = {
     "earlier": ["transformers==5.17.0"],
     "newest": ["timm", "transformers", "diffusers"],
 }
-"""What is installed, without dependencies: those of the pinned ones do, but for what is named."""
+"""The packages to install, without dependencies, which come from the running environment."""
 LIBRARIES = ("timm", "transformers", "diffusers")
 TESTS = ["tests/hosts/test_zoo.py", "tests/hosts/test_saved.py"]
 
@@ -56,7 +56,7 @@ def _holds(name: str, more: list[str]) -> bool:
     if found == [version(library) for library in LIBRARIES]:
         print("these are the pinned ones, which the tests run with")
         return True
-    # Warnings that other versions give are theirs.
+    # Warnings of other versions are not errors.
     pytest = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-W", "default", *TESTS, *more]
     return subprocess.run(pytest, cwd=ROOT, env=environment, check=False).returncode == 0
 

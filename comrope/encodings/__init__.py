@@ -32,18 +32,18 @@ ENCODINGS: dict[str, type[nn.Module]] = {
 
 
 def encoding(name: str, **settings) -> nn.Module:
-    """Builds an encoding.
+    """Returns the encoding called `name`.
 
     Args:
         name: one of `none`, `ape`, `rope`, `rope-mixed`, `string`, `liere`, `comrope-ap`, `comrope-ld`, `comrope-mt`.
-        settings: `num_heads`, `head_dim` and `num_axes` always; `block_size` for all but `ape`, which takes `grid`; `init`
-            for those that learn angles: "normal" (with `std`), "identity" (zero angles) or "rope" (vanilla RoPE's rotation,
-            with `base` and `max_frequency`; refused where a family does not hold it). What else a class takes is in its
-            docstring.
+        settings: arguments of the encoding's class. All classes require `num_heads`, `head_dim` and `num_axes`. All but `ape`
+            take `block_size`; `ape` requires `grid`. Encodings with learned angles take `init`: "normal" (with `std`),
+            "identity" (zero angles) or "rope" (vanilla RoPE's rotation, with `base` and `max_frequency`; an error if the
+            encoding cannot represent it). Further arguments are in the docstring of each class.
     Returns:
         An `Encoding`, called as pe(q, k, positions), or for `ape` an `AbsoluteEncoding`, called as pe(tokens, positions).
     Raises:
-        ConfigurationError: an unknown name or setting (with the nearest known one), a missing or unfitting one.
+        ConfigurationError: an unknown name or setting, a missing setting, or values that do not fit together.
 
     >>> import torch, comrope
     >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2, block_size=8)
@@ -52,10 +52,10 @@ def encoding(name: str, **settings) -> nn.Module:
     [(1, 2, 9, 16), (1, 2, 9, 16)]
     """
     kind = kind_of(name)
-    accepted = _settings_of(kind)
+    accepted = _accepted_settings(kind)
     for setting in settings:
         if setting not in accepted:
-            remedy = _nearest(setting, accepted).replace(".", ": leave it out.")
+            remedy = _did_you_mean(setting, accepted).replace(".", ": leave it out.")
             raise ConfigurationError(
                 f"{name} has no use for {setting}={settings[setting]!r}{remedy} It takes {', '.join(accepted)}."
             )
@@ -66,30 +66,31 @@ def encoding(name: str, **settings) -> nn.Module:
 
 
 def kind_of(name: str) -> type[nn.Module]:
-    """The class of an encoding; ConfigurationError, with the nearest name that is known, where there is none."""
+    """Returns the class of an encoding. For an unknown name, ConfigurationError suggests the nearest known one."""
     if not isinstance(name, str) or name not in ENCODINGS:
         raise ConfigurationError(
-            f"there is no encoding {name!r}{_nearest(name, ENCODINGS)} Known: {', '.join(ENCODINGS)}."
+            f"there is no encoding {name!r}{_did_you_mean(name, ENCODINGS)} Known: {', '.join(ENCODINGS)}."
         )
     return ENCODINGS[name]
 
 
-def _settings_of(kind: type) -> dict[str, bool]:
-    """Keyword arguments of a class, own and inherited through **keywords, and whether each is required."""
-    found: dict[str, bool] = {}
+def _accepted_settings(kind: type) -> dict[str, bool]:
+    """Returns the arguments of a class, its own and those it passes on as **keywords, and whether each is required."""
+    accepted: dict[str, bool] = {}
     for ancestor in kind.__mro__:
         if "__init__" not in vars(ancestor):
             continue
         parameters = inspect.signature(vars(ancestor)["__init__"]).parameters.values()
         for p in parameters:
             if p.name != "self" and p.kind is not p.VAR_KEYWORD:
-                found.setdefault(p.name, p.default is p.empty)
+                accepted.setdefault(p.name, p.default is p.empty)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return found
+    return accepted
 
 
-def _nearest(word: str, known) -> str:
+def _did_you_mean(word: str, known) -> str:
+    """Returns ": did you mean …?" with the known word nearest to `word`, or "." if none is near."""
     lower = str(word).lower()
     close = difflib.get_close_matches(lower, list(known), n=1, cutoff=0.5)
     close = close or [k for k in known if lower in k.split("-") or k in lower]

@@ -1,4 +1,4 @@
-"""APE: absolute positions, added to the tokens. Not a rotation."""
+"""APE: a learned absolute position encoding, added to the tokens. It is not a rotation."""
 
 from collections.abc import Sequence
 
@@ -7,22 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comrope._values import is_floating, is_whole, shape_of
-from comrope.encodings.arguments import MOST_FEATURES, check_parameter_dtype, check_positions, check_sizes, check_std
+from comrope.encodings.arguments import MAX_FEATURES, check_parameter_dtype, check_positions, check_sizes, check_std
 from comrope.encodings.base import PreciseModule
 from comrope.errors import ConfigurationError, InputError
 
 
 class AbsoluteEncoding(PreciseModule):
-    """Learned absolute positions: a code book on a grid over [0, 1]ᴺ, sampled linearly at continuous positions, N ≤ 3.
+    """A learned code for each cell of a grid over [0, 1]ᴺ, N ≤ 3, interpolated linearly at the positions of tokens.
 
-    Entry i of an axis with n entries sits at its centre, (i + ½)/n, as `comrope.positions.grid` puts patches; between
-    entries the codes are interpolated (bilinearly in 2D), outside the outermost ones they are held.
+    Of n cells along an axis, cell i has its centre at (i + ½)/n, where `comrope.positions.grid` puts patches. Between centres
+    codes are interpolated (bilinearly in 2D); beyond the outermost centres they are constant.
 
     Args:
         num_heads, head_dim: their product is the tokens' width.
-        num_axes: 1, 2 or 3.
-        grid: entries along each axis, such as (14, 14).
-        std: of the code book at the start; 0.02 by default.
+        num_axes: N, which is 1, 2 or 3.
+        grid: the number of cells along each axis, such as (14, 14).
+        std: the initial standard deviation of the codes.
 
     Parameter: `code_book`, (width, *grid).
     """
@@ -46,9 +46,9 @@ class AbsoluteEncoding(PreciseModule):
             raise ConfigurationError(
                 f"num_axes={num_axes!r}: the code book of ape is sampled in 1, 2 or 3 axes; use one of these."
             )
-        if len(grid) != num_axes or not all(is_whole(n, 1, MOST_FEATURES) for n in grid):
+        if len(grid) != num_axes or not all(is_whole(n, 1, MAX_FEATURES) for n in grid):
             raise ConfigurationError(
-                f"grid={grid!r}: expected {num_axes} positive whole numbers, entries along each axis, up to {MOST_FEATURES}."
+                f"grid={grid!r}: expected {num_axes} positive whole numbers, entries along each axis, up to {MAX_FEATURES}."
             )
         self.num_axes = num_axes
         self.grid = grid
@@ -58,15 +58,15 @@ class AbsoluteEncoding(PreciseModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws the code book anew from torch's random generator."""
+        """Draws a new code book from torch's default random generator."""
         self.code_book.normal_(0, self.std)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Tokens with the code of their position added.
+        """Returns the tokens plus the codes of their positions.
 
         Args:
             tokens: (B, L, width).
-            positions: (L, N) or (B, L, N), relative: [0, 1] is the canvas.
+            positions: (L, N) or (B, L, N), relative: the image extends over [0, 1].
         Returns:
             (B, L, width), in the tokens' dtype.
         """
@@ -91,7 +91,7 @@ class AbsoluteEncoding(PreciseModule):
         return tokens + self.codes(positions).to(tokens.dtype)
 
     def codes(self, positions: Tensor) -> Tensor:
-        """The code book at `positions`: (L, width) or (B, L, width)."""
+        """Returns the codes at `positions`: (L, width) or (B, L, width)."""
         positions = check_positions(positions, "positions", self.num_axes)
         if positions.device != self.device:
             raise InputError(
@@ -104,7 +104,8 @@ class AbsoluteEncoding(PreciseModule):
         if self.num_axes == 1:
             book = book.unsqueeze(2)  # one row
             samples = torch.cat((torch.full_like(samples, 0.5), samples), dim=-1)
-        # grid_sample counts axes from the last, (column, row), in [-1, 1], and centres entries when align_corners=False.
+        # grid_sample takes coordinates from the last axis to the first, (column, row), in [-1, 1]; align_corners=False puts
+        # entries at the centres of cells.
         samples = (2 * samples.flip(-1) - 1).to(book.dtype).reshape(1, *([1] * (book.ndim - 3)), -1, book.ndim - 2)
         codes = F.grid_sample(book, samples, mode="bilinear", padding_mode="border", align_corners=False)
         return codes.flatten(1).view(book.shape[1], -1).T.reshape(*positions.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""What encodings are given, checked: each function returns its argument as it is worked with, or says what is wrong."""
+"""Checks of the arguments of encodings. Each function returns its argument, converted if necessary, or raises an error."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,14 @@ from torch import Tensor
 from comrope._values import FARTHEST, check_finite, is_dense, is_number, is_whole, shape_of
 from comrope.errors import ConfigurationError, InputError
 
-MOST_FEATURES = 2**20
-"""Of heads, of their features and of axes: larger numbers are mistakes, which would ask for all the memory that there is."""
+MAX_FEATURES = 2**20
+"""Largest number of heads, features per head and axes. A larger number is a mistake, and would exhaust the memory."""
 
 
 def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
-    """`positions` if they are finite, precise and of `num_axes` axes (integers as float64); InputError otherwise."""
-    given = isinstance(positions, Tensor) and not positions.is_nested
-    if not given or positions.ndim not in (2, 3) or positions.shape[-1] != num_axes:
+    """Returns `positions`, with integers as float64. InputError unless they are finite, precise and of `num_axes` axes."""
+    is_tensor = isinstance(positions, Tensor) and not positions.is_nested
+    if not is_tensor or positions.ndim not in (2, 3) or positions.shape[-1] != num_axes:
         raise InputError(
             f"{name}: got {shape_of(positions)}, expected a tensor (L, N) or (B, L, N) with N=num_axes={num_axes}, as "
             "comrope.positions.grid or .sequence makes."
@@ -32,28 +32,31 @@ def check_positions(positions: Tensor, name: str, num_axes: int) -> Tensor:
 
 
 def check_std(std: float) -> float:
-    """`std` if it is a standard deviation; ConfigurationError otherwise."""
+    """Returns `std` as a float; ConfigurationError unless it is a finite number, 0 or more."""
     if not is_number(std):
         raise ConfigurationError(f"std={std!r}: expected a finite number, 0 or more, up to {FARTHEST:g}.")
     return float(std)
 
 
 def check_sizes(**sizes: int) -> None:
-    """ConfigurationError unless every size is a whole number, 1 or more, and none is a mistake for certain."""
+    """Raises ConfigurationError unless every size is an integer from 1 to MAX_FEATURES."""
     for name, value in sizes.items():
-        if not is_whole(value, 1, MOST_FEATURES):
-            raise ConfigurationError(f"{name}={value!r}: expected a whole number, 1 or more, up to {MOST_FEATURES}.")
+        if not is_whole(value, 1, MAX_FEATURES):
+            raise ConfigurationError(f"{name}={value!r}: expected a whole number, 1 or more, up to {MAX_FEATURES}.")
 
 
 def check_flag(**flags: bool) -> None:
-    """ConfigurationError unless every setting is True or False: the text "False" would count as true."""
+    """Raises ConfigurationError unless every setting is True or False: the string "False" is truthy."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ConfigurationError(f"{name}={value!r}: expected True or False.")
 
 
 def check_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of angles, for None torch's default but float32 at least; ConfigurationError unless float32 or float64."""
+    """Returns the dtype of the parameters; ConfigurationError unless it is float32 or float64.
+
+    None stands for torch's default dtype, but float32 at least.
+    """
     if dtype is None:
         dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
@@ -61,8 +64,8 @@ def check_parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def check_turning_dtype(dtype: torch.dtype) -> None:
-    """InputError unless tokens can be turned in this dtype."""
+def check_rotation_dtype(dtype: torch.dtype) -> None:
+    """Raises InputError unless tokens can be rotated in this dtype: float32 or float64."""
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"dtype={dtype}: tokens are turned in float32 or float64, whatever their own dtype: use one of these."
@@ -70,7 +73,7 @@ def check_turning_dtype(dtype: torch.dtype) -> None:
 
 
 def check_rope(base: float, max_frequency: float, head_dim: int, num_axes: int) -> tuple[float, float]:
-    """`base` and `max_frequency` if vanilla RoPE can be made with them in these sizes; ConfigurationError otherwise."""
+    """Returns `base` and `max_frequency` as floats; ConfigurationError unless vanilla RoPE exists for them and these sizes."""
     for name, value in (("base", base), ("max_frequency", max_frequency)):
         if not is_number(value, 1 / FARTHEST):
             raise ConfigurationError(

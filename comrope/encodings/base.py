@@ -1,7 +1,7 @@
-"""What every rotary encoding is: sizes, checked input, and three ways to look at its angles.
+"""Base classes of the rotary encodings: sizes, checked input, and three views of the angles.
 
-Parameters stay in float32 or float64 whatever the model is cast to, and nothing is cached: what follows from them is
-worked out in each call.
+Parameters stay in float32 or float64 when the model is cast to a lower precision. Nothing is cached: everything is computed
+from the parameters in each call.
 """
 
 import math
@@ -13,42 +13,43 @@ import torch
 from torch import Tensor, nn
 
 from comrope import reference
-from comrope._linalg import orthonormal, plane_generators, project_basis_gradient
+from comrope._linalg import orthonormalise, plane_generators, project_basis_gradient
 from comrope._values import FARTHEST, described, is_floating, shape_of
 from comrope.encodings.arguments import (
     check_parameter_dtype,
     check_positions,
     check_rope,
+    check_rotation_dtype,
     check_sizes,
     check_std,
-    check_turning_dtype,
 )
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Rotation, Spectrum, compute_dtype
 
-MOST_RADIANS = 1e9
-"""That `matrix_exp` is asked for."""
+MAX_RADIANS = 1e9
+"""Largest rotation angle for which `rotation_matrices` uses `matrix_exp`."""
 
 
 class PreciseModule(nn.Module):
-    """A module whose own tensors stay float32 or float64 when the model around it is cast to something coarser."""
+    """A module whose tensors stay in float32 or float64 when the model that contains it is cast to a lower precision."""
 
-    _dtypes: ClassVar = (torch.float32, torch.float64)
-    """Casts to these are followed; any other leaves its tensors as they are."""
+    _allowed_dtypes: ClassVar = (torch.float32, torch.float64)
+    """A cast to any other floating-point dtype leaves the tensors as they are."""
     _anchor: Tensor | None = None
-    """Empty, and no part of the state: says where a module without parameters lives."""
+    """An empty tensor, not in the state_dict, that holds the device and dtype of a module without parameters."""
 
     @property
     def device(self) -> torch.device:
-        """Where the angles are."""
-        return self._home().device
+        """The device of the angles."""
+        return self._first_tensor().device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the angles: float32 or float64."""
-        return self._home().dtype
+        """The dtype of the angles: float32 or float64."""
+        return self._first_tensor().dtype
 
-    def _home(self) -> Tensor:
+    def _first_tensor(self) -> Tensor:
+        """Returns a tensor that has the module's device and dtype."""
         parameter = next(self.parameters(), self._anchor)
         assert parameter is not None
         return parameter
@@ -56,7 +57,7 @@ class PreciseModule(nn.Module):
     def _apply(self, fn, recurse=True):
         def precise(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            if tensor.is_floating_point() and moved.dtype not in self._dtypes:
+            if tensor.is_floating_point() and moved.dtype not in self._allowed_dtypes:
                 return tensor.to(moved.device)
             return moved
 
@@ -70,12 +71,13 @@ class Encoding(PreciseModule, ABC):
     """A rotary encoding: R(x) = exp(Σ_i x_i A_i), A_i block-diagonal and skew-symmetric (paper, Eq. 3).
 
     Args:
-        num_heads: H, heads that have angles of their own: the key/value heads. Queries may have a multiple of it
-            (grouped-query attention): each group shares the rotation of its key head, or the RoPE equation would break.
-        head_dim: D, features of a head.
-        num_axes: N, coordinates of a position.
-        block_size: b, the size of the diagonal blocks; even, and a divisor of head_dim. There are m = D/b blocks.
-        device, dtype: of the parameters; dtype float32 or float64.
+        num_heads: H, the number of key/value heads, each of which has its own angles. Queries may have a multiple of H heads
+            (grouped-query attention). A group shares the rotation of its key head; otherwise the RoPE equation would fail.
+        head_dim: D, the number of features per head.
+        num_axes: N, the number of coordinates of a position.
+        block_size: b, the size of the diagonal blocks, an even divisor of head_dim. There are m = D/b blocks.
+        device: of the parameters.
+        dtype: of the parameters, float32 or float64.
     Raises:
         ConfigurationError: sizes that do not fit together.
     """
@@ -104,31 +106,31 @@ class Encoding(PreciseModule, ABC):
         self.num_axes = num_axes
         self.block_size = block_size
         self.num_blocks = head_dim // block_size
-        self._factory = {"device": device, "dtype": dtype}
-        anchor = torch.empty(0, **self._factory)
+        self._factory_kwargs = {"device": device, "dtype": dtype}
+        anchor = torch.empty(0, **self._factory_kwargs)
         self._anchor = torch.empty_like(anchor, device="cpu") if anchor.is_meta else anchor
 
     def forward(
         self, q: Tensor, k: Tensor, positions: Tensor, key_positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Queries and keys turned by their positions: ⟨q'_i, k'_j⟩ = ⟨R(x_i)q_i, R(x_j)k_j⟩.
+        """Returns rotated queries q' and keys k' with ⟨q'_i, k'_j⟩ = ⟨R(x_i)q_i, R(x_j)k_j⟩.
 
         Args:
             q: (B, H·g, L, D).
             k: (B, H, L, D).
             positions: (L, N), shared by the batch, or (B, L, N); float32, float64 or integers.
-            key_positions: of the keys, where they differ from the queries' (cross-attention, part of a sequence).
+            key_positions: positions of the keys, if they differ from those of the queries (cross-attention, key cache).
         Returns:
-            q and k, shapes and dtypes unchanged. Only inner products between them mean something: the commuting
-            encodings leave out the basis change that queries and keys share.
+            q' and k', with the shapes and dtypes of q and k. Use only inner products between them: commuting encodings leave
+            out the basis change that queries and keys share.
         Raises:
-            InputError: shapes that do not fit, positions that are NaN, infinite or of too low precision.
+            InputError: shapes that do not fit, or positions that are NaN, infinite or of too low precision.
         """
-        positions = self._check(q, "q", positions, "positions")
+        positions = self._check_inputs(q, "q", positions, "positions")
         if key_positions is None:
-            key_positions = self._check(k, "k", positions, "positions")
+            key_positions = self._check_inputs(k, "k", positions, "positions")
         else:
-            key_positions = self._check(k, "k", key_positions, "key_positions")
+            key_positions = self._check_inputs(k, "k", key_positions, "key_positions")
         if k.shape[1] != self.num_heads:
             raise InputError(f"k has {k.shape[1]} heads, but this encoding has num_heads={self.num_heads} key heads.")
         dtype = torch.promote_types(compute_dtype(q), k.dtype)
@@ -138,32 +140,36 @@ class Encoding(PreciseModule, ABC):
     def rotation(
         self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
     ) -> Any:
-        """What `forward` works out before it turns q and k: `.turn(q, k)`, or `.queries(q)` and `.keys(k)` one by one."""
+        """Returns what `forward` computes from the positions. It has the methods `turn(q, k)`, `queries(q)` and `keys(k)`."""
 
     @abstractmethod
     def angle_matrices(self) -> Tensor:
-        """B_ij: (N, H, m, b, b), skew-symmetric, radians per unit of position; differentiable in the parameters."""
+        """Returns B_ij (N, H, m, b, b), skew-symmetric, in radians per unit of position, differentiable in the parameters."""
 
     @abstractmethod
     def spectrum(self) -> Spectrum:
-        """Basis (H, m, b, b) and frequencies (N, H, m, b/2), float64 values; NoSpectrumError where none exists."""
-
-    def rotation_matrices(self, positions: Tensor) -> Tensor:
-        """Dense R(x), (..., L, H, m, b, b), by matrix_exp in float64: for looking and testing, not for speed.
+        """Returns basis (H, m, b, b) and frequencies (N, H, m, b/2), in float64 without gradient.
 
         Raises:
-            InputError: positions that are none, or so far out that something turns by more than 1e9 radians, where matrix_exp
-                is right to 1e-5 no more. `rotation` is.
+            NoSpectrumError: the angle matrices do not commute.
+        """
+
+    def rotation_matrices(self, positions: Tensor) -> Tensor:
+        """Returns dense R(x), (..., L, H, m, b, b), by matrix_exp in float64: for inspection and tests, not for speed.
+
+        Raises:
+            InputError: invalid positions, or rotations by more than 1e9 radians, where the error of matrix_exp exceeds 1e-5.
+                `rotation` has no such limit.
         """
         positions, angles = self._check_positions(positions, "positions"), self.angle_matrices().double()
-        found = reference.rotation_matrices(angles, positions)
-        sizes = torch.linalg.matrix_norm(angles).flatten(1).amax(1)  # of each axis, an upper bound
-        if not found.is_meta and (positions.double().abs() @ sizes > MOST_RADIANS).any():
+        matrices = reference.rotation_matrices(angles, positions)
+        max_angles = torch.linalg.matrix_norm(angles).flatten(1).amax(1)  # per unit along each axis, an upper bound
+        if not matrices.is_meta and (positions.double().abs() @ max_angles > MAX_RADIANS).any():
             raise InputError(
-                f"positions: some turn by more than {MOST_RADIANS:g} radians, where matrix_exp is not right any more: expected "
+                f"positions: some turn by more than {MAX_RADIANS:g} radians, where matrix_exp is not right any more: expected "
                 "nearer ones, or use rotation(positions), which is right anywhere."
             )
-        return found.to(self.dtype)
+        return matrices.to(self.dtype)
 
     def extra_repr(self) -> str:
         return (
@@ -171,10 +177,11 @@ class Encoding(PreciseModule, ABC):
             f"block_size={self.block_size}"
         )
 
-    def _check(self, x: Tensor, name: str, positions: Tensor, positions_name: str) -> Tensor:
+    def _check_inputs(self, x: Tensor, name: str, positions: Tensor, positions_name: str) -> Tensor:
+        """Returns checked positions, or raises InputError if they or the tokens x do not fit."""
         positions = self._check_positions(positions, positions_name)
-        given = isinstance(x, Tensor) and not x.is_nested
-        if not given or x.ndim != 4 or x.shape[1] % self.num_heads or x.shape[3] != self.head_dim:
+        is_tensor = isinstance(x, Tensor) and not x.is_nested
+        if not is_tensor or x.ndim != 4 or x.shape[1] % self.num_heads or x.shape[3] != self.head_dim:
             raise InputError(
                 f"{name}: got {shape_of(x)}, expected (B, heads, L, D) with heads a multiple of num_heads={self.num_heads} and "
                 f"D=head_dim={self.head_dim}. A (B, L, heads, D) tensor wants .transpose(1, 2)."
@@ -195,6 +202,7 @@ class Encoding(PreciseModule, ABC):
         return positions
 
     def _check_positions(self, positions: Tensor, name: str) -> Tensor:
+        """Returns checked positions, or raises InputError."""
         positions = check_positions(positions, name, self.num_axes)
         own = next((p.device for p in self.parameters()), positions.device)
         if positions.device != own:
@@ -202,9 +210,9 @@ class Encoding(PreciseModule, ABC):
         return positions
 
     def _rope_frequencies(self, base: float, max_frequency: float) -> Tensor:
-        """Vanilla RoPE's ω (paper, section 3) in radians per unit, (N, H, m, b/2), float64.
+        """Returns vanilla RoPE's frequencies ω (paper, section 3), (N, H, m, b/2), in radians per unit, float64.
 
-        Plane p turns with axis p mod N only, at the (p div N)-th of the frequencies ω_max·base^(−2N·j/D), j = 0 … D/2N − 1.
+        Plane p rotates with axis p mod N only, at frequency j = p div N of ω_max·base^(−2N·j/D), j = 0 … D/2N − 1.
         """
         planes = torch.arange(self.head_dim // (2 * self.num_axes), dtype=torch.float64, device=self.device)
         on_axis = max_frequency * base ** (-2 * self.num_axes * planes / self.head_dim)  # (D/2N,)
@@ -214,19 +222,29 @@ class Encoding(PreciseModule, ABC):
 
 
 class SpectralEncoding(Encoding):
-    """An encoding whose angle matrices commute: one basis, and frequencies on each axis."""
+    """An encoding whose angle matrices commute: they have one basis, and frequencies for each axis.
+
+    Subclasses define `_spectrum_inputs` and `_spectrum_from`.
+    """
 
     @abstractmethod
-    def _ingredients(self) -> tuple[Tensor, ...]:
-        """What the spectrum is made of, heads first, so that those of several layers can be put together."""
+    def _spectrum_inputs(self) -> tuple[Tensor, ...]:
+        """Returns the tensors that `_spectrum_from` needs, such as parameters and buffers.
+
+        The first dimension of each must be the heads: `rotations` concatenates the tensors of several layers along it.
+        """
 
     @classmethod
     @abstractmethod
-    def _spectrum_of(cls, *ingredients: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Basis, or None for the identity, and frequencies (N, H, m, b/2). Differentiable, but for a decomposed basis."""
+    def _spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Returns the basis Q (H, m, b, b), or None for the identity, and the frequencies (N, H, m, b/2).
+
+        The result must be differentiable in `inputs` and depend on nothing else. `inputs` may be those of several layers, and H
+        is then the number of heads of all of them.
+        """
 
     def _spectrum(self) -> tuple[Tensor | None, Tensor]:
-        return self._spectrum_of(*self._ingredients())
+        return self._spectrum_from(*self._spectrum_inputs())
 
     def spectrum(self) -> Spectrum:
         with torch.no_grad():
@@ -244,9 +262,9 @@ class SpectralEncoding(Encoding):
     def rotation(
         self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
     ) -> Rotation:
-        """What `forward` works out before it turns q and k, for callers that hold the projections too.
+        """Returns what `forward` computes from the positions, for callers that have the projection weights.
 
-        pe(q, k, x) is pe.rotation(x).turn(q, k). An attention layer can move the basis into its weights instead:
+        pe(q, k, x) is pe.rotation(x).turn(q, k). An attention layer can apply the basis to its weights instead of tokens:
 
             rotation = pe.rotation(x)
             q, k = (F.linear(tokens, rotation.into_basis(w)) for w in (w_q, w_k))
@@ -254,15 +272,16 @@ class SpectralEncoding(Encoding):
 
         Args:
             positions, key_positions: as for `forward`.
-            dtype: in which tokens will be turned: float32, or float64 for float64 queries and keys.
+            dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
         """
         return rotations([self], positions, key_positions, dtype=dtype)[0]
 
     @classmethod
-    def _rotation_of(
-        cls, ingredients: tuple[Tensor, ...], positions: Tensor, key_positions: Tensor, dtype: torch.dtype
+    def _rotation_from(
+        cls, inputs: tuple[Tensor, ...], positions: Tensor, key_positions: Tensor, dtype: torch.dtype
     ) -> Rotation:
-        basis, frequencies = cls._spectrum_of(*ingredients)
+        """Returns the rotation by the spectrum of `inputs` at checked positions."""
+        basis, frequencies = cls._spectrum_from(*inputs)
         if basis is not None and basis.requires_grad:
             basis = project_basis_gradient(basis, frequencies.detach())
         frequencies = frequencies.to(positions.device, torch.float64).flatten(2)  # (N, H, D/2)
@@ -279,51 +298,56 @@ def rotations(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> list[Rotation]:
-    """`SpectralEncoding.rotation` of every layer of a model, worked out together where they are of a kind.
+    """Returns `SpectralEncoding.rotation` of every layer, computed together for all layers of the same class and sizes.
 
-    The small operators of decompositions, phases and tables then run once and not once a layer.
+    The small operators of decompositions, phases and tables then run once instead of once per layer.
 
     Args:
-        encodings: of the layers, in order.
+        encodings: the encodings of the layers, in order.
         positions, key_positions: as for `Encoding.forward`, the same in all layers.
-        dtype: in which tokens will be turned: float32, or float64 for float64 queries and keys.
+        dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
     """
     if not isinstance(encodings, Sequence) or not all(isinstance(pe, SpectralEncoding) for pe in encodings):
         raise InputError(f"encodings: got {encodings!r}, expected a list of encodings that commute.")
-    check_turning_dtype(dtype)
-    kinds: dict[tuple, list[int]] = {}
+    check_rotation_dtype(dtype)
+    groups: dict[tuple, list[int]] = {}
     for i, pe in enumerate(encodings):
-        kind = (type(pe), pe.head_dim, pe.num_axes, pe.block_size, pe.device, pe.dtype)
-        kinds.setdefault(kind, []).append(i)
-    found: dict[int, Rotation] = {}
-    for layers in kinds.values():
+        key = (type(pe), pe.head_dim, pe.num_axes, pe.block_size, pe.device, pe.dtype)
+        groups.setdefault(key, []).append(i)
+    by_layer: dict[int, Rotation] = {}
+    for layers in groups.values():
         first = encodings[layers[0]]
         x = first._check_positions(positions, "positions")
         y = x if key_positions is None else first._check_positions(key_positions, "key_positions")
-        together = tuple(torch.cat(each) for each in zip(*(encodings[i]._ingredients() for i in layers), strict=True))
-        parts = first._rotation_of(together, x, y, dtype).split([encodings[i].num_heads for i in layers])
-        found.update(zip(layers, parts, strict=True))
-    return [found[i] for i in range(len(encodings))]
+        together = tuple(
+            torch.cat(each) for each in zip(*(encodings[i]._spectrum_inputs() for i in layers), strict=True)
+        )
+        parts = first._rotation_from(together, x, y, dtype).split([encodings[i].num_heads for i in layers])
+        by_layer.update(zip(layers, parts, strict=True))
+    return [by_layer[i] for i in range(len(encodings))]
 
 
 class LearnedEncoding(Encoding):
-    """An encoding with parameters, and how they start.
+    """An encoding with learned angles.
 
     Args:
-        init: "normal" draws parameters with standard deviation `std` (1, as released for the paper), so that elements of
-            the skew-symmetric matrices have √2·std. "identity" starts at zero angles: attention as it was, with gradients
-            that are true and not zero. "rope" starts as vanilla RoPE with `base` and `max_frequency`: plane p on axis p mod N.
-        std: for "normal"; 1 by default.
+        init: the initial angles. "normal" draws parameters with standard deviation `std`, so that elements of the
+            skew-symmetric matrices have √2·std. "identity" starts at zero angles: attention is unchanged, and gradients are
+            exact and not zero. "rope" starts as vanilla RoPE with `base` and `max_frequency`, plane p on axis p mod N.
+        std: for "normal"; 1 by default, as in the paper's released code.
         base: for "rope"; 10000 by default.
-        max_frequency: for "rope": of its fastest planes, in radians per unit of position; 1 by default. On relative positions
-            so many radians a canvas: 14 on a grid of 14 × 14 is RoPE that counts patches.
+        max_frequency: for "rope": the largest frequency, in radians per unit of position; 1 by default. Relative positions
+            extend over 1 unit: there max_frequency=14 on a grid of 14 × 14 is RoPE on patch indices.
+
+    Subclasses call `_configure_init` in their constructor, and define `reset_parameters` and `_set_spectrum`.
     """
 
     def _configure_init(self, init: str, std: float | None, base: float | None, max_frequency: float | None) -> None:
+        """Checks the arguments and stores them as attributes, with defaults for None."""
         if not isinstance(init, str) or init not in ("normal", "identity", "rope"):
             raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope'.")
-        given = (("std", std, "normal"), ("base", base, "rope"), ("max_frequency", max_frequency, "rope"))
-        for name, value, owner in given:
+        settings = (("std", std, "normal"), ("base", base, "rope"), ("max_frequency", max_frequency, "rope"))
+        for name, value, owner in settings:
             if value is not None and init != owner:
                 raise ConfigurationError(
                     f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}."
@@ -337,32 +361,32 @@ class LearnedEncoding(Encoding):
 
     @abstractmethod
     def reset_parameters(self) -> None:
-        """Draws the parameters anew, as `init` says, from torch's random generator."""
+        """Sets the parameters to a new start as `init` says, drawing from torch's default random generator."""
 
     @torch.no_grad()
     def set_spectrum(self, basis: Tensor | None, frequencies: Tensor) -> None:
-        """Goes to the angles of a commuting encoding: `pe.set_spectrum(*other.spectrum())`.
+        """Sets the parameters to the angles of a commuting encoding: `pe.set_spectrum(*other.spectrum())`.
 
         Args:
             basis: Q, (H, m, b, b), orthogonal; None for the identity.
             frequencies: ω, (N, H, m, b/2), radians per unit of position.
         Raises:
-            InputError: other shapes, values that are not finite, or a basis that is not orthogonal.
-            ConfigurationError: angles that this family does not hold. Nothing has changed then, in either case.
+            InputError: wrong shapes, values that are not finite, or a basis that is not orthogonal.
+            ConfigurationError: angles that this encoding cannot represent. After either error the parameters are unchanged.
         """
         b = self.block_size
         blocks = (self.num_heads, self.num_blocks)
-        expected = {"basis": (*blocks, b, b), "frequencies": (self.num_axes, *blocks, b // 2)}
-        for (name, own), came in zip(expected.items(), (basis, frequencies), strict=True):
-            if not isinstance(came, Tensor) and not (came is None and name == "basis"):
-                raise InputError(f"{name}: got {type(came).__name__}, expected a tensor {own}.")
-            if came is not None and (came.is_nested or came.shape != own):
-                raise InputError(f"{name}: got {shape_of(came)}, expected {own}.")
-            if came is not None and (not is_floating(came) or came.is_meta):
+        shapes = {"basis": (*blocks, b, b), "frequencies": (self.num_axes, *blocks, b // 2)}
+        for (name, shape), value in zip(shapes.items(), (basis, frequencies), strict=True):
+            if not isinstance(value, Tensor) and not (value is None and name == "basis"):
+                raise InputError(f"{name}: got {type(value).__name__}, expected a tensor {shape}.")
+            if value is not None and (value.is_nested or value.shape != shape):
+                raise InputError(f"{name}: got {shape_of(value)}, expected {shape}.")
+            if value is not None and (not is_floating(value) or value.is_meta):
                 raise InputError(
-                    f"{name}: got {described(came)}; expected floating-point numbers of 16 bits or more in a dense tensor."
+                    f"{name}: got {described(value)}; expected floating-point numbers of 16 bits or more in a dense tensor."
                 )
-            if came is not None and not (came.abs() <= FARTHEST).all():
+            if value is not None and not (value.abs() <= FARTHEST).all():
                 raise InputError(
                     f"{name}: some values are NaN or infinite, or beyond {FARTHEST:g}: expected finite ones."
                 )
@@ -371,10 +395,13 @@ class LearnedEncoding(Encoding):
         defect = (basis.mT @ basis - eye).abs().max().item()
         if not defect < 1e-4:
             raise InputError(f"basis: QᵀQ is {defect:.1e} away from the identity, expected an orthogonal matrix.")
-        self._set_spectrum(orthonormal(basis), frequencies.to(self.device, torch.float64))
+        self._set_spectrum(orthonormalise(basis), frequencies.to(self.device, torch.float64))
 
     def _set_spectrum(self, basis: Tensor, frequencies: Tensor) -> None:
-        """Sets the parameters, from float64; ConfigurationError where the family does not hold the angles."""
+        """Sets the parameters to a checked float64 spectrum; ConfigurationError if the encoding cannot represent it.
+
+        The default is for encodings that cannot represent any.
+        """
         raise ConfigurationError(
             f"{type(self).__name__} has no spectrum to be set: its angle matrices need not commute."
         )
@@ -382,15 +409,18 @@ class LearnedEncoding(Encoding):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, init={self.init!r}"
 
-    def _blocks(self, *leading: int) -> nn.Parameter:
+    def _block_parameter(self, *leading: int) -> nn.Parameter:
+        """Returns an uninitialised parameter of shape (*leading, H, m, b, b)."""
         shape = (*leading, self.num_heads, self.num_blocks, self.block_size, self.block_size)
-        return nn.Parameter(torch.empty(shape, **self._factory))
+        return nn.Parameter(torch.empty(shape, **self._factory_kwargs))
 
-    def _frequencies(self) -> nn.Parameter:
+    def _frequency_parameter(self) -> nn.Parameter:
+        """Returns an uninitialised parameter of shape (N, H, m, b/2)."""
         shape = (self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
-        return nn.Parameter(torch.empty(shape, **self._factory))
+        return nn.Parameter(torch.empty(shape, **self._factory_kwargs))
 
     def _reset_frequencies(self, frequencies: Tensor) -> None:
+        """Sets free frequencies to a new start as `init` says."""
         if self.init == "normal":
             frequencies.normal_(0, math.sqrt(2) * self.std)
         elif self.init == "identity":

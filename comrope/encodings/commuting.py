@@ -1,4 +1,4 @@
-"""Learned angle matrices that commute: ComRoPE-AP and -LD of the paper, ComRoPE-MT, which holds them all, and STRING."""
+"""Learned angle matrices that commute: the paper's ComRoPE-AP and -LD, STRING, and ComRoPE-MT, which contains all others."""
 
 from abc import abstractmethod
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from comrope._linalg import (
+    block_diagonalise,
     cayley,
     decompose,
-    in_planes,
-    orthonormal,
+    orthonormalise,
     plane_frequencies,
     plane_generators,
     skew,
@@ -20,10 +20,11 @@ from comrope.errors import ConfigurationError
 from comrope.rotation import Generator, Rotation
 
 
-class _OneParameter(LearnedEncoding, SpectralEncoding):
-    """B_ij = s_ij (P_j − P_jᵀ), so that R(x) = exp(τS) in each block, at the scalar position τ = Σ_i s_i x_i along it.
+class _ScaledSkewEncoding(LearnedEncoding, SpectralEncoding):
+    """Base class of AP and LD: B_ij = s_ij S_j with S_j = P_j − P_jᵀ, so that R(x) = exp(τS) in each block.
 
-    AP and LD differ in the scale s alone. Parameter: P, `base_matrices`.
+    τ = Σ_i s_i x_i is the scalar position along the block. AP and LD differ in the scale s only. The basis and frequencies
+    come from decomposing S. Parameter: `base_matrices` P, (H, m, b, b).
     """
 
     def __init__(
@@ -47,18 +48,18 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
                 f"init='rope' with block_size={block_size} and num_axes={num_axes}: neighbouring planes of vanilla RoPE turn "
                 "with different axes, which one block of AP or LD cannot do. Use block_size=2, or comrope-mt, which can."
             )
-        self.base_matrices = self._blocks()
+        self.base_matrices = self._block_parameter()
 
     @abstractmethod
     def _scale(self) -> Tensor:
-        """s, (N, H or 1, m)."""
+        """Returns s, (N, H or 1, m)."""
 
-    def _skew(self) -> Tensor:
-        """S = P − Pᵀ in float64: far positions multiply the rounding of a float32 subtraction, (H, m, b, b)."""
+    def _skew_matrix(self) -> Tensor:
+        """Returns S = P − Pᵀ, (H, m, b, b), in float64: large positions would amplify the rounding of float32."""
         return skew(self.base_matrices.double())
 
-    def _one_axis_a_block(self) -> Tensor:
-        """1 where block j belongs to axis i, that is j ≡ i (mod N), else 0: (N, 1, m)."""
+    def _axis_mask(self) -> Tensor:
+        """Returns a mask (N, 1, m) that is 1 if block j belongs to axis i, which is j ≡ i (mod N), else 0."""
         eye = torch.eye(self.num_axes, dtype=self.dtype, device=self.device)
         return eye.repeat(1, self.num_blocks // self.num_axes).unsqueeze(1)
 
@@ -68,58 +69,58 @@ class _OneParameter(LearnedEncoding, SpectralEncoding):
         elif self.init == "identity":
             self.base_matrices.zero_()
         else:
-            frequencies = self._rope_frequencies(self.base, self.max_frequency).sum(0)  # each plane turns with one axis
+            frequencies = self._rope_frequencies(self.base, self.max_frequency).sum(0)  # of each plane, on its one axis
             self.base_matrices.copy_(plane_generators(frequencies) / 2)
 
     def _set_spectrum(self, basis, frequencies):
         scale = self._fit_scale(frequencies)  # (N, H or 1, m)
-        exact = scale.double()
-        along = (frequencies * exact.unsqueeze(-1)).sum(0) / (exact**2).sum(0).unsqueeze(-1)  # (H, m, h): θᵀω / θᵀθ
-        missed = (frequencies - exact.unsqueeze(-1) * along).abs().max()
-        if missed > 1e-6 * frequencies.abs().max():
+        s = scale.double().unsqueeze(-1)
+        mu = (frequencies * s).sum(0) / (s**2).sum(0)  # (H, m, h): sᵀω / sᵀs
+        error = (frequencies - s * mu).abs().max()
+        if error > 1e-6 * frequencies.abs().max():
             raise ConfigurationError(
                 f"{type(self).__name__} does not hold these angles: in one block its planes turn alike with all axes, up to "
-                f"scale, which misses by {missed:.1e} radians per unit with these frequencies. Use block_size=2, or "
+                f"scale, which misses by {error:.1e} radians per unit with these frequencies. Use block_size=2, or "
                 "comrope-mt, which holds all that commute."
             )
-        self.base_matrices.copy_(basis @ plane_generators(along) @ basis.mT / 2)
+        self.base_matrices.copy_(basis @ plane_generators(mu) @ basis.mT / 2)
         self._set_scale(scale)
 
     @abstractmethod
     def _fit_scale(self, frequencies: Tensor) -> Tensor:
-        """The scale nearest to frequencies (N, H, m, h)."""
+        """Returns the scale s that fits frequencies (N, H, m, h) best."""
 
     def _set_scale(self, scale: Tensor) -> None:
-        """Takes what `_fit_scale` gave."""
+        """Stores the scale, if it is a parameter."""
 
     def angle_matrices(self) -> Tensor:
-        return (self._scale().double()[..., None, None] * self._skew()).to(self.dtype)
+        return (self._scale().double()[..., None, None] * self._skew_matrix()).to(self.dtype)
 
-    def _ingredients(self):
+    def _spectrum_inputs(self):
         scale = self._scale().expand(-1, self.num_heads, -1)  # (N, H, m)
-        return self._skew(), scale.double().transpose(0, 1)
+        return self._skew_matrix(), scale.double().transpose(0, 1)
 
     @classmethod
-    def _spectrum_of(cls, matrix, scale):
-        basis, generator = in_planes(matrix)
+    def _spectrum_from(cls, matrix, scale):
+        basis, generator = block_diagonalise(matrix)
         return basis, scale.transpose(0, 1).unsqueeze(-1) * plane_frequencies(generator)
 
     @classmethod
-    def _rotation_of(cls, ingredients, positions, key_positions, dtype):
-        matrix, scale = ingredients
+    def _rotation_from(cls, inputs, positions, key_positions, dtype):
+        matrix, scale = inputs
         tau = key_tau = torch.einsum("...ln,hnm->...lhm", positions.double(), scale)  # (B or none, L, H, m)
         if key_positions is not positions:
             key_tau = torch.einsum("...ln,hnm->...lhm", key_positions.double(), scale)
-        basis, generator = in_planes(matrix)
+        basis, generator = block_diagonalise(matrix)
         frequencies = plane_frequencies(generator)
         phases = key_phases = (tau.unsqueeze(-1) * frequencies).flatten(-2)
         if key_tau is not tau:
             key_phases = (key_tau.unsqueeze(-1) * frequencies).flatten(-2)
-        between_planes = None if basis is None else Generator(generator, (tau.detach(), key_tau.detach()))
-        return Rotation.at((phases, key_phases), dtype, basis, between_planes)
+        gradient_path = None if basis is None else Generator(generator, (tau.detach(), key_tau.detach()))
+        return Rotation.at((phases, key_phases), dtype, basis, gradient_path)
 
 
-class ComRoPEAP(_OneParameter):
+class ComRoPEAP(_ScaledSkewEncoding):
     """ComRoPE-AP, axial partition (paper, Eq. 8): B_ij = P_j − P_jᵀ where j ≡ i (mod N), else 0.
 
     The number of blocks D/b must be a multiple of N. Parameter: `base_matrices` P, (H, m, b, b).
@@ -143,13 +144,13 @@ class ComRoPEAP(_OneParameter):
         self._reset_base_matrices()
 
     def _scale(self) -> Tensor:
-        return self._one_axis_a_block()
+        return self._axis_mask()
 
     def _fit_scale(self, frequencies):
         return self._scale()
 
 
-class ComRoPELD(_OneParameter):
+class ComRoPELD(_ScaledSkewEncoding):
     """ComRoPE-LD, linearly dependent (paper, Eq. 10): B_ij = θ_ij (P_j − P_jᵀ), θ per axis, head and block.
 
     Parameters: `base_matrices` P, (H, m, b, b), and `axis_scale` θ, (N, H, m), which starts standard normal.
@@ -157,14 +158,14 @@ class ComRoPELD(_OneParameter):
 
     def __init__(self, num_heads, head_dim, num_axes, block_size: int = 8, **keywords):
         super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
-        self.axis_scale = nn.Parameter(torch.empty(num_axes, num_heads, self.num_blocks, **self._factory))
+        self.axis_scale = nn.Parameter(torch.empty(num_axes, num_heads, self.num_blocks, **self._factory_kwargs))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         self._reset_base_matrices()
         if self.init == "rope":
-            self.axis_scale.copy_(self._one_axis_a_block().expand_as(self.axis_scale))
+            self.axis_scale.copy_(self._axis_mask().expand_as(self.axis_scale))
         else:
             self.axis_scale.normal_()
 
@@ -172,7 +173,7 @@ class ComRoPELD(_OneParameter):
         return self.axis_scale
 
     def _fit_scale(self, frequencies):
-        # θ is the direction of the largest plane; a block that does not turn keeps the one it has.
+        # θ is the direction of the frequencies of the fastest plane. A block of zero frequencies keeps its θ.
         plane = frequencies.norm(dim=0).argmax(-1, keepdim=True)  # (H, m, 1)
         largest = frequencies.gather(-1, plane.expand(self.num_axes, -1, -1, -1)).squeeze(-1)  # (N, H, m)
         size = largest.norm(dim=0)
@@ -185,12 +186,12 @@ class ComRoPELD(_OneParameter):
 class ComRoPEMT(LearnedEncoding, SpectralEncoding):
     """ComRoPE-MT, maximal torus: a free orthogonal basis and free frequencies in each head and block.
 
-    Skew-symmetric matrices commute if and only if one orthogonal basis brings them all to planes, so this holds every
-    commuting family; AP, LD, STRING, RoPE-Mixed and RoPE are points in it (`set_spectrum` goes there). The basis is
-    Q = Q₀ · Cayley(G − Gᵀ) with Q₀ fixed and G = 0 at the start, so that any Q can be started from.
+    Skew-symmetric matrices commute if and only if one orthogonal basis brings all of them to 2 × 2 diagonal blocks. So MT
+    contains every commuting encoding: `set_spectrum` reaches AP, LD, STRING, RoPE-Mixed and RoPE. The basis is
+    Q = Q₀ · Cayley(G − Gᵀ) with a constant Q₀ and G = 0 initially, so that training can start from any Q.
 
     Parameters: `basis_generator` G, (H, m, b, b), and `frequencies` ω, (N, H, m, b/2). Buffer: `initial_basis` Q₀.
-    init="normal" draws Q₀ and ω as the spectrum of a freshly drawn LD.
+    init="normal" sets Q₀ and ω to the spectrum of a random LD.
     """
 
     initial_basis: Tensor
@@ -211,8 +212,8 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base, max_frequency)
-        self.basis_generator = self._blocks()
-        self.frequencies = self._frequencies()
+        self.basis_generator = self._block_parameter()
+        self.frequencies = self._frequency_parameter()
         self.register_buffer("initial_basis", torch.empty_like(self.basis_generator))
         self.reset_parameters()
 
@@ -233,21 +234,21 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
         self.initial_basis.copy_(basis)
         self.frequencies.copy_(frequencies)
 
-    def _ingredients(self):
+    def _spectrum_inputs(self):
         return self.initial_basis, self.basis_generator, self.frequencies.transpose(0, 1)
 
     @classmethod
-    def _spectrum_of(cls, initial_basis, generator, frequencies):
-        return orthonormal(initial_basis) @ cayley(skew(generator.double())), frequencies.transpose(0, 1)
+    def _spectrum_from(cls, initial_basis, generator, frequencies):
+        return orthonormalise(initial_basis) @ cayley(skew(generator.double())), frequencies.transpose(0, 1)
 
 
 class String(LearnedEncoding, SpectralEncoding):
     """Cayley-STRING (arXiv 2502.02562): RoPE in the learned basis Q = (I − S)(I + S)⁻¹, S = G − Gᵀ.
 
-    The basis spans a whole head by default (block_size=head_dim).
+    By default a block is a whole head (block_size=head_dim).
 
     Args:
-        learn_frequencies: whether ω is learned too, as in the paper, or stays at its start; fixed wants init="rope".
+        learn_frequencies: True learns ω too, as in the paper. False keeps ω constant, and requires init="rope".
 
     Parameters: `basis_generator` G, (H, m, b, b), and `frequencies` ω, (N, H, m, b/2), without a gradient if
     not learned.
@@ -274,8 +275,8 @@ class String(LearnedEncoding, SpectralEncoding):
         check_flag(learn_frequencies=learn_frequencies)
         if not learn_frequencies and init != "rope":
             raise ConfigurationError(f"learn_frequencies=False with init={init!r}: fixed frequencies want init='rope'.")
-        self.basis_generator = self._blocks()
-        self.frequencies = self._frequencies().requires_grad_(learn_frequencies)
+        self.basis_generator = self._block_parameter()
+        self.frequencies = self._frequency_parameter().requires_grad_(learn_frequencies)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -286,11 +287,11 @@ class String(LearnedEncoding, SpectralEncoding):
             self.basis_generator.zero_()
         self._reset_frequencies(self.frequencies)
 
-    def _ingredients(self):
+    def _spectrum_inputs(self):
         return self.basis_generator, self.frequencies.transpose(0, 1)
 
     @classmethod
-    def _spectrum_of(cls, generator, frequencies):
+    def _spectrum_from(cls, generator, frequencies):
         return cayley(skew(generator.double())), frequencies.transpose(0, 1)
 
     def _set_spectrum(self, basis, frequencies):

@@ -1,4 +1,4 @@
-"""LieRE: angle matrices that are learned freely, and so do not commute."""
+"""LieRE: angle matrices that are learned without constraint, and so do not commute."""
 
 from typing import NamedTuple
 
@@ -7,35 +7,35 @@ from torch import Tensor
 
 from comrope import reference
 from comrope._exponential import exp_skew
-from comrope._linalg import may_ask, plane_generators, skew
+from comrope._linalg import can_synchronise, plane_generators, skew
 from comrope._planes import full_precision
 from comrope._values import described, is_floating
-from comrope.encodings.arguments import check_turning_dtype
+from comrope.encodings.arguments import check_rotation_dtype
 from comrope.encodings.base import LearnedEncoding
 from comrope.errors import InputError, NoSpectrumError
 from comrope.rotation import Spectrum, compute_dtype
 
 
 class DenseRotation(NamedTuple):
-    """R(x) of the queries and R(y) of the keys, each (..., L, H, m, b, b), float64: one matrix a token, head and block."""
+    """Dense rotations of queries and keys: one float64 matrix per token, head and block, (..., L, H, m, b, b) each."""
 
     matrices: Tensor
     key_matrices: Tensor
 
     def turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """R(x)q and R(y)k, shapes and dtypes unchanged."""
+        """Returns R(x)q and R(y)k, with shapes and dtypes unchanged."""
         return self.queries(q), self.keys(k)
 
     def queries(self, q: Tensor) -> Tensor:
-        """R(x)q alone."""
-        return self._turned(q, self.matrices)
+        """Returns R(x)q."""
+        return self._rotate(q, self.matrices)
 
     def keys(self, k: Tensor) -> Tensor:
-        """R(y)k alone."""
-        return self._turned(k, self.key_matrices)
+        """Returns R(y)k."""
+        return self._rotate(k, self.key_matrices)
 
     @staticmethod
-    def _turned(x: Tensor, matrices: Tensor) -> Tensor:
+    def _rotate(x: Tensor, matrices: Tensor) -> Tensor:
         if not is_floating(x):
             raise InputError(f"got {described(x)} to turn; expected floating-point numbers of 16 bits or more, dense.")
         with full_precision(x.device):
@@ -43,11 +43,11 @@ class DenseRotation(NamedTuple):
 
 
 class LieRE(LearnedEncoding):
-    """LieRE: B_ij = P_ij − P_ijᵀ, all free. Commutes with probability 0, so R(x)ᵀR(y) = R(y − x) fails.
+    """LieRE: B_ij = P_ij − P_ijᵀ, all free. They almost never commute, so R(x)ᵀR(y) = R(y − x) does not hold.
 
-    Every distinct position costs an exponential, taken in float64: L of them for positions (L, N), whatever the batch; for
-    (B, L, N) as many as there are different rows on a CPU, and B·L where positions need a gradient, a graph is compiled, they
-    differ within a vmap, or an accelerator would have to be waited for to know how many differ.
+    Each position needs a matrix exponential, in float64: L of them for positions (L, N), whatever the batch size, and B·L for
+    (B, L, N). On a CPU equal rows of (B, L, N) share one, unless positions require a gradient, the graph is compiled, or vmap
+    maps over positions. On an accelerator they do not, because counting distinct rows would make the host wait.
 
     Parameter: `base_matrices` P, (N, H, m, b, b).
     """
@@ -68,7 +68,7 @@ class LieRE(LearnedEncoding):
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base, max_frequency)
-        self.base_matrices = self._blocks(num_axes)
+        self.base_matrices = self._block_parameter(num_axes)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -95,22 +95,22 @@ class LieRE(LearnedEncoding):
     def rotation(
         self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
     ) -> "DenseRotation":
-        check_turning_dtype(dtype)
+        check_rotation_dtype(dtype)
         x = self._check_positions(positions, "positions")
         y = x if key_positions is None else self._check_positions(key_positions, "key_positions")
         rotation = self._rotation(x)
         return DenseRotation(rotation, rotation if y is x else self._rotation(y))
 
     def _rotation(self, positions: Tensor) -> Tensor:
-        """R(x) once for each distinct row of `positions`, handed out to the tokens: (..., L, H, m, b, b), float64."""
+        """Returns R(x), (..., L, H, m, b, b), float64, computed once for each distinct row of `positions` if possible."""
         angles = skew(self.base_matrices.double())
-        known = may_ask(positions.device) and not torch.compiler.is_compiling()
-        if positions.ndim == 3 and known and not positions.requires_grad:
+        can_count = can_synchronise(positions.device) and not torch.compiler.is_compiling()
+        if positions.ndim == 3 and can_count and not positions.requires_grad:
             try:
-                rows, which = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
-            except RuntimeError:  # under vmap, where each sample may have another number of them
+                rows, index = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
+            except RuntimeError:  # under vmap, where the number of distinct rows may differ between samples
                 return self._exponential(angles, positions)
-            return self._exponential(angles, rows)[which.view(positions.shape[:2])]
+            return self._exponential(angles, rows)[index.view(positions.shape[:2])]
         return self._exponential(angles, positions)
 
     @staticmethod

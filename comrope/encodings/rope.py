@@ -1,16 +1,16 @@
-"""The plain ones: no encoding, vanilla RoPE with fixed frequencies, RoPE-Mixed with learned ones. Basis: the identity."""
+"""Encodings without a basis: none at all, vanilla RoPE with fixed frequencies, and RoPE-Mixed with learned ones."""
 
 import torch
 from torch import Tensor
 
-from comrope.encodings.arguments import check_rope, check_turning_dtype
+from comrope.encodings.arguments import check_rope, check_rotation_dtype
 from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding
 from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
 
 
-class _Unturned:
-    """The rotation that is none."""
+class _IdentityRotation:
+    """A rotation that returns queries and keys unchanged."""
 
     def turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return q, k
@@ -23,7 +23,7 @@ class _Unturned:
 
 
 class NoEncoding(Encoding):
-    """No positions at all: A_i = 0 and R(x) = I. Queries and keys come back as they are.
+    """No positions at all: A_i = 0 and R(x) = I. Queries and keys are returned unchanged.
 
     `block_size` only shapes `angle_matrices()` and `spectrum()`.
     """
@@ -32,11 +32,11 @@ class NoEncoding(Encoding):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
 
     def rotation(self, positions, key_positions=None, *, dtype=torch.float32):
-        check_turning_dtype(dtype)
+        check_rotation_dtype(dtype)
         self._check_positions(positions, "positions")
         if key_positions is not None:
             self._check_positions(key_positions, "key_positions")
-        return _Unturned()
+        return _IdentityRotation()
 
     def angle_matrices(self) -> Tensor:
         b = self.block_size
@@ -49,11 +49,11 @@ class NoEncoding(Encoding):
 
 
 class Rope(SpectralEncoding):
-    """Vanilla RoPE, axial: plane p turns with axis p mod N at ω_max·base^(−2N·(p div N)/D) radians per unit. Nothing to learn.
+    """Axial vanilla RoPE: plane p rotates with axis p mod N only, at ω_max·base^(−2N·(p div N)/D) radians per unit.
 
-    The paper has base 10000 and ω_max = 1 for relative positions in [0, 1] too, where no plane turns by more than one radian
-    a canvas. With max_frequency=14 on a grid of 14 × 14 it is the RoPE that counts patches. `block_size` only groups the
-    planes in `angle_matrices()` and `spectrum()`.
+    Nothing is learned. The paper uses base 10000 and ω_max = 1, also for relative positions in [0, 1], where no plane rotates
+    by more than one radian over the image. max_frequency=14 on a grid of 14 × 14 is RoPE on patch indices. `block_size` only
+    groups the planes in `angle_matrices()` and `spectrum()`.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class Rope(SpectralEncoding):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self.base, self.max_frequency = check_rope(base, max_frequency, head_dim, num_axes)
 
-    def _ingredients(self):
+    def _spectrum_inputs(self):
         return (self._rope_frequencies(self.base, self.max_frequency).transpose(0, 1),)
 
     @classmethod
-    def _spectrum_of(cls, frequencies):
+    def _spectrum_from(cls, frequencies):
         return None, frequencies.transpose(0, 1)
 
 
 class RopeMixed(LearnedEncoding, SpectralEncoding):
-    """RoPE-Mixed: every plane turns with all axes, at learned frequencies ω (N, H, m, b/2). LD with block size 2.
+    """RoPE-Mixed: every plane rotates with all axes, at learned frequencies. It is equivalent to LD with block size 2.
 
-    `block_size` only groups the planes.
+    Parameter: `frequencies` ω, (N, H, m, b/2). `block_size` only groups the planes.
     """
 
     def __init__(
@@ -101,18 +101,18 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base, max_frequency)
-        self.frequencies = self._frequencies()
+        self.frequencies = self._frequency_parameter()
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         self._reset_frequencies(self.frequencies)
 
-    def _ingredients(self):
+    def _spectrum_inputs(self):
         return (self.frequencies.transpose(0, 1),)
 
     @classmethod
-    def _spectrum_of(cls, frequencies):
+    def _spectrum_from(cls, frequencies):
         return None, frequencies.transpose(0, 1)
 
     def _set_spectrum(self, basis, frequencies):

@@ -166,6 +166,6 @@ def cast(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     """One tensor of a model; an encoding keeps to the dtypes that it can have, constant angles to float64."""
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
-    if not isinstance(owner, Encoding) or dtype in owner._dtypes:
+    if not isinstance(owner, Encoding) or dtype in owner._allowed_dtypes:
         held = getattr(owner, leaf)
         held.data = held.data.to(dtype)

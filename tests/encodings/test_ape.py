@@ -1,4 +1,4 @@
-"""APE: a code book sampled at continuous positions, against interpolation written out by hand."""
+"""APE: a code book sampled at continuous positions, compared with interpolation by hand."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from comrope.errors import ConfigurationError, InputError
 from tests.helpers import assert_close, build, draw
 
 GRIDS = [(5,), (3, 5), (2, 3, 4)]
-WIDTH = 32  # of `build`: two heads of 16
+WIDTH = 32  # two heads of 16 features, the default of `build`
 
 
 def _ape(grid, **settings):
@@ -18,14 +18,14 @@ def _ape(grid, **settings):
 
 
 def _interpolate(book, position):
-    """The code at one position: on each axis between the two nearest entry centres (i + ½)/n, held outside of them."""
+    """Returns the code at one position: linear between the cell centres (i + ½)/n of each axis, constant beyond them."""
     grid = book.shape[1:]
     corners = []
-    for at, n in zip(position.tolist(), grid, strict=True):
-        place = min(max(at * n - 0.5, 0.0), n - 1.0)
-        lower = min(int(place), n - 1)
+    for x, n in zip(position.tolist(), grid, strict=True):
+        index = min(max(x * n - 0.5, 0.0), n - 1.0)
+        lower = min(int(index), n - 1)
         upper = min(lower + 1, n - 1)
-        corners.append(((lower, 1 - (place - lower)), (upper, place - lower)))
+        corners.append(((lower, 1 - (index - lower)), (upper, index - lower)))
     code = torch.zeros(book.shape[0], dtype=book.dtype)
     for choice in itertools.product(*corners):
         weight = 1.0
@@ -42,13 +42,13 @@ def _by_hand(pe, positions):
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_at_the_patches_of_its_own_grid_it_gives_its_entries(grid):
+def test_codes_at_cell_centres_are_the_entries(grid):
     pe = _ape(grid)
     codes = pe.codes(comrope.positions.grid(grid, dtype=torch.float64))
     assert_close(codes, pe.code_book.flatten(1).T, 1e-14)
 
 
-def test_the_entry_of_a_row_and_column_is_found_there():
+def test_entries_are_indexed_by_row_and_column():
     pe = _ape((2, 4))
     codes = pe.codes(comrope.positions.grid((2, 4), dtype=torch.float64)).view(2, 4, WIDTH)
     for row, column in itertools.product(range(2), range(4)):
@@ -57,21 +57,23 @@ def test_the_entry_of_a_row_and_column_is_found_there():
 
 @pytest.mark.parametrize("shape", [(40,), (3, 7)], ids=["shared", "per sample"])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_between_entries_it_is_linear_on_each_axis_and_outside_it_holds(grid, shape):
+def test_codes_are_linear_between_entries_and_constant_outside(grid, shape):
     pe = _ape(grid)
-    positions = 2 * torch.rand(*shape, len(grid), dtype=torch.float64) - 0.5  # half of them off the canvas
+    positions = (
+        2 * torch.rand(*shape, len(grid), dtype=torch.float64) - 0.5
+    )  # half of the coordinates are outside [0, 1]
     codes = pe.codes(positions)
     assert codes.shape == (*shape, WIDTH)
     assert_close(codes, _by_hand(pe, positions), 1e-13)
 
 
-def test_outside_it_holds_the_outermost_entries():
+def test_codes_outside_are_the_outermost_entries():
     pe = _ape((5,))
     codes = pe.codes(torch.tensor([[-9.0], [0.0], [0.05], [0.1], [0.9], [1.0], [9.0]], dtype=torch.float64))
     assert_close(codes, pe.code_book[:, [0, 0, 0, 0, 4, 4, 4]].T, 1e-13)
 
 
-def test_another_resolution_samples_the_same_book():
+def test_another_resolution_samples_the_same_code_book():
     pe = _ape((3, 5))
     finer = comrope.positions.grid((7, 4), dtype=torch.float64)
     assert_close(pe.codes(finer), _by_hand(pe, finer), 1e-13)
@@ -100,7 +102,7 @@ def test_gradients_reach_the_code_book(grid):
     assert_close(ours, expected, 1e-12)
 
 
-def test_it_starts_with_the_spread_asked_for():
+def test_the_initial_standard_deviation_is_std():
     for std in (0.02, 0.5):
         pe = build("ape", num_heads=8, head_dim=64, grid=(14, 14), std=std)
         assert pe.code_book.std().item() == pytest.approx(std, rel=0.02)
@@ -138,7 +140,7 @@ def test_half_precision_tokens_get_codes_sampled_in_full_precision(dtype):
     ],
     ids=lambda v: str(v)[:40],
 )
-def test_code_books_that_cannot_be_are_refused(settings, message):
+def test_impossible_code_books_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         comrope.encoding("ape", **({"num_heads": 2, "head_dim": 4, "num_axes": 2, "grid": (3, 5)} | settings))
 
@@ -169,11 +171,11 @@ def test_tokens_and_positions_that_do_not_fit_are_refused(tokens, positions, mes
     ],
     ids=["nan", "bfloat16", "list"],
 )
-def test_positions_it_cannot_use_are_refused(positions, message):
+def test_invalid_positions_are_refused(positions, message):
     with pytest.raises(InputError, match=message):
         _ape((3, 5))(torch.zeros(2, 6, WIDTH), positions)
 
 
-def test_whole_number_tokens_are_refused_instead_of_losing_their_codes():
+def test_integer_tokens_are_refused_because_codes_would_be_rounded_away():
     with pytest.raises(InputError, match=r"tokens: got torch\.int64, expected a floating-point tensor"):
         _ape((3, 5))(torch.zeros(2, 6, WIDTH, dtype=torch.int64), torch.zeros(6, 2))

@@ -1,4 +1,4 @@
-"""torch.compile, the whole forward in one graph: the same values and gradients."""
+"""torch.compile with the whole forward in one graph gives the same values and gradients."""
 
 import pytest
 import torch
@@ -17,17 +17,17 @@ def _fresh_compiler():
 
 
 def _compare(name, backend, tolerance, dtype):
-    pe = build(name, stir=0.2, dtype=dtype, **({} if name == "ape" else {"block_size": 8}))
+    pe = build(name, jitter=0.2, dtype=dtype, **({} if name == "ape" else {"block_size": 8}))
     tokens = [(2, 12, 32)] if name == "ape" else [(2, 4, 12, 16), (2, 2, 12, 16)]
     tokens = [draw(*shape, seed=i, dtype=dtype).requires_grad_() for i, shape in enumerate(tokens)]
     leaves = {f"tokens {i}": t for i, t in enumerate(tokens)} | trainable(pe)
     compiled = torch.compile(pe, fullgraph=True, backend=backend)
 
     def value(module):
-        turned = module(*tokens, comrope.positions.grid((3, 4)))
+        rotated = module(*tokens, comrope.positions.grid((3, 4)))
         if name == "ape":
-            return turned
-        return turned[0] @ turned[1].repeat_interleave(2, dim=1).mT
+            return rotated
+        return rotated[0] @ rotated[1].repeat_interleave(2, dim=1).mT
 
     expected, found = value(pe), value(compiled)
     assert_close(found, expected, tolerance)
@@ -41,7 +41,7 @@ def test_every_encoding_compiles_into_one_graph(name):
     _compare(name, "aot_eager", 1e-12, torch.float64)
 
 
-# torch 2.14's own lowering of `diagonal` calls a function that torch deprecates.
+# torch 2.14's own lowering of `diagonal` calls a deprecated function.
 @pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")
-def test_ld_compiles_down_to_kernels():
+def test_ld_compiles_with_inductor():
     _compare("comrope-ld", "inductor", 1e-5, torch.float32)

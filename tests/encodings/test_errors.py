@@ -1,4 +1,4 @@
-"""What is refused, and how: each message says what came, what was expected and what to do."""
+"""Error messages of encodings: what was given, what was expected and what to do."""
 
 import pytest
 import torch
@@ -24,13 +24,13 @@ def test_unknown_names_get_the_nearest_known_one(wrong, meant):
     _refused(wrong, rf"no encoding '{wrong}': did you mean '{meant}'\?.*Known: none, ape, rope.*comrope-mt", **SIZES)
 
 
-def test_names_like_none_other_get_the_list_alone():
+def test_names_unlike_any_known_one_get_only_the_list():
     _refused("xyzzy", r"^there is no encoding 'xyzzy'\. Known: none, ape", **SIZES)
     _refused(None, r"there is no encoding None", **SIZES)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_settings_without_use_get_the_nearest_known_one(name):
+def test_unknown_settings_get_the_nearest_known_one(name):
     _refused(
         name,
         rf"^{name} has no use for num_head=3: did you mean 'num_heads'\? It takes num_heads, head_dim, num_axes",
@@ -63,8 +63,8 @@ def test_all_missing_settings_are_named_at_once():
 @pytest.mark.parametrize("value", [0, -2, 2.0, "8", True, None], ids=repr)
 @pytest.mark.parametrize("setting", [*SIZES, "block_size"])
 @pytest.mark.parametrize("name", ROTARY)
-def test_sizes_that_are_no_counts_are_refused(name, setting, value):
-    if (name, setting, value) == ("string", "block_size", None):  # its default: a head wide
+def test_sizes_that_are_not_positive_integers_are_refused(name, setting, value):
+    if (name, setting, value) == ("string", "block_size", None):  # None is its default, the whole head
         assert comrope.encoding(name, **SIZES, block_size=None).block_size == 16
     else:
         _refused(name, rf"{setting}={value!r}.*: expected a whole number, 1 or more", **(SIZES | {setting: value}))
@@ -72,7 +72,7 @@ def test_sizes_that_are_no_counts_are_refused(name, setting, value):
 
 @pytest.mark.parametrize("block_size", [1, 3, 6, 32])
 @pytest.mark.parametrize("name", ROTARY)
-def test_block_sizes_that_do_not_divide_the_head_get_those_that_do(name, block_size):
+def test_for_block_sizes_that_do_not_divide_the_head_those_that_do_are_listed(name, block_size):
     _refused(
         name,
         rf"block_size={block_size} with head_dim=16: expected an even divisor of head_dim\. Use one of \[2, 4, 8, 16\]",
@@ -82,7 +82,7 @@ def test_block_sizes_that_do_not_divide_the_head_get_those_that_do(name, block_s
 
 
 @pytest.mark.parametrize("name", ROTARY)
-def test_odd_heads_have_no_blocks(name):
+def test_odd_head_dims_are_refused(name):
     _refused(name, r"block_size=5 with head_dim=5.*head_dim must be even", **(SIZES | {"head_dim": 5}), block_size=5)
 
 
@@ -109,13 +109,13 @@ def test_large_blocks_in_several_axes_cannot_start_as_rope(name):
     _refused(
         name, r"init='rope' with block_size=8 and num_axes=2.*Use block_size=2, or comrope-mt", **SIZES, init="rope"
     )
-    comrope.encoding(name, **(SIZES | {"num_axes": 1}), init="rope")  # one axis does
+    comrope.encoding(name, **(SIZES | {"num_axes": 1}), init="rope")  # with one axis they can
 
 
 @pytest.mark.parametrize("name", [*LEARNED, "rope"])
 def test_rope_needs_planes_for_every_axis(name):
     settings = {"init": "rope"} if name in LEARNED else {}
-    if name != "comrope-ap":  # it asks for as much whatever its start
+    if name != "comrope-ap":  # it has the same requirement for every init
         _refused(
             name,
             r"head_dim=16 with num_axes=3: vanilla RoPE gives each axis the same number of planes.*multiple of 6",
@@ -125,7 +125,7 @@ def test_rope_needs_planes_for_every_axis(name):
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_settings_of_another_start_are_refused(name):
+def test_settings_of_another_init_are_refused(name):
     _refused(name, r"init='zero': expected 'normal', 'identity' or 'rope'", **SIZES, init="zero")
     _refused(
         name,
@@ -145,14 +145,14 @@ def test_settings_of_another_start_are_refused(name):
 
 @pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf"), "big"])
 @pytest.mark.parametrize("name", LEARNED)
-def test_spreads_that_are_none_are_refused(name, std):
+def test_invalid_standard_deviations_are_refused(name, std):
     _refused(name, rf"std={std!r}: expected a finite number, 0 or more", **SIZES, std=std)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), "ten"], ids=repr)
 @pytest.mark.parametrize("given", ["base", "max_frequency"])
 @pytest.mark.parametrize("name", [*LEARNED, "rope"])
-def test_bases_and_frequencies_that_are_none_are_refused(name, given, value):
+def test_invalid_bases_and_frequencies_are_refused(name, given, value):
     settings = {"init": "rope"} if name in LEARNED else {}
     _refused(name, rf"{given}={value!r}: expected a finite number above 0", **SIZES, **{given: value}, **settings)
 
@@ -246,7 +246,7 @@ VALUES = {
 
 @pytest.mark.parametrize("case", VALUES)
 @pytest.mark.parametrize("name", ROTARY)
-def test_positions_it_cannot_use_are_refused(name, case):
+def test_invalid_positions_are_refused(name, case):
     positions, message = VALUES[case]
     pe = build(name)
     with pytest.raises(InputError, match=message):
@@ -259,7 +259,7 @@ def test_positions_it_cannot_use_are_refused(name, case):
 
 
 @pytest.mark.parametrize("name", ROTARY)
-def test_tokens_it_cannot_turn_are_refused(name):
+def test_invalid_tokens_are_refused(name):
     pe, x = build(name), torch.zeros(X)
     with pytest.raises(InputError, match=r"q: got torch\.int64, torch\.strided; expected floating-point numbers"):
         pe(torch.zeros(Q, dtype=torch.int64), torch.zeros(K), x)
@@ -269,7 +269,7 @@ def test_tokens_it_cannot_turn_are_refused(name):
         pe([0.0], torch.zeros(K), x)
 
 
-def test_the_base_classes_are_no_encodings():
+def test_the_base_classes_are_abstract():
     for kind in (comrope.encodings.Encoding, comrope.encodings.LearnedEncoding, comrope.encodings.SpectralEncoding):
         with pytest.raises(TypeError, match="abstract"):
             kind(2, 16, 2, 8)

@@ -1,4 +1,4 @@
-"""Frozen angles: the same rotation, with nothing to learn."""
+"""comrope.freeze: the same rotation, with constant angles."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from tests.helpers import LEARNED, SPECTRAL, assert_close, build, call, draw, in
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
-def test_a_frozen_encoding_turns_as_it_did(name):
-    pe = build(name, stir=0.2, block_size=8)
+def test_a_frozen_encoding_gives_the_same_scores(name):
+    pe = build(name, jitter=0.2, block_size=8)
     q, k, x = draw(3, 4, 5, 16), draw(3, 2, 5, 16, seed=1), draw(5, 2)
     fixed = comrope.freeze(pe)
     kind = type(pe) if name not in LEARNED else FixedFrequencies if name == "rope-mixed" else FixedSpectrum
@@ -46,7 +46,7 @@ CASTS = {
 @pytest.mark.parametrize("cast", CASTS)
 @pytest.mark.parametrize("name", ["rope-mixed", "comrope-ld"])
 def test_frozen_angles_are_float64_whatever_the_model_is_cast_to(name, cast):
-    """They are those of the learned encoding, which float32 does not hold, to the last bit."""
+    """They equal the learned encoding's float64 spectrum bit by bit, which float32 could not represent."""
     pe = build(name, block_size=8, dtype=torch.float32)
     basis, frequencies = in_float64(pe).spectrum()
     model = CASTS[cast](nn.ModuleList([comrope.freeze(pe), nn.Linear(2, 2)]))
@@ -62,7 +62,7 @@ def test_frozen_angles_are_float64_whatever_the_model_is_cast_to(name, cast):
     assert all(t.dtype == torch.float32 for t in model[0](q, k, draw(3, 2)))
 
 
-def test_what_cannot_be_frozen_leaves_the_model_as_it_is():
+def test_a_failed_freeze_leaves_the_model_unchanged():
     model = nn.ModuleList([build("comrope-ld", block_size=8), build("liere")])
     with pytest.raises(NoSpectrumError):
         comrope.freeze(model)

@@ -1,4 +1,4 @@
-"""Which family holds which: the same rotations from other parameters, and all of them from init="rope"."""
+"""Which encodings contain which: the same rotations from other parameters, and from init="rope"."""
 
 import math
 
@@ -9,7 +9,7 @@ import comrope
 from comrope.errors import ConfigurationError, InputError
 from tests.helpers import COMMUTING, LEARNED, assert_close, build, call, draw, orthogonal
 
-# With blocks above 2 and several axes, AP and LD can hold vanilla RoPE's frequencies only gathered by axis.
+# With several axes, a block of AP or LD rotates with one axis of vanilla RoPE only.
 ONE_AXIS_A_BLOCK = ("comrope-ap", "comrope-ld")
 
 
@@ -18,7 +18,7 @@ def _inputs(num_axes=2, head_dim=24):
 
 
 def _axial_rope(t, x, base=10000.0):
-    """Vanilla RoPE written out: features (2p, 2p+1) turn with axis p mod N by x · base^(−2N·(p div N)/D)."""
+    """Returns t rotated by vanilla RoPE: features (2p, 2p+1) by angle x · base^(−2N·(p div N)/D) of axis p mod N."""
     batch, heads, length, head_dim = t.shape
     axes = x.shape[-1]
     out = torch.empty_like(t)
@@ -36,20 +36,20 @@ def _axial_rope(t, x, base=10000.0):
 def test_rope_is_axial_rope(num_axes, base, block_size):
     q, k, x = _inputs(num_axes)
     pe = build("rope", head_dim=24, num_axes=num_axes, base=base, block_size=block_size)
-    turned = pe(q, k, x)
-    assert_close(turned[0], _axial_rope(q, x, base), 1e-13)
-    assert_close(turned[1], _axial_rope(k, x, base), 1e-13)
+    rotated = pe(q, k, x)
+    assert_close(rotated[0], _axial_rope(q, x, base), 1e-13)
+    assert_close(rotated[1], _axial_rope(k, x, base), 1e-13)
 
 
-def test_the_fastest_plane_turns_as_fast_as_asked():
-    """max_frequency=14 on the relative positions of a grid of 14 × 14 is RoPE that counts patches."""
+def test_the_largest_frequency_is_max_frequency():
+    """max_frequency=14 on relative positions of a grid of 14 × 14 is RoPE on patch indices."""
     q, k, _ = _inputs(2)
-    relative, counted = (
+    relative, indices = (
         comrope.positions.grid((14, 14), relative=r, dtype=torch.float64)[: q.shape[2]] for r in (True, False)
     )
     fast, plain = build("rope", head_dim=24, num_axes=2, max_frequency=14), build("rope", head_dim=24, num_axes=2)
     assert fast.spectrum().frequencies.max() == 14
-    assert_close(call(fast, q, k, relative), call(plain, q, k, counted), 1e-12)
+    assert_close(call(fast, q, k, relative), call(plain, q, k, indices), 1e-12)
 
 
 def test_rope_in_one_axis_is_the_language_models():
@@ -61,7 +61,7 @@ def test_rope_in_one_axis_is_the_language_models():
 
 
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
-def test_ap_with_block_size_2_started_as_rope_is_rope(num_axes):
+def test_ap_with_block_size_2_and_init_rope_is_rope(num_axes):
     q, k, x = _inputs(num_axes)
     ap = build("comrope-ap", head_dim=24, num_axes=num_axes, block_size=2, init="rope")
     rope = build("rope", head_dim=24, num_axes=num_axes, block_size=2)
@@ -71,7 +71,7 @@ def test_ap_with_block_size_2_started_as_rope_is_rope(num_axes):
 
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 def test_ld_with_block_size_2_is_rope_mixed(num_axes):
-    """A block of 2 is P − Pᵀ = μJ with one number μ, and θμ is a free frequency on each axis."""
+    """A block of 2 is P − Pᵀ = μJ with a scalar μ, and θμ is a free frequency on each axis."""
     q, k, x = _inputs(num_axes)
     ld = build("comrope-ld", head_dim=24, num_axes=num_axes, block_size=2)
     mixed = build("rope-mixed", head_dim=24, num_axes=num_axes, block_size=2)
@@ -89,26 +89,26 @@ def test_ld_with_block_size_2_is_rope_mixed(num_axes):
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_zero_angles_are_no_encoding(name):
+def test_zero_angles_equal_no_encoding(name):
     q, k, x = _inputs(2, 16)
     pe = build(name, block_size=8, init="identity")
     assert torch.equal(pe.angle_matrices(), build("none", block_size=8).angle_matrices())
     assert_close(call(pe, q, k, x), call(build("none"), q, k, x), 1e-14)
 
 
-def test_no_encoding_returns_what_it_was_given():
+def test_no_encoding_returns_its_inputs():
     q, k, x = _inputs(2, 16)
-    turned = build("none")(q, k, x)
-    assert torch.equal(turned[0], q)
-    assert torch.equal(turned[1], k)
+    rotated = build("none")(q, k, x)
+    assert torch.equal(rotated[0], q)
+    assert torch.equal(rotated[1], k)
 
 
 @pytest.mark.parametrize("size", [(2, 3), (4, 2), (8, 1), (8, 3)], ids=str)
 @pytest.mark.parametrize("name", COMMUTING)
-def test_mt_holds_every_commuting_encoding(name, size):
+def test_mt_contains_every_commuting_encoding(name, size):
     block_size, num_axes = size
     sizes = {"head_dim": 24, "num_axes": num_axes, "block_size": block_size}
-    other, mt = build(name, stir=0.2, **sizes), build("comrope-mt", seed=5, stir=0.2, **sizes)
+    other, mt = build(name, jitter=0.2, **sizes), build("comrope-mt", seed=5, jitter=0.2, **sizes)
     q, k, x = _inputs(num_axes)
     assert (call(mt, q, k, x) - call(other, q, k, x)).abs().max() > 0.1
     mt.set_spectrum(*other.spectrum())
@@ -117,7 +117,7 @@ def test_mt_holds_every_commuting_encoding(name, size):
 
 
 @pytest.mark.parametrize("name", COMMUTING)
-def test_mt_holds_every_commuting_encoding_in_float32(name):
+def test_mt_contains_every_commuting_encoding_in_float32(name):
     other = build(name, block_size=8, dtype=torch.float32)
     mt = build("comrope-mt", seed=5, block_size=8, dtype=torch.float32)
     mt.set_spectrum(*other.spectrum())
@@ -140,8 +140,8 @@ def test_mt_holds_every_commuting_encoding_in_float32(name):
     ],
     ids=["basis shape", "frequencies shape", "not orthogonal", "nan", "inf"],
 )
-def test_mt_refuses_what_is_no_spectrum_and_stays_where_it_is(basis, frequencies, message):
-    mt = build("comrope-mt", stir=0.2, block_size=8)
+def test_mt_refuses_invalid_spectra_and_stays_unchanged(basis, frequencies, message):
+    mt = build("comrope-mt", jitter=0.2, block_size=8)
     before = {key: value.clone() for key, value in mt.state_dict().items()}
     with pytest.raises(InputError, match=message):
         mt.set_spectrum(basis, frequencies)
@@ -150,9 +150,9 @@ def test_mt_refuses_what_is_no_spectrum_and_stays_where_it_is(basis, frequencies
 
 @pytest.mark.parametrize("num_axes", [1, 2])
 @pytest.mark.parametrize("name", [n for n in LEARNED if n in COMMUTING])
-def test_every_family_goes_to_the_angles_of_its_own_kind(name, num_axes):
+def test_set_spectrum_reaches_the_angles_of_the_same_encoding(name, num_axes):
     sizes = {"num_axes": num_axes, "block_size": 2 if name == "rope-mixed" else 8}
-    here, there = build(name, stir=0.2, **sizes), build(name, seed=5, stir=0.2, **sizes)
+    here, there = build(name, jitter=0.2, **sizes), build(name, seed=5, jitter=0.2, **sizes)
     q, k, x = _inputs(num_axes, 16)
     assert (call(here, q, k, x) - call(there, q, k, x)).abs().max() > 0.1
     here.set_spectrum(*there.spectrum())
@@ -160,21 +160,21 @@ def test_every_family_goes_to_the_angles_of_its_own_kind(name, num_axes):
     assert_close(call(here, q, k, x), call(there, q, k, x), 1e-12)
 
 
-def test_liere_goes_to_the_angles_of_any_commuting_encoding():
-    liere, other = build("liere", stir=0.2, block_size=8), build("comrope-mt", stir=0.2, block_size=8)
+def test_set_spectrum_of_liere_reaches_any_commuting_encoding():
+    liere, other = build("liere", jitter=0.2, block_size=8), build("comrope-mt", jitter=0.2, block_size=8)
     liere.set_spectrum(*other.spectrum())
     assert_close(liere.angle_matrices(), other.angle_matrices(), 1e-12)
 
 
 @pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "comrope-mt", "string"])
-def test_any_block_size_goes_to_one_dimensional_rope(name):
+def test_set_spectrum_reaches_one_dimensional_rope_with_any_block_size(name):
     pe, rope = (build(n, num_axes=1, block_size=8) for n in (name, "rope"))
     pe.set_spectrum(None, rope.spectrum().frequencies)
     assert_close(pe.angle_matrices(), rope.angle_matrices(), 1e-14)
 
 
-def test_ld_keeps_its_scale_where_a_block_does_not_turn():
-    pe = build("comrope-ld", stir=0.2, block_size=8)
+def test_ld_keeps_the_scale_of_blocks_with_zero_frequencies():
+    pe = build("comrope-ld", jitter=0.2, block_size=8)
     scale = pe.axis_scale.clone()
     pe.set_spectrum(None, torch.zeros_like(pe.spectrum().frequencies))
     assert torch.equal(pe.axis_scale, scale)
@@ -190,8 +190,8 @@ def test_ld_keeps_its_scale_where_a_block_does_not_turn():
         ("string", "no half turn and no mirror"),
     ],
 )
-def test_a_family_refuses_angles_it_does_not_hold_and_stays_where_it_is(name, message):
-    pe = build(name, stir=0.2, block_size=8)
+def test_angles_that_an_encoding_cannot_represent_are_refused_and_it_stays_unchanged(name, message):
+    pe = build(name, jitter=0.2, block_size=8)
     before = {key: value.clone() for key, value in pe.state_dict().items()}
     mirror = torch.eye(8, dtype=torch.float64).repeat(2, 2, 1, 1)
     mirror[..., 0, 0] = -1
@@ -205,7 +205,7 @@ def test_a_family_refuses_angles_it_does_not_hold_and_stays_where_it_is(name, me
 @pytest.mark.parametrize("name", LEARNED)
 def test_init_rope_is_vanilla_rope(name, num_axes, block_size):
     if name in ONE_AXIS_A_BLOCK and num_axes > 1:
-        block_size = 2  # the only one with which they hold it
+        block_size = 2  # the only one with which they can represent it
     q, k, x = _inputs(num_axes)
     sizes = {"head_dim": 24, "num_axes": num_axes, "block_size": block_size}
     pe, rope = build(name, init="rope", base=500.0, **sizes), build("rope", base=500.0, **sizes)
@@ -219,7 +219,7 @@ def test_init_rope_is_vanilla_rope(name, num_axes, block_size):
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_init_normal_spreads_the_angles_as_asked(name):
+def test_init_normal_has_the_standard_deviation_std(name):
     """Elements of the skew-symmetric matrices have standard deviation √2·std (times θ, which is standard normal)."""
     torch.manual_seed(0)
     wide = comrope.encoding(name, num_heads=64, head_dim=32, num_axes=1, block_size=2, std=0.25)

@@ -1,4 +1,4 @@
-"""The laws every encoding claims, in float64: skew, orthogonal, commuting, R(x)ᵀR(y) = R(y − x), identity at zero."""
+"""The laws of encodings, in float64: skew, orthogonal, commuting, R(x)ᵀR(y) = R(y − x), identity at zero."""
 
 import pytest
 import torch
@@ -24,11 +24,11 @@ EYE = torch.eye(64, dtype=torch.float64)
 def _encoding(name, size, **settings):
     block_size, num_axes = size
     sizes = {"head_dim": 2 * block_size * num_axes, "num_axes": num_axes, "block_size": block_size}
-    return build(name, stir=0.2, **sizes, **settings)
+    return build(name, jitter=0.2, **sizes, **settings)
 
 
 def _by_hand(name, pe):
-    """B_ij from the parameters, as the paper (or the encoding's own) defines it, loop by loop."""
+    """Returns B_ij from the parameters, in loops, as the paper that introduced the encoding defines it."""
     axes, heads, blocks, b = pe.num_axes, pe.num_heads, pe.num_blocks, pe.block_size
     out = torch.zeros(axes, heads, blocks, b, b, dtype=torch.float64)
     eye = torch.eye(b, dtype=torch.float64)
@@ -61,7 +61,7 @@ def _by_hand(name, pe):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", ROTARY)
-def test_angle_matrices_are_what_the_definition_says(name, size):
+def test_angle_matrices_follow_their_definition(name, size):
     pe = _encoding(name, size)
     with torch.no_grad():
         expected = _by_hand(name, pe)
@@ -70,8 +70,8 @@ def test_angle_matrices_are_what_the_definition_says(name, size):
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_angle_matrices_can_be_differentiated_in_every_parameter(name):
-    pe = build(name, stir=0.2, block_size=8)
+def test_angle_matrices_are_differentiable_in_every_parameter(name):
+    pe = build(name, jitter=0.2, block_size=8)
     leaves = trainable(pe)
     found = torch.autograd.grad((pe.angle_matrices() * draw(2, 2, 2, 8, 8, seed=4)).sum(), list(leaves.values()))
     assert all(gradient.abs().max() > 1e-3 for gradient in found)
@@ -98,7 +98,7 @@ def test_rotations_are_orthogonal_with_determinant_one_and_the_identity_at_zero(
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", ROTARY)
-def test_scores_at_position_zero_are_those_of_no_encoding(name, size):
+def test_scores_at_position_zero_equal_those_of_no_encoding(name, size):
     pe = _encoding(name, size)
     q, k = draw(2, 2, 5, pe.head_dim, seed=1), draw(2, 2, 5, pe.head_dim, seed=2)
     assert_close(call(pe, q, k, torch.zeros(5, pe.num_axes)), q @ k.mT, 1e-13)
@@ -127,7 +127,7 @@ def test_the_rope_equation_holds(name, size):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", COMMUTING)
-def test_the_engines_scores_depend_on_differences_alone(name, size):
+def test_scores_depend_only_on_differences_of_positions(name, size):
     """⟨R(x)q, R(y)k⟩ = ⟨q, R(y − x)k⟩, pair by pair."""
     pe = _encoding(name, size)
     q, k = draw(1, 2, 4, pe.head_dim, seed=1), draw(1, 2, 4, pe.head_dim, seed=2)
@@ -141,10 +141,10 @@ def test_the_engines_scores_depend_on_differences_alone(name, size):
 @pytest.mark.parametrize("size", [0.3, 100.0, 1e5])
 @pytest.mark.parametrize("name", COMMUTING)
 def test_no_offset_changes_the_scores(name, size):
-    pe = build(name, stir=0.2, block_size=8)
+    pe = build(name, jitter=0.2, block_size=8)
     q, k, x = draw(2, 4, 6, 16, seed=1), draw(2, 2, 6, 16, seed=2), draw(6, 2, seed=3)
-    shift = size * draw(2, 1, 2, seed=4)  # another one for each sample
-    # Phases around size × frequency are rounded to 1e-16 of themselves.
+    shift = size * draw(2, 1, 2, seed=4)  # a different one for each sample
+    # Phases are about size × frequency, with a relative rounding error of 1e-16.
     assert_close(call(pe, q, k, x + shift), call(pe, q, k, x), 1e-13 * max(1.0, size))
 
 
@@ -156,7 +156,7 @@ def test_liere_breaks_every_one_of_these_laws():
     assert (rx.mT @ ry - between).abs().max() > 1e-2
     shifted, still = call(pe, q, k, x + torch.tensor([0.5, -0.3])), call(pe, q, k, x)
     assert (shifted - still).abs().max() > 1e-2 * still.abs().max()
-    assert_close(still, oracle(pe, q, k, x), 1e-12)  # and is right all the same
+    assert_close(still, oracle(pe, q, k, x), 1e-12)  # though its scores are computed correctly
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -179,7 +179,7 @@ def test_liere_has_no_spectrum():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", COMMUTING)
-def test_the_spectrum_is_a_copy_of_values_alone(name, dtype):
+def test_the_spectrum_is_a_copy_without_gradient(name, dtype):
     pe = build(name, dtype=dtype)
     before = pe.angle_matrices().detach().clone()
     spectrum = pe.spectrum()

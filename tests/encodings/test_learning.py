@@ -1,4 +1,4 @@
-"""Starting from the model you had: at init="identity" nothing has changed yet, and everything can be learned."""
+"""init="identity": scores are unchanged at first, and every angle can be learned."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.helpers import LEARNED, assert_close, build, call, draw, gradients, n
 
 @pytest.mark.parametrize("block_size", [2, 8])
 @pytest.mark.parametrize("name", LEARNED)
-def test_at_the_identity_scores_are_those_without_an_encoding(name, block_size):
+def test_at_the_identity_scores_equal_those_without_an_encoding(name, block_size):
     pe = build(name, block_size=block_size, init="identity")
     q, k, x = draw(2, 4, 6, 16, seed=1), draw(2, 2, 6, 16, seed=2), 100 * draw(6, 2, seed=3)
     assert torch.equal(pe.angle_matrices(), torch.zeros(2, 2, pe.num_blocks, block_size, block_size))
@@ -17,7 +17,7 @@ def test_at_the_identity_scores_are_those_without_an_encoding(name, block_size):
 
 @pytest.mark.parametrize("block_size", [2, 8])
 @pytest.mark.parametrize("name", LEARNED)
-def test_at_the_identity_gradients_are_true_and_not_zero(name, block_size):
+def test_at_the_identity_gradients_are_exact_and_not_zero(name, block_size):
     pe = build(name, block_size=block_size, init="identity")
     q, k, x = draw(2, 4, 6, 16, seed=1), draw(2, 2, 6, 16, seed=2), draw(6, 2, seed=3)
     ours = gradients(nonlinear(call(pe, q, k, x)), trainable(pe))
@@ -25,14 +25,14 @@ def test_at_the_identity_gradients_are_true_and_not_zero(name, block_size):
     angles = "frequencies" if "frequencies" in ours else "base_matrices"
     assert ours[angles].abs().max() > 1e-2
     assert_close(ours[angles], theirs[angles], 1e-6)
-    for leaf in set(ours) - {angles}:  # where nothing turns yet, a basis and a scale have nothing to act on
+    for leaf in set(ours) - {angles}:  # with zero angles, the gradient in a basis or scale is zero
         assert max(ours[leaf].abs().max(), theirs[leaf].abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("in_weights", [False, True], ids=["on tokens", "in the weights"])
 @pytest.mark.parametrize("name", ["comrope-mt", "string"])
 def test_at_the_identity_a_basis_does_not_move(name, in_weights):
-    """Nothing turns, so its gradient is zero: of rounding alone AdamW would make a step of 0.8 times the learning rate."""
+    """With zero angles its gradient is zero; if it were rounding error, AdamW would step by 0.8 times the learning rate."""
     pe = build(name, block_size=8, init="identity", dtype=torch.float32)
     tokens, x = draw(2, 9, 12, seed=1, dtype=torch.float32), draw(9, 2, seed=2)
     weights = [draw(32, 12, seed=i, dtype=torch.float32) for i in (3, 4)]

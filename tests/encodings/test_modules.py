@@ -1,4 +1,4 @@
-"""Encodings as modules: what they hold, and that no call leaves a trace."""
+"""Encodings as nn.Modules: state, copies, devices, threads, and that calls have no side effects."""
 
 import copy
 import io
@@ -12,7 +12,7 @@ from torch import nn
 import comrope
 from tests.helpers import EVERY, LEARNED, assert_close, build, call, draw, gradients, nonlinear, trainable
 
-STARTS = [
+CASES = [
     *((name, {}) for name in EVERY),
     *((name, {"init": "identity"}) for name in LEARNED),
     *(
@@ -23,12 +23,12 @@ STARTS = [
 ]
 
 
-def _ids(start):
-    return "-".join((start[0], *(str(value) for value in start[1].values())))
+def _ids(case):
+    return "-".join((case[0], *(str(value) for value in case[1].values())))
 
 
 def _output(pe, x=None):
-    """Everything a call gives, as one tuple of tensors."""
+    """Returns all results of a call, as one tuple of tensors."""
     x = comrope.positions.grid((3, 4)) if x is None else x
     if isinstance(pe, comrope.encodings.AbsoluteEncoding):
         return (pe(draw(2, 12, 32), x),)
@@ -36,7 +36,7 @@ def _output(pe, x=None):
 
 
 def _equal(left, right) -> bool:
-    """Whether two nests of dicts, sequences and tensors hold the same values, bit for bit."""
+    """True if two nested dicts, sequences and tensors have the same values, bit by bit."""
     if isinstance(left, torch.Tensor):
         return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
     if isinstance(left, dict):
@@ -46,9 +46,9 @@ def _equal(left, right) -> bool:
     return left == right
 
 
-@pytest.mark.parametrize("start", STARTS, ids=_ids)
-def test_pickled_and_copied_encodings_give_the_same(start):
-    pe = build(start[0], stir=0.2, **start[1])
+@pytest.mark.parametrize("case", CASES, ids=_ids)
+def test_pickled_and_copied_encodings_give_the_same_results(case):
+    pe = build(case[0], jitter=0.2, **case[1])
     expected = _output(pe)
     file = io.BytesIO()
     torch.save(pe, file)
@@ -59,48 +59,48 @@ def test_pickled_and_copied_encodings_give_the_same(start):
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.add_(1.0)
-        assert _equal(_output(pe), expected)  # it shares nothing with the copy
+        assert _equal(_output(pe), expected)  # it shares no memory with the copy
 
 
-@pytest.mark.parametrize("start", STARTS, ids=_ids)
-def test_a_state_dict_says_everything(start):
-    pe = build(start[0], stir=0.2, **start[1])
+@pytest.mark.parametrize("case", CASES, ids=_ids)
+def test_a_state_dict_determines_all_results(case):
+    pe = build(case[0], jitter=0.2, **case[1])
     file = io.BytesIO()
     torch.save(pe.state_dict(), file)
     file.seek(0)
-    other = build(start[0], seed=1, **start[1])
-    if start[0] in LEARNED:
+    other = build(case[0], seed=1, **case[1])
+    if case[0] in LEARNED:
         assert not _equal(_output(other), _output(pe))
     other.load_state_dict(torch.load(file, weights_only=True), strict=True)
     assert _equal(_output(other), _output(pe))
 
 
-@pytest.mark.parametrize("start", STARTS, ids=_ids)
-def test_an_encoding_built_on_the_meta_device_loads(start):
-    pe = build(start[0], stir=0.2, **start[1])
+@pytest.mark.parametrize("case", CASES, ids=_ids)
+def test_an_encoding_built_on_the_meta_device_loads_a_state_dict(case):
+    pe = build(case[0], jitter=0.2, **case[1])
     with torch.device("meta"):
-        other = build(start[0], **start[1])
+        other = build(case[0], **case[1])
     assert all(tensor.is_meta for tensor in (*other.parameters(), *other.buffers()))
     other.to_empty(device="cpu").load_state_dict(pe.state_dict(), strict=True)
     assert _equal(_output(other), _output(pe))
 
 
-@pytest.mark.parametrize("start", [start for start in STARTS if start[0] in (*LEARNED, "ape")], ids=_ids)
-def test_an_encoding_built_on_the_meta_device_starts_as_any_other(start):
-    pe = build(start[0], device="meta", **start[1]).to_empty(device="cpu")
+@pytest.mark.parametrize("case", [case for case in CASES if case[0] in (*LEARNED, "ape")], ids=_ids)
+def test_an_encoding_built_on_the_meta_device_can_be_initialised(case):
+    pe = build(case[0], device="meta", **case[1]).to_empty(device="cpu")
     torch.manual_seed(0)
     pe.reset_parameters()
-    assert _equal(pe.state_dict(), build(start[0], seed=0, **start[1]).state_dict())
+    assert _equal(pe.state_dict(), build(case[0], seed=0, **case[1]).state_dict())
 
 
 @pytest.mark.parametrize("name", ["none", "rope"])
-def test_an_encoding_without_parameters_works_as_soon_as_it_leaves_the_meta_device(name):
+def test_an_encoding_without_parameters_works_when_moved_from_the_meta_device(name):
     assert _equal(_output(build(name, device="meta").to_empty(device="cpu")), _output(build(name)))
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_call_changes_no_state(name):
-    pe = build(name, stir=0.2)
+    pe = build(name, jitter=0.2)
     state, attributes = copy.deepcopy(pe.state_dict()), copy.deepcopy(pe.__dict__)
     first = _output(pe)
     if trainable(pe):
@@ -113,8 +113,8 @@ def test_a_call_changes_no_state(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_call_draws_nothing_and_is_the_same_in_training_and_evaluation(name):
-    pe = build(name, stir=0.2)
+def test_a_call_uses_no_random_numbers_and_is_the_same_in_train_and_eval_mode(name):
+    pe = build(name, jitter=0.2)
     rng = torch.get_rng_state()
     trained = _output(pe.train())
     assert _equal(_output(pe.eval()), trained)
@@ -122,8 +122,8 @@ def test_a_call_draws_nothing_and_is_the_same_in_training_and_evaluation(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_inputs_are_left_as_they_came(name):
-    pe = build(name, stir=0.2)
+def test_inputs_are_not_changed(name):
+    pe = build(name, jitter=0.2)
     x = comrope.positions.grid((3, 4))
     tokens = [draw(2, 12, 32)] if name == "ape" else [draw(2, 4, 12, 16, seed=1), draw(2, 2, 12, 16, seed=2)]
     before = copy.deepcopy((tokens, x))
@@ -132,26 +132,26 @@ def test_inputs_are_left_as_they_came(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_two_threads_at_once_get_what_one_gets(name):
-    pe = build(name, stir=0.2, **({} if name == "ape" else {"block_size": 8}))
-    places = [comrope.positions.grid((3, 4)), draw(2, 12, 2, seed=7)]
+def test_two_threads_at_once_get_the_results_of_one(name):
+    pe = build(name, jitter=0.2, **({} if name == "ape" else {"block_size": 8}))
+    positions = [comrope.positions.grid((3, 4)), draw(2, 12, 2, seed=7)]
 
     def work(x):
-        torch.set_num_threads(1)  # a setting of each thread
+        torch.set_num_threads(1)  # the setting is per thread
         leaves = trainable(pe)
-        turned = _output(pe, x)
+        rotated = _output(pe, x)
         if not leaves:
-            return turned
-        return *turned, *gradients(sum(nonlinear(t) for t in turned), leaves).values()
+            return rotated
+        return *rotated, *gradients(sum(nonlinear(t) for t in rotated), leaves).values()
 
-    alone = [work(x) for x in places]
+    alone = [work(x) for x in positions]
     with ThreadPoolExecutor(2) as pool:
-        for x, results in [(i % 2, pool.submit(work, places[i % 2])) for i in range(24)]:
+        for x, results in [(i % 2, pool.submit(work, positions[i % 2])) for i in range(24)]:
             for ours, expected in zip(results.result(), alone[x], strict=True):
                 assert_close(ours, expected, 1e-12)
 
 
-# Table 7: what each adds to a layer of width d = heads × head_dim.
+# Table 7 of the paper: parameters per layer of width d = heads × head_dim.
 @pytest.mark.parametrize("block_size", [2, 4, 8])
 @pytest.mark.parametrize(("num_heads", "head_dim", "num_axes"), [(12, 64, 2), (8, 48, 3), (3, 16, 1)])
 def test_parameter_counts_are_those_of_table_7(num_heads, head_dim, num_axes, block_size):
@@ -175,7 +175,7 @@ def test_default_blocks_are_the_papers(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_printed_form_tells_its_sizes(name):
+def test_repr_shows_the_sizes(name):
     model = nn.Sequential(build(name))
     wanted = (
         ("width=32", "grid=(3, 5)") if name == "ape" else ("num_heads=2", "head_dim=16", "num_axes=2", "block_size=")
@@ -185,32 +185,32 @@ def test_the_printed_form_tells_its_sizes(name):
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in ("none", "rope")])
-def test_starting_anew_draws_other_parameters_of_the_same_kind(name):
+def test_reset_parameters_draws_new_parameters(name):
     pe = build(name)
     before = copy.deepcopy(pe.state_dict())
     torch.manual_seed(1)
     pe.reset_parameters()
     after = pe.state_dict()
     drawn = [key for key in before if not torch.equal(before[key], after[key])]
-    still = {"comrope-mt": {"basis_generator"}}.get(name, set())  # Q₀ is drawn, and G starts from zero
+    still = {"comrope-mt": {"basis_generator"}}.get(name, set())  # Q₀ is random, and G is reset to zero
     assert set(drawn) == set(before) - still
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "ape"])
-def test_inference_mode_gives_the_same(name):
-    pe = build(name, stir=0.2, block_size=8)
+def test_inference_mode_gives_the_same_results(name):
+    pe = build(name, jitter=0.2, block_size=8)
     q, k, x = draw(2, 4, 12, 16, seed=1), draw(2, 2, 12, 16, seed=2), comrope.positions.grid((3, 4))
     expected = call(pe, q, k, x)
     with torch.inference_mode():
         assert_close(call(pe, q, k, x), expected, 1e-14)
 
 
-@pytest.mark.parametrize("start", STARTS, ids=_ids)
-def test_an_encoding_built_on_the_meta_device_takes_over_a_state_dict(start):
-    """`load_state_dict(assign=True)`, as large models are loaded: nothing is left behind on the meta device."""
-    pe = build(start[0], stir=0.2, **start[1])
+@pytest.mark.parametrize("case", CASES, ids=_ids)
+def test_an_encoding_built_on_the_meta_device_is_assigned_a_state_dict(case):
+    """`load_state_dict(assign=True)`, which loads large models, leaves nothing on the meta device."""
+    pe = build(case[0], jitter=0.2, **case[1])
     with torch.device("meta"):
-        other = build(start[0], **start[1])
+        other = build(case[0], **case[1])
     other.load_state_dict(pe.state_dict(), assign=True)
     assert _equal(_output(other), _output(pe))
     assert _equal(_output(other.to("cpu")), _output(pe))
@@ -221,7 +221,7 @@ def test_an_encoding_built_on_the_meta_device_takes_over_a_state_dict(start):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_results_can_be_changed_in_place(name):
-    """Queries and keys share no memory, and nothing the module keeps, so that each result changes once."""
+    """Rotated queries and keys share no memory with each other, nor with the module."""
     pe = build(name)
     with torch.no_grad():
         results, kept = _output(pe), copy.deepcopy(pe.state_dict())
@@ -231,7 +231,7 @@ def test_results_can_be_changed_in_place(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_coarse_default_dtype_leaves_angles_in_float32(name):
+def test_angles_are_float32_if_the_default_dtype_is_bfloat16(name):
     grid = {"grid": (3, 3)} if name == "ape" else {}
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -52,7 +52,7 @@ def test_the_adjoint_of_the_exponential_against_the_block_triangular_one(norm):
 
 
 def _small(name, **settings):
-    pe = build(name, stir=0.3, num_heads=1, head_dim=8, block_size=4, **settings)
+    pe = build(name, jitter=0.3, num_heads=1, head_dim=8, block_size=4, **settings)
     x, y = draw(3, 2, seed=3), draw(2, 2, 2, seed=4)
     return pe, draw(2, 2, 3, 8, seed=1), draw(2, 1, 2, 8, seed=2), x, y
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.helpers import ONE_PARAMETER
+from tests.helpers import DECOMPOSED
 from tests.properties.cases import NEAR, Case, cases
 from tests.properties.errors import errors, results
 from tests.properties.ways import WAYS
@@ -21,7 +21,7 @@ NUM_EXAMPLES = 12
 """Of each test: a few tenths of a second each, nearly all of it in the oracle."""
 
 FAMILIES = {
-    "one matrix a block": ONE_PARAMETER,
+    "one matrix a block": DECOMPOSED,
     "learned basis": ("comrope-mt", "string"),
     "others": ("rope", "rope-mixed", "liere", "none"),
 }
@@ -32,7 +32,7 @@ PRECISIONS = {
     "any": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
 }
 GROUPS = [
-    *[pytest.param((name,), p, id=f"{name}-{p}") for name in ONE_PARAMETER for p in ("float64", "float32", "half")],
+    *[pytest.param((name,), p, id=f"{name}-{p}") for name in DECOMPOSED for p in ("float64", "float32", "half")],
     *[pytest.param((name,), "any", id=name) for name in ("comrope-mt", "string", "rope-mixed", "liere")],
     pytest.param(("rope", "none"), "any", id="rope or none"),
 ]

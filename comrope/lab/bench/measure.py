@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import comrope
-from comrope._linalg import in_planes, skew
+from comrope._linalg import block_diagonalise, skew
 from comrope.lab.bench.clock import Progress, Step, compared, in_turn, peak_memory, summary
 from comrope.lab.bench.opponents import BASELINE, Rotate, Shape, opponents
 from comrope.lab.vit import ViT
@@ -116,7 +116,7 @@ def decompositions(rounds: int, depth: int) -> dict:
 
     def step():
         base.grad = None
-        in_planes(skew(base))[1].backward(grad)
+        block_diagonalise(skew(base))[1].backward(grad)
 
     return summary(in_turn({"": step}, rounds, lambda _: None, TURN)[""])
 

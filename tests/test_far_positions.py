@@ -1,4 +1,4 @@
-"""Positions far from the origin: what scores keep, and what gradients lose (docs/idea.md)."""
+"""Positions far from the origin: scores stay exact, and float32 gradients lose digits (docs/idea.md)."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from tests.helpers import (
 
 
 def _far_scores(pe, q, k, x):
-    """By the eigenvalues of iE, E = Σ x_i A_i being up to 10⁷: the error is that of the phases in float64, about 1e-9."""
+    """Returns reference scores by the eigenvalues of iE, E = Σ x_i A_i, up to 10⁷. Their error is about 1e-9."""
     exponent = torch.einsum("ln,nhmcd->lhmcd", x.double(), in_float64(pe).angle_matrices())
     eigenvalues, vectors = torch.linalg.eigh(1j * exponent)
     rotation = ((vectors * torch.exp(-1j * eigenvalues).unsqueeze(-2)) @ vectors.mH).real
@@ -28,7 +28,7 @@ def _far_scores(pe, q, k, x):
 
 
 def _cosine_error(ours, theirs, q, k):
-    """The largest error of a score, in units of |q||k|."""
+    """Returns the largest error of a score, in units of |q||k|."""
     size = q.double().norm(dim=-1).unsqueeze(-1) * k.double().norm(dim=-1).unsqueeze(-2)
     return ((ours.double() - theirs).abs() / size).max().item()
 
@@ -57,15 +57,15 @@ def test_float32_scores_are_right_at_position_one_million(name, where):
 
 @pytest.mark.parametrize("where", FAR)
 @pytest.mark.parametrize("name", SPECTRAL)
-def test_phases_in_float32_would_not_be(name, where):
-    """The same with φ = ωᵀx worked out in float32 and everything else exact: what the engine must not do."""
+def test_with_phases_in_float32_they_would_be_wrong(name, where):
+    """Computes φ = ωᵀx in float32 and everything else exactly, which the engine must not do."""
     pe, q, k, x = _far(name, where)
     basis, frequencies = in_float64(pe).spectrum()
     phases = torch.einsum("ln,nhmk->lhmk", x, frequencies.float()).double()  # (L, H, m, b/2)
-    turn = torch.stack((phases.cos(), -phases.sin(), phases.sin(), phases.cos()), -1).unflatten(-1, (2, 2))
+    planes = torch.stack((phases.cos(), -phases.sin(), phases.sin(), phases.cos()), -1).unflatten(-1, (2, 2))
     rotation = torch.zeros(48, 2, 2, 8, 8, dtype=torch.float64)
     for plane in range(4):
-        rotation[..., 2 * plane : 2 * plane + 2, 2 * plane : 2 * plane + 2] = turn[..., plane, :, :]
+        rotation[..., 2 * plane : 2 * plane + 2, 2 * plane : 2 * plane + 2] = planes[..., plane, :, :]
     rotation = basis @ rotation @ basis.mT
     with torch.no_grad():
         ours = scores(*(comrope.reference.apply(rotation, t.double()) for t in (q, k)))
@@ -75,7 +75,7 @@ def test_phases_in_float32_would_not_be(name, where):
 @pytest.mark.parametrize("where", FAR)
 @pytest.mark.parametrize("name", ROTARY)
 def test_the_far_oracle_agrees_with_matrix_exp(name, where):
-    """Near to rounding, and far out to what matrix_exp's many squarings leave of the digits."""
+    """Near the origin to rounding, and far from it to the accuracy of matrix_exp after many squarings."""
     pe, q, k, x = _far(name, where)
     q, k, exact = q.double(), k.double(), in_float64(pe)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_the_far_oracle_agrees_with_matrix_exp(name, where):
 @pytest.mark.parametrize("distance", [8_000, 1_000_000])
 @pytest.mark.parametrize("name", [name for name in LEARNED if name in SPECTRAL])
 def test_frozen_scores_are_those_of_the_learned_encoding_however_far(name, distance):
-    """A frequency rounded to float32 would be seen: by 1e-3 at 8,000 tokens, by 1e-1 at a million."""
+    """Frequencies rounded to float32 would cause errors of 1e-3 at 8,000 tokens and 1e-1 at a million."""
     pe = build(name, num_axes=1, block_size=8, dtype=torch.float32)
     x = torch.cat((comrope.positions.sequence(24), comrope.positions.sequence(24, start=distance)))
     q, k = (draw(1, 2, 48, 16, seed=seed, dtype=torch.float32) for seed in (1, 2))
@@ -99,7 +99,7 @@ def test_frozen_scores_are_those_of_the_learned_encoding_however_far(name, dista
 @pytest.mark.parametrize("extent", [1e1, 1e2, 1e3, 1e4, 3.2e4, 1e5, 1e6])
 @pytest.mark.parametrize("name", ["rope-mixed", "comrope-ap", "comrope-ld", "comrope-mt"])
 def test_what_float32_gradients_keep_far_out(name, extent):
-    """32 groups of 16 neighbours anywhere within `extent`, which attend within their group alone (docs/idea.md)."""
+    """32 groups of 16 neighbours at random positions up to `extent`, with attention within groups only (docs/idea.md)."""
     pe = build(name, num_axes=1, block_size=8, dtype=torch.float32)
     starts = (torch.rand(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * extent).round()
     x = (starts.unsqueeze(-1) + torch.arange(16)).flatten().unsqueeze(-1)
@@ -116,4 +116,4 @@ def test_what_float32_gradients_keep_far_out(name, extent):
         for leaf, found in gradient(pe, torch.float32).items()
     }
     assert max(errors.values()) <= 5e-6 + 5e-8 * extent, errors
-    assert max(errors.values()) >= 1e-9 * extent, errors  # the page says that digits are lost: they are
+    assert max(errors.values()) >= 1e-9 * extent, errors  # docs/idea.md says that digits are lost
