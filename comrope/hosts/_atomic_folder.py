@@ -21,8 +21,8 @@ NEW, LIST = ".comrope-new", "whole.json"
 
 @contextmanager
 def update_atomically(folder: Path, stale: Sequence[str]) -> Iterator[Path]:
-    """Yields an empty folder for new files, which replace those in `folder` at the end, or are deleted if an exception is
-    raised.
+    """Yields an empty folder for new files. At the end they replace those in `folder`; after an exception they are
+    deleted.
 
     Waits for other processes that update the same folder.
 

@@ -97,9 +97,7 @@ class MultiheadForward:
 
 
 def _additive_mask(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
-    """Returns what is added to the scores (B, H, L, L). True in a mask of `MultiheadAttention` means that attention is
-    forbidden.
-    """
+    """Returns what is added to the scores (B, H, L, L). True in a mask of `MultiheadAttention` forbids attention."""
 
     def added(mask: Tensor) -> Tensor:
         return (

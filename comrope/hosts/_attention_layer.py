@@ -144,9 +144,7 @@ def _first_attribute(attention: nn.Module, config: Any, names: Sequence[str]) ->
 
 
 def _num_outputs(module: nn.Module) -> int | None:
-    """Returns the number of output features of a projection: an `nn.Linear`, a wrapper of one, or the Conv1D of
-    transformers.
-    """
+    """Returns the output features of a projection: an `nn.Linear`, a wrapper of one, or the Conv1D of transformers."""
     for name in ("out_features", "nf"):
         value = getattr(module, name, None)
         if isinstance(value, int):
@@ -196,8 +194,7 @@ class LayerCall:
 
 
 def half_layout(head_dim: int, num_rotated: int | None = None) -> Tensor:
-    """Returns the feature order (D,) that makes neighbours of features p and p + r/2, which the "half" layout rotates
-    together.
+    """Returns the feature order (D,) that makes neighbours of features p and p + r/2, the planes of the "half" layout.
 
     r is the number of rotated features, D by default; the others stay where they are.
     """

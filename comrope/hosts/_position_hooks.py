@@ -75,9 +75,6 @@ class PatchPositionHook:
         self.position_context.set(positions).anchor(like)
 
 
-# transformers
-
-
 class PositionIdsHook:
     """Forward pre-hook of a RoPE that is called with position ids, (B, L)."""
 

@@ -33,8 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def limit_model_size(files: Sequence[Path]) -> Iterator[None]:
-    """Limits the models made in this context to about as many numbers, in about as many modules, as the weights in
-    `files` have.
+    """Limits models made in this context to about as many numbers and modules as the weights in `files` have.
 
     Raises:
         DataError: a model has far more. Raised when a tensor is registered, before it is filled.

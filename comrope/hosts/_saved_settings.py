@@ -1,6 +1,4 @@
-"""The description of an attached encoding, in comrope.json or in the model's configuration, from which `load` attaches
-again.
-"""
+"""The description of an attached encoding, in comrope.json or the model's configuration, by which `load` attaches again."""
 
 import functools
 import json

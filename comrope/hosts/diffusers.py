@@ -156,9 +156,7 @@ def _is_table(value: Any) -> bool:
 def _conventions_from_table(
     table: Sequence[Tensor], positions: Tensor, layer: AttentionLayer, argument: str | int | None
 ) -> list[Convention]:
-    """Returns conventions with the RoPE found from a table, neighbouring features first; the last is without its
-    frequencies.
-    """
+    """Returns conventions with the RoPE found from a table, neighbouring features first, and one without its frequencies."""
     known = [
         Convention(frequencies=frequencies, order=order, rope_argument=argument, disable_rope="origin")
         for frequencies, order in reversed(frequencies_from_table(table, positions, layer.head_dim))

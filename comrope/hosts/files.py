@@ -40,8 +40,7 @@ from comrope.hosts._weight_files import (
 
 
 def save(model: nn.Module, folder: Path | str) -> None:
-    """Writes an attached model, which may be folded or frozen, to a folder: config.json, one file of weights, and
-    comrope.json.
+    """Writes an attached model, folded and frozen ones too, to a folder: config.json, one file of weights, comrope.json.
 
     `load` restores all of it. The first two files are in the library's own format: `from_pretrained(folder)` of the
     model's class in transformers or diffusers gives the model without the encoding, to which `attach` can be applied
@@ -246,9 +245,7 @@ def _reattach(model: nn.Module, attach_arguments: dict[str, Any]) -> None:
 
 
 def _buffer_dtypes(model: nn.Module) -> dict[str, str]:
-    """Returns the dtypes of buffers that are not in the state dict: they are computed when the model is made, and cast
-    with it.
-    """
+    """Returns the dtypes of buffers outside of the state dict, which are computed when a model is made, and cast with it."""
     kept = model.state_dict().keys()
     buffers = {
         name: buffer for name, buffer in model.named_buffers() if name not in kept and buffer.is_floating_point()

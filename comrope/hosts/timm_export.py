@@ -1,6 +1,4 @@
-"""`export_timm`: an attached timm model as a stock timm `Eva` with rope_type="mixed", which timm builds and loads without
-comrope.
-"""
+"""`export_timm`: an attached timm model as a stock timm `Eva` with rope_type="mixed", which needs no comrope."""
 
 import copy
 from typing import Any
@@ -61,8 +59,8 @@ def _frequency_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @torch.no_grad()
 def _copy_exact_frequencies(exported: Any, attachment: Attachment) -> None:
-    """Copies the attached model's frequencies into the RoPE of its folded copy, which has rounded them to the dtype of
-    the weights.
+    """Copies the attached model's frequencies into the RoPE of its folded copy, where they are rounded to the weights'
+    dtype.
     """
     rope = exported.rope.to(dtype=_frequency_dtype(exported.patch_embed.proj.weight.dtype))
     for attached in attachment.backbones:
@@ -204,8 +202,10 @@ def _index_frequencies(model: Any) -> Tensor:
 
 
 def _patch_spacing(model: Any, frequencies: Tensor) -> Tensor:
-    """Returns the distance of neighbouring patches on each axis, (2,); ConfigurationError if prefix tokens are not where
-    timm has them.
+    """Returns the distance of neighbouring patches on each axis, (2,).
+
+    Raises:
+        ConfigurationError: prefix tokens are not at the first patch, where timm has them.
     """
     rows, columns = model.patch_embed.grid_size
     grid: CoordinateGrid = Attachment.of(model).backbones[0].hooks[0].call.coordinate_grid  # pyright: ignore[reportFunctionMemberAccess]

@@ -21,7 +21,7 @@ WRAPPERS = ("ddp", "fsdp2")
 
 
 def gradient_differences(rank: int, names: Sequence[str]) -> dict[str, str]:
-    """Returns by wrapper and name: "" if the gradients are the same, or what differs, and whether the plain model differs
+    """Returns by wrapper and name: "" if gradients are the same, or what differs, and whether it does in the plain model
     too.
     """
     warnings.simplefilter("ignore")

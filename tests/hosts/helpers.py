@@ -52,8 +52,8 @@ UNAVAILABLE: dict[str, str] = {}
 
 @functools.cache
 def recorded_outcomes(library: str) -> dict[str, str]:
-    """Returns the outcome of `attach` for each model in docs/models, for the installed version or else the newest
-    recorded one.
+    """Returns the recorded outcome of `attach` for each model, of the installed version or else the newest one in
+    docs/models.
     """
     versions, number = model_table.recorded_outcomes()[library], None
     try:
@@ -237,7 +237,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def far_scores(model: nn.Module, distance: int, **arguments) -> Tensor:
-    """Returns the cosines of queries and keys in the first attached layer, for two groups of tokens that are `distance`
+    """Returns cosines of queries and keys in the first attached layer, for two groups of tokens that are `distance`
     apart.
 
     `arguments` are functions of the positions (L, N), which return the other arguments that the layer is called with.

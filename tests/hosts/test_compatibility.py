@@ -1,4 +1,4 @@
-"""Whatever a model of the zoo can do without an encoding, it can do with one: half precision, compilers, DDP, LoRA,
+"""What a model of the zoo can do without an encoding, it can do with one: half precision, compilers, DDP, LoRA,
 generation.
 
 If an attempt fails with the attached model, it is repeated with the plain model, and the test is skipped if that fails
@@ -198,9 +198,7 @@ def compiled_output(name: str, model: nn.Module, **options: Any) -> Tensor:
 
 
 def graph_breaks(name: str, model: nn.Module) -> set[tuple[str, int]]:
-    """Returns the lines at which graphs end. Their number is not compared, since hooks between graphs have graphs of
-    their own.
-    """
+    """Returns the lines at which graphs end. Their number would not do, since hooks between graphs have graphs of their own."""
     torch._dynamo.reset()
     found = torch._dynamo.explain(SingleOutput(name, model))(**ZOO[name].keywords())
     lines = [reason.user_stack[-1] for reason in found.break_reasons]

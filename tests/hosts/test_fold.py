@@ -32,9 +32,7 @@ HOSTS = [host for host in ALL_HOSTS if host != "qk-norm"]
 
 
 def _trained(host, family, **settings):
-    """A model as after training. Blocks of 2 represent every host's RoPE, except for AP, which starts from zero angles
-    there.
-    """
+    """A model as after training. Blocks of 2 represent every host's RoPE, but for AP, which starts from zero angles there."""
     start = {"init": "identity"} if family == "comrope-ap" else {}
     size = block_of(family, 2 if host in ROPE_HOSTS and family == "comrope-ld" else 4)
     return attached(tiny(host), family, perturbation=0.3, **start, **size, **settings)

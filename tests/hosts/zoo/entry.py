@@ -49,8 +49,7 @@ def names(library: str) -> list[str]:
 
 @torch.no_grad()
 def randomise_weights(model: nn.Module, gain: float = 1.5) -> nn.Module:
-    """Sets the weights so large that attention is far from uniform and every part matters; returns the model in eval
-    mode.
+    """Returns the model in eval mode, with weights so large that attention is far from uniform and every part matters.
 
     Scalars and the frequencies of a RoPE are not changed.
     """
