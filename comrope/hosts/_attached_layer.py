@@ -2,7 +2,7 @@
 
 The forward of the attention layer is not rewritten. Queries and keys are rotated in the output of the last modules that
 compute them, so that scores, masks, biases and caches see rotated ones, whatever computes those. If such a module is a norm,
-or anything but a plain `nn.Linear`, a forward hook rotates its output. A plain `nn.Linear` gets a forward of ours, which
+or anything but a plain `nn.Linear`, a forward hook rotates its output. A plain `nn.Linear` gets a new forward, which
 multiplies the basis into its weights, once a step instead of once a token, and rotates the output in place.
 """
 
