@@ -27,7 +27,8 @@ ENVIRONMENTS: dict[str, list[str]] = {
 }
 """The packages to install, without dependencies, which come from the running environment."""
 LIBRARIES = ("timm", "transformers", "diffusers")
-TESTS = ["tests/hosts/test_zoo.py", "tests/hosts/test_saved.py"]
+SAVED = ("save_and_load", "save_pretrained", "saved_folded", "saved_folders", "saved_timm")
+TESTS = ["tests/hosts/test_zoo.py", *(f"tests/hosts/test_{name}.py" for name in SAVED)]
 
 
 def main(arguments: list[str]) -> int:

@@ -142,7 +142,7 @@ class Fold:
 
     def run(self) -> None:
         existing(self.model, "saved model, as comrope.save writes it")
-        from comrope.hosts._replaced import is_taken
+        from comrope.hosts._atomic_folder import is_taken
 
         if is_taken(self.out):
             raise ConfigurationError(f"{self.out} exists already: choose another --out, or remove it.")

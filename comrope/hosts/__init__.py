@@ -1,6 +1,6 @@
-"""Encodings in models that people already have: attach, detach, fold.
+"""Encodings in existing models: attach, detach, fold, export.
 
-What is particular to a library is in a module of its name, imported once the library is: a model of it cannot exist before.
+What is specific to a library is in the module of its name, which is imported only if the library is.
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ from comrope.encodings import Encoding
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attach import attach as attach
-from comrope.hosts._description import forget
-from comrope.hosts._surgery import Attachment as Attachment
+from comrope.hosts._attachment import Attachment as Attachment
+from comrope.hosts._saved_settings import remove_from_config
 from comrope.hosts.fold import fold as fold
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """Undoes `attach`: classes, attributes, names and outputs are those of before; what was trained stays trained.
+    """Undoes `attach`: classes, attributes, names and outputs are as before. Weights trained since keep their values.
 
     Raises:
         ConfigurationError: nothing is attached, or it has been folded into the weights.
@@ -30,26 +30,28 @@ def detach(model: nn.Module) -> nn.Module:
             "folding, or detach a copy."
         )
     attachment.undo()
-    forget(model)
+    remove_from_config(model)
     del model._comrope
     return model
 
 
 def export_timm(model: nn.Module) -> nn.Module:
-    """A stock timm model with the weights and positions of an attached one, folded; the attached one stays as it is.
+    """Returns a stock timm model with the weights and the folded encoding of an attached one, which is not changed.
 
-    The result is made by `timm.create_model`, in the dtype of the attached one, frequencies in float32 where that is coarser.
-    It has the same logits, to that rounding, at the model's own image size. Save it with
+    It is made by `timm.create_model`, in the dtype of the attached model; frequencies are float32 if that dtype is
+    coarser. Its logits are the same, to that rounding, at the model's own image size. Save it with
     `timm.models.save_for_hf(exported, folder, safe_serialization=True)`, load it with
-    `timm.create_model(f"local-dir:{folder}", pretrained=True)`. Its positions are patch indices: at another image size they go
-    on counting, where relative positions would be rescaled. Dropout and stochastic depth are not carried over.
+    `timm.create_model(f"local-dir:{folder}", pretrained=True)`. Its positions are patch indices: at another image size
+    they continue, where relative positions would be rescaled. Dropout and stochastic depth are not copied.
 
     Args:
-        model: a `VisionTransformer` of timm with an encoding, or an `Eva` made by `timm.create_model` with one.
+        model: a timm `VisionTransformer` with an encoding, or an `Eva` made by `timm.create_model` with one.
     Raises:
-        NoSpectrumError, ConfigurationError: what cannot be folded; what an Eva cannot express. An Eva leaves class and register
-            tokens unrotated and counts patches from 0, so that these tokens sit at the first patch: a model with such tokens
-            must have been attached with prefix="first", or have a RoPE with index positions itself.
+        NoSpectrumError: the encoding cannot be folded.
+        ConfigurationError: the encoding cannot be folded, or the model cannot be expressed as an Eva. An Eva does not
+            rotate class and register tokens and counts patches from 0, which places these tokens at the first patch: a
+            model with such tokens must have been attached with prefix="first", or have a RoPE with index positions
+            itself.
     """
     from comrope.hosts.timm_export import to_eva
 
@@ -57,7 +59,7 @@ def export_timm(model: nn.Module) -> nn.Module:
 
 
 def angle_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that belong to encodings, by their name in the model."""
+    """Returns the parameters of all encodings, by their name in the model."""
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")
     owners = [(n, m) for n, m in model.named_modules() if isinstance(m, (Encoding, AbsoluteEncoding))]
@@ -67,17 +69,18 @@ def angle_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def param_groups(
     model: nn.Module, *, lr: float | None = None, weight_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer of torch: weights, then what does not decay, then angles.
+    """Returns parameter groups for an optimizer of torch: weights, then parameters without weight decay, then angles.
 
     Args:
         model: any model with encodings in it.
         lr: learning rate of the angles; the optimizer's if None.
-        weight_decay: of the weights; the optimizer's if None. Biases, norms, angles and what the model's own
-            `no_weight_decay()` names have none: decay would pull angles towards no positions at all.
+        weight_decay: weight decay of the weights; the optimizer's if None. Biases, norms, angles, and those that the
+            model's own `no_weight_decay()` names have none: it would pull angles towards no position information.
     Returns:
-        One to three groups, of the parameters that require a gradient. `torch.optim.AdamW(param_groups(model, lr=1e-2), 1e-3)`.
+        One to three groups with the parameters that require a gradient, as in `torch.optim.AdamW(param_groups(model,
+        lr=1e-2), 1e-3)`.
     Raises:
-        ConfigurationError: no model, or a number that is none: an optimizer asks nothing of those of a group.
+        ConfigurationError: not a module, or not a valid number; an optimizer does not check the numbers of a group.
     """
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if value is not None and not is_number(value):

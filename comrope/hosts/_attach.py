@@ -1,4 +1,4 @@
-"""Attach: find the attention layers, read each by a proof, build what it takes, change the model, and look whether it holds."""
+"""`attach`: finds the attention layers, proves each, builds the encodings, changes the model, compares its outputs."""
 
 import importlib
 import sys
@@ -13,18 +13,20 @@ from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, encoding
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.encodings.arguments import check_flag
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import Layer, Reading, matches
-from comrope.hosts._calls import calls, without_idle_norms
-from comrope.hosts._description import record
-from comrope.hosts._own import OwnTrunk
-from comrope.hosts._proof import at_rest, check_same, outputs, read
-from comrope.hosts._seat import Seat
-from comrope.hosts._still import scales
-from comrope.hosts._surgery import Attachment, Call, Graft, Hook, Swap, Trunk, one_axis_a_block
-from comrope.hosts._tokens import Pinner
+from comrope.hosts._attached_layer import AttachedLayer
+from comrope.hosts._attachment import AttachedBackbone, Attachment
+from comrope.hosts._attention_layer import AttentionLayer, Convention, LayerCall, matches_pattern
+from comrope.hosts._backbone import Backbone, ModuleHook, ModuleOverride
+from comrope.hosts._custom_model import CustomBackbone
+from comrope.hosts._host_rope import one_axis_per_block
+from comrope.hosts._identity_rope import table_scales
+from comrope.hosts._layer_calls import record_calls, without_identity_norms
+from comrope.hosts._position_hooks import AnchorOutputsHook
+from comrope.hosts._proof import check_same_outputs, deterministic_eval, example_outputs, find_convention
+from comrope.hosts._saved_settings import write_to_config
 
 LIBRARIES = ("timm", "transformers", "diffusers")
-"""Each has a module of its name here, whose `trunks` finds its models; it is imported once the library is."""
+"""Each has a module of its name here, whose `find_backbones` finds its models; it is imported if the library is."""
 
 Positions = Tensor | Callable[..., Tensor]
 
@@ -42,34 +44,40 @@ def attach(
     example: Any = None,
     **settings,
 ) -> nn.Module:
-    """Gives the attention layers of a model an encoding, in place, and proves on the spot that it does what it promises.
+    """Gives the attention layers of a model a learned encoding, in place, and proves that it works.
 
-    Positions come from each input: (row, column) of every patch for images of any size, `position_ids` for text. They are
-    relative, on [0, 1], as `comrope.positions.grid` makes them; in a model that has a RoPE, which is replaced, they are in
-    the units of that RoPE. Where comrope cannot know them, `positions` says them.
+    Positions come from each input: (row, column) of every patch, for images of any size; `position_ids` for text. By
+    default they are relative, on [0, 1], as from `comrope.positions.grid`. If the model has a RoPE, the encoding replaces
+    it, and positions are in the units of that RoPE. If comrope cannot find positions in the model, pass `positions`.
 
-    The proof is a small forward pass of the model as it was and as it is, and a trial of each attention layer in float64:
-    the start leaves the outputs as they were, angles reach the scores, moving all tokens by the same way changes nothing.
+    The proof is a small forward pass of the model before and after, and a test of each attention layer in float64: the
+    start leaves the outputs as they were, the angles reach the scores, and a common shift of all positions changes
+    nothing.
 
     Args:
-        model: a model with attention layers whose queries and keys come from modules of usual names: q_proj and k_proj, qkv, ….
-        name: of the encoding: any of `comrope.encoding` but `ape`, which adds to tokens.
-        block_size: of the encoding, its own default if None.
-        init: "identity" starts from zero angles, "rope" from the model's own RoPE (vanilla RoPE where it has none), "normal"
-            from random angles. None leaves the model's outputs as they are: "rope" where it has one, else "identity".
-        layers: which attention layers, by index or by name in the model, or as a pattern of names such as "blocks.*.attn"; all
-            if None.
-        keep_ape: whether the model keeps the absolute position embedding that it has.
-        prefix: where class and register tokens sit, in a model without a RoPE: in the "middle" of the patches, or at the
+        model: a model with attention layers whose queries and keys come from modules of usual names: q_proj and k_proj,
+            qkv, ….
+        name: the encoding: any name of `comrope.encoding` except `ape`, which adds to tokens.
+        block_size: the features in a block; the encoding's default if None.
+        init: "identity" starts from zero angles, "rope" from the model's own RoPE (from vanilla RoPE if it has none),
+            "normal" from random angles. None leaves the model's outputs as they are: "rope" if it has a RoPE, else
+            "identity".
+        layers: which attention layers: a list of indices or names in the model, or a pattern of names such as
+            "blocks.*.attn"; all if None.
+        keep_ape: whether the model keeps its absolute position embedding.
+        prefix: where class and register tokens are, in a model without a RoPE: in the "middle" of the patches, or at the
             "first" patch as in timm's own rotary models, which is what `export_timm` can write.
-        positions: (L, N) or (B, L, N), or a function that gives them, called with the arguments of the model's forward.
-        example: arguments of a small forward pass for the proof, a tensor or a dict; made up where None.
+        positions: a tensor (L, N) or (B, L, N), or a function that returns one, called with the arguments of the model's
+            forward.
+        example: arguments of a small forward pass for the proof, a tensor or a dict; made up if None.
         settings: further settings of the encoding, such as std=0.1.
     Returns:
-        The model. Classes, weights and their names are as before; each attention layer has one more submodule, `encoding`.
+        The model. Classes, weights and their names are as before; each attention layer has one more submodule,
+        `encoding`.
     Raises:
-        ConfigurationError: no attention layer, or one in which the proof fails, with what failed; a second attach, a compiled
-            model, settings that do not fit (the layer is named). The model is untouched then.
+        ConfigurationError: there is no attention layer, or the proof fails in one (the message says how); an encoding is
+            attached already; the model is compiled; settings do not fit (the message names the layer). The model is
+            unchanged.
     """
     _check_attachable(model, name)
     check_flag(keep_ape=keep_ape)
@@ -92,41 +100,42 @@ def attach(
         "keep_ape": keep_ape,
         "prefix": prefix,
     }
-    trunks, options = _trunks(model, layers, positions, example), {"keep_ape": keep_ape, "prefix": prefix}
-    before = [_first_outputs(trunk) for trunk, _ in trunks]
-    grafts = [
-        _graft(trunk, name, arguments, whole=whole, named=layers is not None, **options) for trunk, whole in trunks
+    backbones = _find_backbones(model, layers, positions, example)
+    before = [_checked_outputs(backbone) for backbone, _ in backbones]
+    options: dict[str, Any] = {"keep_ape": keep_ape, "prefix": prefix, "layers_chosen": layers is not None}
+    attached = [
+        _prepare(backbone, name, arguments, all_layers=all_layers, **options) for backbone, all_layers in backbones
     ]
-    attachment = Attachment(recorded | arguments, grafts)
+    attachment = Attachment(recorded | arguments, attached)
     try:
         attachment.apply()
-        after = [outputs(graft.trunk) for graft in grafts]
+        after = [example_outputs(each.backbone) for each in attached]
         if keep_ape and "init" not in arguments and name not in ("none", "rope", "liere"):
-            check_same(before, after, "with the encoding at its start")
+            check_same_outputs(before, after, "with the encoding at its start")
     except BaseException:
         attachment.undo()
         raise
     vars(model)["_comrope"] = attachment
-    record(model)
+    write_to_config(model)
     return model
 
 
-def _first_outputs(trunk: Trunk) -> list[Tensor]:
-    """`outputs`, and a word where the model makes nothing of its example."""
-    whose = "a made-up input" if trunk.given is None else "the example given"
+def _checked_outputs(backbone: Backbone) -> list[Tensor]:
+    """Returns `example_outputs`; ConfigurationError with a remedy if the model cannot run its example, or outputs NaN."""
+    whose = "a made-up input" if backbone.user_example is None else "the example given"
     remedy = "give one that does: comrope.attach(model, name, example=…), the arguments of a small forward pass."
     try:
-        found = outputs(trunk)
+        found = example_outputs(backbone)
     except ConfigurationError:
         raise
-    except Exception as error:  # whatever a model makes of an input that does not suit it
+    except Exception as error:  # whatever a model raises for an unsuitable input
         raise ConfigurationError(
-            f"{type(trunk.module).__name__}: {whose} does not suit it ({type(error).__name__}: {error}); {remedy}"
+            f"{type(backbone.module).__name__}: {whose} does not suit it ({type(error).__name__}: {error}); {remedy}"
         ) from error
     if any(tensor.isnan().any() for tensor in found):
         raise ConfigurationError(
-            f"{type(trunk.module).__name__}: {whose} does not suit it, or its weights are damaged: what it says of it is NaN; "
-            f"{remedy}"
+            f"{type(backbone.module).__name__}: {whose} does not suit it, or its weights are damaged: what it says of it is "
+            f"NaN; {remedy}"
         )
     return found
 
@@ -154,32 +163,32 @@ def _check_attachable(model: nn.Module, name: str) -> None:
         )
 
 
-def _trunks(
+def _find_backbones(
     model: nn.Module, layers: Sequence[int | str] | str | None, positions: Positions | None, example: Any
-) -> list[tuple[Trunk, bool]]:
-    """The trunks of the model with the layers that are named, and whether these are all of the trunk's."""
+) -> list[tuple[Backbone, bool]]:
+    """Returns each backbone with only the chosen layers, and whether these are all of its layers."""
     if positions is None:
-        found: list[Trunk] = []
+        found: list[Backbone] = []
         for library in LIBRARIES:
             if library in sys.modules:
-                found += importlib.import_module(f"comrope.hosts.{library}").trunks(model)
+                found += importlib.import_module(f"comrope.hosts.{library}").find_backbones(model)
     else:
-        found = [OwnTrunk.of(model, positions, layers)]
+        found = [CustomBackbone.of(model, positions, layers)]
     if example is not None:
-        for trunk in found:
-            trunk.given = (model, example)
-    names = [layer.name for trunk in found for layer in trunk.layers]
+        for backbone in found:
+            backbone.user_example = (model, example)
+    names = [layer.name for backbone in found for layer in backbone.layers]
     if not names:
         raise ConfigurationError(_nothing_found(model, positions))
     chosen = set(range(len(names))) if layers is None else _indices(layers, names)
     picked, start = [], 0
-    for trunk in found:
-        count = len(trunk.layers)
-        own = [layer for i, layer in enumerate(trunk.layers, start) if i in chosen]
+    for backbone in found:
+        count = len(backbone.layers)
+        own = [layer for i, layer in enumerate(backbone.layers, start) if i in chosen]
         start += count
         if own:
-            trunk.layers = own
-            picked.append((trunk, len(own) == count))
+            backbone.layers = own
+            picked.append((backbone, len(own) == count))
     return picked
 
 
@@ -200,7 +209,7 @@ def _nothing_found(model: nn.Module, positions: Positions | None) -> str:
 
 def _indices(layers: Sequence[int | str] | str, names: list[str]) -> set[int]:
     if isinstance(layers, str):
-        chosen = {i for i, name in enumerate(names) if matches(name, layers)}
+        chosen = {i for i, name in enumerate(names) if matches_pattern(name, layers)}
         good = bool(chosen)
     else:
         count = len(names)
@@ -216,84 +225,97 @@ def _indices(layers: Sequence[int | str] | str, names: list[str]) -> set[int]:
     return chosen
 
 
-def _graft(
-    trunk: Trunk, name: str, settings: dict[str, Any], *, keep_ape: bool, prefix: str, whole: bool, named: bool
-) -> Graft:
-    """What is to change in a trunk, after the trial of each of its layers."""
-    hooks = [*trunk.hooks(prefix), Hook(trunk.module, Pinner(trunk.tokens))]
-    with at_rest(trunk.module):
-        called = calls(trunk.run, trunk.layers, trunk.tokens, hooks)
-    fitting = [call for call in called.values() if isinstance(call, Call)]
+def _prepare(
+    backbone: Backbone,
+    name: str,
+    settings: dict[str, Any],
+    *,
+    keep_ape: bool,
+    prefix: str,
+    all_layers: bool,
+    layers_chosen: bool,
+) -> AttachedBackbone:
+    """Returns what is to change in a backbone, after proving each of its layers; changes nothing itself."""
+    hooks = [
+        *backbone.position_hooks(prefix),
+        ModuleHook(backbone.module, AnchorOutputsHook(backbone.position_context)),
+    ]
+    with deterministic_eval(backbone.module):
+        called = record_calls(backbone.run_example, backbone.layers, backbone.position_context, hooks)
+    fitting = [call for call in called.values() if isinstance(call, LayerCall)]
     for layer, reason in called.items():
-        # Cross-attention is no place for positions of one kind of tokens, and goes without unless it is named.
-        if isinstance(reason, str) and (named or "different tokens" not in reason or not fitting):
+        # Cross-attention, whose queries and keys are of different tokens, is skipped unless it was chosen by name.
+        if isinstance(reason, str) and (layers_chosen or "different tokens" not in reason or not fitting):
             raise ConfigurationError(
                 f"{layer.name}: an encoding cannot be put into this {type(layer.attention).__name__}: {reason}. Name the "
                 "layers that are to have one by layers=[…], or give an example=… in which all run. Nothing has changed."
             )
     any_start = settings.get("init") in ("identity", "normal")
-    proved = [_read(trunk, call, any_start) for call in fitting]
-    trunk.layers = [call.layer for call, _ in proved]
-    seats, swaps = [], trunk.swaps(keep_ape=keep_ape, whole=whole)
-    for call, reading in proved:
+    proved = [_prove(backbone, call, any_start) for call in fitting]
+    backbone.layers = [call.layer for call, _ in proved]
+    layers, overrides = [], backbone.overrides(keep_ape=keep_ape, all_layers=all_layers)
+    for call, convention in proved:
         layer = call.layer
-        built, order = _built(layer, name, dict(settings), reading, call.positions.shape[-1])
-        seats.append(Seat(layer, reading, trunk.tokens))
+        built, order = _build_encoding(layer, name, dict(settings), convention, call.positions.shape[-1])
+        layers.append(AttachedLayer(layer, convention, backbone.position_context))
         order = None if order is None else nn.Buffer(order.to(layer.weight.device), persistent=False)
-        swaps.append(Swap(layer.attention, {"encoding": built, "order": order}))
-    return Graft(trunk, hooks, seats, swaps)
+        overrides.append(ModuleOverride(layer.attention, {"encoding": built, "order": order}))
+    return AttachedBackbone(backbone, hooks, layers, overrides)
 
 
-def _read(trunk: Trunk, call: Call, any_start: bool) -> tuple[Call, Reading]:
-    """How a layer is to be read. Projections, which cost less to turn, come before norms that do nothing.
+def _prove(backbone: Backbone, call: LayerCall, any_start: bool) -> tuple[LayerCall, Convention]:
+    """Returns the call to use for a layer, and the convention under which the layer passes the proof.
 
-    Where something is added in between, such as a bias, those are the right place.
+    Norms that are `nn.Identity` are skipped if possible, since the output of projections costs less to rotate. It is not
+    possible if something, such as a bias, is added in between.
     """
-    with at_rest(call.layer.attention):
-        direct = without_idle_norms(call)
+    with deterministic_eval(call.layer.attention):
+        direct = without_identity_norms(call)
         if direct is not None:
             try:
-                return direct, read(direct.layer, direct, _readings(trunk, direct), any_start=any_start)
+                candidates = _candidates(backbone, direct)
+                return direct, find_convention(direct.layer, direct, candidates, any_start=any_start)
             except ConfigurationError:
                 pass
-        return call, read(call.layer, call, _readings(trunk, call), any_start=any_start)
+        return call, find_convention(call.layer, call, _candidates(backbone, call), any_start=any_start)
 
 
-def _readings(trunk: Trunk, call: Call) -> list[Reading]:
-    """How a layer may have to be read, with what is to be left of its own RoPE's table."""
+def _candidates(backbone: Backbone, call: LayerCall) -> list[Convention]:
+    """Returns the conventions that a layer may follow; a table that does not scale is replaced by the identity."""
     found = []
-    for reading in trunk.readings(call.layer, call):
-        table = call.args[reading.table] if isinstance(reading.table, int) else call.kwargs.get(reading.table or "")
-        exact = reading.still == "origin" and table is not None and not scales(table)
-        found.append(replace(reading, still="identity") if exact else reading)
+    for convention in backbone.conventions(call.layer, call):
+        argument = convention.rope_argument
+        table = call.args[argument] if isinstance(argument, int) else call.kwargs.get(argument or "")
+        exact = convention.disable_rope == "origin" and table is not None and not table_scales(table)
+        found.append(replace(convention, disable_rope="identity") if exact else convention)
     return found
 
 
-def _built(
-    layer: Layer, name: str, settings: dict[str, Any], reading: Reading, num_axes: int
+def _build_encoding(
+    layer: AttentionLayer, name: str, settings: dict[str, Any], convention: Convention, num_axes: int
 ) -> tuple[Encoding, Tensor | None]:
-    """The encoding of one layer, in its mode, and the order of features in which it turns them."""
+    """Returns the encoding of one layer, in the layer's mode, and the feature order that it needs."""
     try:
-        built, order = _build(layer, name, settings, reading, num_axes)
+        built, order = _build(layer, name, settings, convention, num_axes)
     except ConfigurationError as error:
         raise ConfigurationError(f"{layer.name}: {error}") from error
     return built.train(layer.attention.training), order
 
 
 def _build(
-    layer: Layer, name: str, settings: dict[str, Any], reading: Reading, num_axes: int
+    layer: AttentionLayer, name: str, settings: dict[str, Any], convention: Convention, num_axes: int
 ) -> tuple[Encoding, Tensor | None]:
     learned = issubclass(ENCODINGS.get(name, Encoding), LearnedEncoding)
     if learned:
-        settings.setdefault("init", "identity" if reading.frequencies is None else "rope")
-    from_host = learned and settings["init"] == "rope" and reading.frequencies is not None
+        settings.setdefault("init", "identity" if convention.frequencies is None else "rope")
+    from_host = learned and settings["init"] == "rope" and convention.frequencies is not None
     for given in ("base", "max_frequency"):
         if from_host and given in settings:
             raise ConfigurationError(f"{given}= has no use here: init='rope' starts from the RoPE that the model has.")
     weight = layer.weight
     built = encoding(
         name,
-        num_heads=layer.num_heads,
+        num_heads=layer.num_key_heads,
         head_dim=layer.head_dim,
         num_axes=num_axes,
         device=weight.device,
@@ -301,23 +323,22 @@ def _build(
         **(settings | {"init": "identity"} if from_host else settings),
     )
     assert isinstance(built, Encoding)
-    return built, _start_from(built, reading) if from_host else reading.order
+    return built, _start_from_host_rope(built, convention) if from_host else convention.order
 
 
-def _start_from(built: Encoding, reading: Reading) -> Tensor | None:
-    """Sets `built` to the RoPE of the host. Returns the order of features in which its family holds that."""
-    assert isinstance(built, LearnedEncoding) and reading.frequencies is not None
-    frequencies = reading.frequencies.detach().double()
+def _start_from_host_rope(built: Encoding, convention: Convention) -> Tensor | None:
+    """Sets the angles of `built` to the host's RoPE, and returns the feature order in which it can represent them."""
+    assert isinstance(built, LearnedEncoding) and convention.frequencies is not None
+    frequencies = convention.frequencies.detach().double()
     shape = (built.num_axes, built.num_heads, built.num_blocks, built.block_size // 2)
     try:
         built.set_spectrum(None, frequencies.expand(-1, built.num_heads, -1).reshape(shape))
-        return reading.order
+        return convention.order
     except ConfigurationError:
-        planes = one_axis_a_block(frequencies, built.block_size)
+        planes = one_axis_per_block(frequencies, built.block_size)
         if planes is None:
             raise
     built.set_spectrum(None, frequencies[..., planes].expand(-1, built.num_heads, -1).reshape(shape))
-    features = (
-        torch.arange(built.head_dim, device=planes.device) if reading.order is None else reading.order.to(planes.device)
-    )
+    order = convention.order
+    features = torch.arange(built.head_dim, device=planes.device) if order is None else order.to(planes.device)
     return features.view(-1, 2)[planes].flatten()

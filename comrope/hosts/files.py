@@ -1,9 +1,7 @@
-"""Attached models on disk: safetensors and JSON, nothing pickled.
+"""`save` and `load`: attached models on disk, as safetensors and JSON, without pickles.
 
-A model of transformers is written and read by transformers itself, in the names of its hub, which are not those that the
-class has: its own reader finds the weights, in this version and in others. Encodings are in the same file, under the names
-that `save_pretrained` makes of theirs; what these are is asked of `save_pretrained`. timm and diffusers write the names that
-the class has.
+transformers saves and loads its models itself, with the names of its hub, which differ from those in the class. Encodings
+are in the same file, under names that follow from `save_pretrained`. timm and diffusers use the names in the class.
 """
 
 import importlib
@@ -20,49 +18,49 @@ from torch import Tensor, nn
 from comrope.encodings import Encoding
 from comrope.encodings.fixed import FixedFrequencies, freeze
 from comrope.errors import ConfigurationError, DataError
-from comrope.hosts._bounds import made_as_said, no_larger_than, read_json, timm_arguments
-from comrope.hosts._description import SETTINGS, described, not_json, settings_of
-from comrope.hosts._replaced import replaced, settle
-from comrope.hosts._surgery import Attachment
-from comrope.hosts._tensors import (
-    FOLDED,
+from comrope.hosts._atomic_folder import finish_update, update_atomically
+from comrope.hosts._attachment import Attachment
+from comrope.hosts._safe_loading import configuration_errors, limit_model_size, read_json, timm_arguments
+from comrope.hosts._saved_settings import SETTINGS, attachment_settings, not_serialisable, read_settings
+from comrope.hosts._weight_files import (
+    FOLDED_VARIANT,
     WEIGHTS,
-    all_weights,
-    angles_in,
-    cast,
+    cast_tensor,
     check_dtypes,
     check_keys,
-    encodings_of,
-    fill,
-    fill_angles,
+    encoding_state,
+    load_encoding_tensors,
+    load_tensors,
+    read_encoding_tensors,
     read_tensors,
-    shards,
-    weights_of,
+    saved_weights_path,
+    shard_paths,
+    weight_file_names,
 )
 
 
 def save(model: nn.Module, folder: Path | str) -> None:
-    """Writes an attached model, folded or frozen or not: config.json, one file of weights and comrope.json.
+    """Writes an attached model, folded and frozen ones too, to a folder: config.json, one file of weights, comrope.json.
 
-    `load` gives back all of it. The other two files are the library's own: `from_pretrained(folder)` of the model's class gives
-    the model of transformers or diffusers without the encoding, to which `attach` can be applied again, and says which weights
-    it leaves.
+    `load` restores all of it. The first two files are in the library's own format: `from_pretrained(folder)` of the
+    model's class in transformers or diffusers gives the model without the encoding, to which `attach` can be applied
+    again, and reports the weights that it does not use.
 
-    Folded weights mean nothing without their frequencies, which no class of another library has. They are written so that
-    `load` alone can read them: for transformers as `model.comrope-folded.safetensors`, for diffusers likewise, so that
-    `from_pretrained(folder)` raises OSError as it finds no weights; for timm under an architecture that `timm.create_model`
-    does not know.
+    Folded weights are wrong without their frequencies, which no class of another library has. They are written so that
+    only `load` can read them: for transformers and diffusers as `….comrope-folded.safetensors`, so that
+    `from_pretrained(folder)` raises OSError as it finds no weights; for timm under an architecture that
+    `timm.create_model` does not know.
 
     Raises:
-        ConfigurationError: nothing is attached; a model of none of these libraries; a timm model that was not made by
-            `timm.create_model`, or was with an argument that JSON cannot hold. Nothing is written then.
-        DataError: the folder cannot be written, or is a file. A model that was there before is as it was, and so it is where
-            this is killed.
+        ConfigurationError: nothing is attached; the model is of none of these libraries; a timm model was not made by
+            `timm.create_model`, or with an argument that JSON cannot hold. Nothing is written then.
+        DataError: the folder cannot be written, or is a file. A model that was there before is unchanged, also if the
+            process is killed.
     """
-    attachment, folder = Attachment.of(model), _named(folder)
+    attachment, folder = Attachment.of(model), _folder_path(folder)
     frozen = not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules())
-    settings: dict[str, Any] = described(model, attachment) | {"frozen": frozen}
-    for argument in not_json(attachment.settings):
+    settings: dict[str, Any] = attachment_settings(model, attachment) | {"frozen": frozen}
+    for argument in not_serialisable(attachment.settings):
         raise ConfigurationError(
             f"attach was given {argument}, which cannot be written to JSON: give a number or a string."
         )
@@ -72,7 +70,7 @@ def save(model: nn.Module, folder: Path | str) -> None:
         settings |= _dtypes(model)
     else:
         settings["buffers"] = _buffer_dtypes(model)
-    with replaced(folder, stale=all_weights(settings["library"])) as new:
+    with update_atomically(folder, stale=weight_file_names(settings["library"])) as new:
         _write(model, settings, new)
 
 
@@ -88,8 +86,8 @@ def _write(model: nn.Module, settings: dict[str, Any], folder: Path) -> None:
             timm.models.save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
         else:
             save_pretrained: Any = model.save_pretrained
-            save_pretrained(folder, max_shard_size="1000GB", variant=FOLDED if settings["folded"] else None)
-    except SafetensorError as error:  # a full disk, for one
+            save_pretrained(folder, max_shard_size="1000GB", variant=FOLDED_VARIANT if settings["folded"] else None)
+    except SafetensorError as error:  # such as a full disk
         raise OSError(str(error)) from error
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
@@ -101,27 +99,28 @@ def load(
     positions: Tensor | Callable[..., Tensor] | None = None,
     example: Any = None,
 ) -> nn.Module:
-    """The model that `save` wrote, with its encodings, in evaluation mode.
+    """Returns the model that `save` wrote, with its encodings, in eval mode.
 
-    It reads what `save_pretrained` of an attached model of transformers or diffusers wrote as well, a checkpoint of `Trainer`
-    for example, in one file or in many: `attach` notes in the configuration what was attached.
+    Also reads what `save_pretrained` of an attached model of transformers or diffusers wrote, such as a checkpoint of
+    `Trainer`, in one file or in shards, since `attach` describes the encoding in the configuration.
 
     Args:
-        folder: with config.json, weights in safetensors and, where `save` wrote it, comrope.json.
-        kind: the class of the model, where it is of transformers' or diffusers' kind but not in that library.
-        positions: as for `attach`: what the model was attached with, where it was, as no file holds a function.
-        example: as for `attach`, where it was needed there.
+        folder: has config.json, weights in safetensors and, if `save` wrote it, comrope.json.
+        kind: the class of the model, if it derives from a class of transformers or diffusers but is not in that library.
+        positions: as for `attach`, if the model was attached with positions, since no file can hold a function.
+        example: as for `attach`, if it was needed there.
     Raises:
-        DataError: files that are missing, damaged or of another model; a tensor that is missing, or does not fit, is named.
-        ConfigurationError: the model was attached with positions=…, and is to be loaded without; what `attach` raises.
+        DataError: files are missing, damaged or of another model; the message names a tensor that is missing or does not
+            fit.
+        ConfigurationError: the model was attached with positions=…, and these are missing; and whatever `attach` raises.
     """
-    folder = _named(folder)
+    folder = _folder_path(folder)
     if kind is not None and not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ConfigurationError(f"kind={kind!r}: expected the class of a model, or None for the one that was saved.")
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: give one that comrope.save wrote, with {SETTINGS} in it.")
-    settle(folder)
-    settings = settings_of(folder)
+    finish_update(folder)
+    settings = read_settings(folder)
     if settings.get("positions") and positions is None:
         raise ConfigurationError(
             f"{folder}: this model was attached with positions=…, which no file holds: give them, comrope.load(folder, "
@@ -129,16 +128,16 @@ def load(
         )
     if kind is not None and settings["library"] == "timm":
         raise ConfigurationError(f"kind={kind.__name__}: timm.create_model makes this model; leave kind out.")
-    again = settings["attach"] | {"positions": positions, "example": example}
+    attach_arguments = settings["attach"] | {"positions": positions, "example": example}
     if settings["library"] == "transformers":
-        return _load_transformers(folder, settings, again, kind).eval()
+        return _load_transformers(folder, settings, attach_arguments, kind).eval()
     timm = settings["library"] == "timm"
-    model = _made_by_timm(folder, settings) if timm else _made_by_diffusers(folder, settings, kind)
-    return _load_by_name(model, weights_of(folder, settings), settings, again).eval()
+    model = _make_timm_model(folder, settings) if timm else _make_diffusers_model(folder, settings, kind)
+    return _load_by_name(model, saved_weights_path(folder, settings), settings, attach_arguments).eval()
 
 
-def _named(folder: Any) -> Path:
-    """The path of a folder that may be there or not; ConfigurationError where none can have that name."""
+def _folder_path(folder: Any) -> Path:
+    """Returns a path, whether it exists or not; ConfigurationError if nothing can have that name."""
     try:
         path = Path(folder)
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -154,7 +153,7 @@ def _named(folder: Any) -> Path:
 
 
 def _timm_architecture(model: nn.Module) -> str:
-    """The entry of timm that makes the model; ConfigurationError where its arguments cannot be written."""
+    """Returns the name by which `timm.create_model` makes the model; ConfigurationError if its arguments cannot be written."""
     import timm
 
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
@@ -168,7 +167,7 @@ def _timm_architecture(model: nn.Module) -> str:
             f"timm {timm.__version__} does not keep the arguments of timm.create_model, and the model could not be made again: "
             "timm 1.0.31 does. Or save its state_dict() with safetensors, make the model, attach, and load_state_dict()."
         )
-    for argument in not_json(get_model_args(model)):
+    for argument in not_serialisable(get_model_args(model)):
         raise ConfigurationError(
             f"timm.create_model was given {argument}, which cannot be written to JSON. Give a string where timm takes one "
             "(norm_layer='layernorm'), or register an entry that sets it, with timm.models.register_model, and make the model "
@@ -177,59 +176,61 @@ def _timm_architecture(model: nn.Module) -> str:
     return architecture
 
 
-def _made_by_timm(folder: Path, settings: dict[str, Any]) -> nn.Module:
+def _make_timm_model(folder: Path, settings: dict[str, Any]) -> nn.Module:
     import timm
 
     path = folder / "config.json"
     config = read_json(path)
     architecture, arguments = timm_arguments(path, config, settings.get("architecture", config.get("architecture")))
-    with made_as_said(path), no_larger_than(shards(weights_of(folder, settings))):
+    with configuration_errors(path), limit_model_size(shard_paths(saved_weights_path(folder, settings))):
         return timm.create_model(architecture, **arguments)
 
 
 # diffusers
 
 
-def _made_by_diffusers(folder: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
-    kind = _class(folder, settings) if kind is None else kind
+def _make_diffusers_model(folder: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
+    kind = _model_class(folder, settings) if kind is None else kind
     path = folder / "config.json"
     config = {key: value for key, value in read_json(path).items() if key != "comrope"}
-    with made_as_said(path), no_larger_than(shards(weights_of(folder, settings))):
+    with configuration_errors(path), limit_model_size(shard_paths(saved_weights_path(folder, settings))):
         return kind.from_config(config)
 
 
 # timm and diffusers
 
 
-def _load_by_name(model: nn.Module, path: Path, settings: dict[str, Any], again: dict[str, Any]) -> nn.Module:
-    """Weights and encodings into a model that has the names that the file has."""
+def _load_by_name(
+    model: nn.Module, path: Path, settings: dict[str, Any], attach_arguments: dict[str, Any]
+) -> nn.Module:
+    """Loads weights and encodings into a model with the same names as the file."""
     from comrope.hosts import fold
 
-    tensors = {name: tensor for shard in shards(path) for name, tensor in read_tensors(shard).items()}
+    tensors = {name: tensor for shard in shard_paths(path) for name, tensor in read_tensors(shard).items()}
     check_dtypes(path, model.state_dict(), tensors)
-    with torch.no_grad():  # the proof is one of these weights
+    with torch.no_grad():  # so that the proof in `attach` runs with the saved weights
         for name, tensor in model.state_dict().items():
             if name in tensors and tensors[name].shape == tensor.shape:
                 tensor.copy_(tensors[name])
-    _attach_again(model, again)
+    _reattach(model, attach_arguments)
     if _is_frozen(settings, {key: tensor for key, tensor in tensors.items() if ".encoding." in key}, model):
         freeze(model)
     if settings["folded"]:
         fold(model)
-    fill(model, tensors, path)
-    made = dict(model.named_buffers())
+    load_tensors(model, tensors, path)
+    buffers = dict(model.named_buffers())
     for name, dtype in settings.get("buffers", {}).items():
-        if name in made:
-            cast(model, name, _dtype(dtype))
+        if name in buffers:
+            cast_tensor(model, name, _dtype(dtype))
     return model
 
 
-def _attach_again(model: nn.Module, again: dict[str, Any]) -> None:
-    """`attach`; where the model's weights are such that nothing can be proved of it, with others for as long as that takes."""
+def _reattach(model: nn.Module, attach_arguments: dict[str, Any]) -> None:
+    """Calls `attach`. If the proof fails with the model's weights, all zeros for example, it uses random weights meanwhile."""
     from comrope.hosts import attach
 
     try:
-        attach(model, **again)
+        attach(model, **attach_arguments)
     except ConfigurationError:
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         generator = torch.Generator().manual_seed(0)
@@ -238,13 +239,13 @@ def _attach_again(model: nn.Module, again: dict[str, Any]) -> None:
                 draws = torch.randn(parameter.shape, generator=generator, dtype=torch.float32) / 5
                 parameter.copy_(draws)
         try:
-            attach(model, **again)
+            attach(model, **attach_arguments)
         finally:
             model.load_state_dict(state, strict=False)
 
 
 def _buffer_dtypes(model: nn.Module) -> dict[str, str]:
-    """Of what the model works out anew when it is made, and was cast with it."""
+    """Returns the dtypes of buffers outside of the state dict, which are computed when a model is made, and cast with it."""
     kept = model.state_dict().keys()
     buffers = {
         name: buffer for name, buffer in model.named_buffers() if name not in kept and buffer.is_floating_point()
@@ -256,25 +257,25 @@ def _buffer_dtypes(model: nn.Module) -> dict[str, str]:
 
 
 def _load_transformers(
-    folder: Path, settings: dict[str, Any], again: dict[str, Any], kind: type[nn.Module] | None
+    folder: Path, settings: dict[str, Any], attach_arguments: dict[str, Any], kind: type[nn.Module] | None
 ) -> nn.Module:
     from comrope.hosts import fold
 
-    path = weights_of(folder, settings)
-    angles = angles_in(path)
-    model = _plain(path, settings, _class(folder, settings) if kind is None else kind)
+    path = saved_weights_path(folder, settings)
+    angles = read_encoding_tensors(path)
+    model = _load_without_encoding(path, settings, _model_class(folder, settings) if kind is None else kind)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()} if settings["folded"] else {}
-    _attach_again(model, again)
+    _reattach(model, attach_arguments)
     if _is_frozen(settings, angles, model):
         freeze(model)
     if settings["folded"]:
         fold(model)
         model.load_state_dict(weights, strict=False)
-    fill_angles(model, angles, path)
-    if exceptions := settings.get("dtypes"):
-        for name in model.state_dict().keys() - encodings_of(model).keys():
+    load_encoding_tensors(model, angles, path)
+    if other_dtypes := settings.get("dtypes"):
+        for name in model.state_dict().keys() - encoding_state(model).keys():
             if model.state_dict()[name].is_floating_point():
-                cast(model, name, _dtype(exceptions.get(name, settings["dtype"])))
+                cast_tensor(model, name, _dtype(other_dtypes.get(name, settings["dtype"])))
     return model
 
 
@@ -285,13 +286,13 @@ def _dtype(name: Any) -> torch.dtype:
     return found
 
 
-def _class(folder: Path, settings: dict[str, Any]) -> type[nn.Module]:
+def _model_class(folder: Path, settings: dict[str, Any]) -> type[nn.Module]:
     library: str = settings["library"]
     of_library = importlib.import_module(library)
     name: str = settings["class"]
     module: str = settings.get("module", library)
     kind = getattr(of_library, name, None)
-    if kind is None and module.startswith(f"{library}."):  # no other module is imported because a file says so
+    if kind is None and module.startswith(f"{library}."):  # a file cannot name any other module to import
         try:
             kind = getattr(importlib.import_module(module), name, None)
         except ImportError:
@@ -305,7 +306,7 @@ def _class(folder: Path, settings: dict[str, Any]) -> type[nn.Module]:
 
 
 def _dtypes(model: nn.Module) -> dict[str, Any]:
-    """The dtype of the weights, as config.json has it, and of those that have another."""
+    """Returns the dtype in config.json, and the weights that have another one, with theirs."""
     main = str(model.dtype).removeprefix("torch.")
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Encoding))
     dtypes = {
@@ -316,20 +317,20 @@ def _dtypes(model: nn.Module) -> dict[str, Any]:
     return {"dtype": main, "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != main}}
 
 
-def _plain(path: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
-    """The model without its encoding, as its own class reads it; weights of several dtypes in one that holds them all."""
+def _load_without_encoding(path: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
+    """Returns the model without its encoding, loaded by its own class; weights of several dtypes in one that holds them all."""
     from transformers import logging
 
     dtype: Any = "auto"
-    if exceptions := settings.get("dtypes"):  # one that holds all of them
-        dtype = torch.float64 if "float64" in {settings["dtype"], *exceptions.values()} else torch.float32
+    if other_dtypes := settings.get("dtypes"):  # a dtype that holds all of them
+        dtype = torch.float64 if "float64" in {settings["dtype"], *other_dtypes.values()} else torch.float32
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # angles are no weights that it knows
+    logging.set_verbosity_error()  # no warning about the angles, which it does not know
     try:
-        with made_as_said(path.with_name("config.json")), no_larger_than(shards(path)):
+        with configuration_errors(path.with_name("config.json")), limit_model_size(shard_paths(path)):
             model, found = kind.from_pretrained(
                 path.parent,
-                variant=None if path.name == WEIGHTS else FOLDED,
+                variant=None if path.name == WEIGHTS else FOLDED_VARIANT,
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
@@ -345,12 +346,12 @@ def _plain(path: Path, settings: dict[str, Any], kind: Any) -> nn.Module:
 
 
 def _is_frozen(settings: dict[str, Any], angles: Mapping[str, Tensor], model: nn.Module) -> bool:
-    return settings["frozen"] if "frozen" in settings else _are_constants(angles, model)
+    return settings["frozen"] if "frozen" in settings else _angles_are_frozen(angles, model)
 
 
-def _are_constants(angles: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Whether the angles are those of a frozen model: other tensors than the learned ones, or of another precision."""
-    own = encodings_of(model)
+def _angles_are_frozen(angles: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Returns whether the angles are those of a frozen model: other tensors than the learned ones, or of another precision."""
+    own = encoding_state(model)
     if {key.rpartition(".")[2] for key in angles} != {key.rpartition(".")[2] for key in own}:
         return True
     return {t.dtype for t in angles.values()} == {torch.float64} != {t.dtype for t in own.values()}

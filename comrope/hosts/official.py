@@ -1,4 +1,4 @@
-"""Parameters in the naming of the paper's released code."""
+"""`load_official`: angles from checkpoints of the paper's released code."""
 
 import re
 from collections.abc import Mapping
@@ -11,32 +11,35 @@ from torch import Tensor, nn
 from comrope._values import is_floating, is_number, shape_of
 from comrope.encodings import ComRoPEAP, ComRoPELD, LieRE
 from comrope.errors import ConfigurationError, DataError
-from comrope.hosts._tensors import read_tensors
+from comrope.hosts._weight_files import read_tensors
 
 
 def load_official(
     model: nn.Module, source: Path | str | Mapping[str, Tensor], *, scale_factor: float = 1.0
 ) -> nn.Module:
-    """Takes angles from a state dict with the names of the paper's released code, layer by layer, in order.
+    """Copies angles from a state dict with the names of the paper's released code into a model, layer by layer, in order.
 
     Args:
         model: has as many ComRoPE-AP, ComRoPE-LD or LieRE layers as the state dict.
-        source: a state dict, or a file of one (read with weights_only=True). In each layer `freqs`, (H, 1, m, b, b), or
-            (H, N, m, b, b) of LieRE, and with LD `multiplier`, (1, N, m, 1, 1), which all heads share.
-        scale_factor: of LieRE, from the release's configuration.
+        source: a state dict, or a file with one (read with weights_only=True). Each layer has `freqs`, (H, 1, m, b, b),
+            or (H, N, m, b, b) for LieRE; for LD also `multiplier`, (1, N, m, 1, 1), which all heads share.
+        scale_factor: for LieRE, from the release's configuration.
     Returns:
         The model. Only the angles have changed.
     Raises:
-        DataError: a key that is missing or of another shape, by name; a file that cannot be read. Nothing has changed then.
-        ConfigurationError: no model, or a factor that is none.
+        DataError: a key is missing or of another shape (the message names it), or the file cannot be read. The model is
+            unchanged.
+        ConfigurationError: the model is not a module, or the factor is not a number that can be used.
     """
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")
     if not is_number(scale_factor, 1e-15):
         raise ConfigurationError(f"scale_factor={scale_factor!r}: expected a finite number above 0, 1e-15 or more.")
-    state = source if isinstance(source, Mapping) else _official_file(source)
+    state = source if isinstance(source, Mapping) else _read_state_dict(source)
     layers = [m for m in model.modules() if isinstance(m, (ComRoPEAP, ComRoPELD, LieRE))]
-    keys = sorted((key for key in state if isinstance(key, str) and re.search(r"(^|\.)freqs$", key)), key=_by_number)
+    keys = sorted(
+        (key for key in state if isinstance(key, str) and re.search(r"(^|\.)freqs$", key)), key=_natural_order
+    )
     if not layers or len(keys) != len(layers):
         raise DataError(
             f"{len(keys)} keys end in 'freqs', and the model has {len(layers)} layers of comrope-ap, comrope-ld or liere: "
@@ -46,12 +49,12 @@ def load_official(
     for key, layer in zip(keys, layers, strict=True):
         base = layer.base_matrices
         if isinstance(layer, LieRE):
-            changes.append((base, _official(state, key, base.transpose(0, 1)).transpose(0, 1) / scale_factor))
+            changes.append((base, _checked_tensor(state, key, base.transpose(0, 1)).transpose(0, 1) / scale_factor))
             continue
-        changes.append((base, _official(state, key, base.unsqueeze(1)).squeeze(1)))
+        changes.append((base, _checked_tensor(state, key, base.unsqueeze(1)).squeeze(1)))
         if isinstance(layer, ComRoPELD):
             scale = layer.axis_scale  # (N, H, m)
-            shared = _official(state, key[: -len("freqs")] + "multiplier", scale[None, :, 0, :, None, None])
+            shared = _checked_tensor(state, key[: -len("freqs")] + "multiplier", scale[None, :, 0, :, None, None])
             changes.append((scale, shared.view(len(scale), 1, -1).expand_as(scale)))
     with torch.no_grad():
         for parameter, value in changes:
@@ -59,7 +62,8 @@ def load_official(
     return model
 
 
-def _official(state: Mapping[str, Tensor], key: str, like: Tensor) -> Tensor:
+def _checked_tensor(state: Mapping[str, Tensor], key: str, like: Tensor) -> Tensor:
+    """Returns the tensor of a key; DataError unless it is finite and has the shape of `like`."""
     if key not in state:
         raise DataError(f"the state dict has no {key!r}, which this encoding needs. Is it of another encoding?")
     value = state[key]
@@ -72,13 +76,13 @@ def _official(state: Mapping[str, Tensor], key: str, like: Tensor) -> Tensor:
     return value
 
 
-def _official_file(source: Any) -> Mapping[str, Tensor]:
+def _read_state_dict(source: Any) -> Mapping[str, Tensor]:
     try:
         path = Path(source)
         state = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except DataError:
         raise
-    except Exception as error:  # whatever zip, pickle and torch make of a wrong file
+    except Exception as error:  # whatever zip, pickle and torch raise for a wrong file
         raise DataError(
             f"{source!r} cannot be read as a state dict: {error}. Give the file that was released."
         ) from error
@@ -88,5 +92,6 @@ def _official_file(source: Any) -> Mapping[str, Tensor]:
     return state
 
 
-def _by_number(key: str) -> list[int | str]:
+def _natural_order(key: str) -> list[int | str]:
+    """Sorts numbers in keys by value."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]

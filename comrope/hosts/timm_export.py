@@ -1,4 +1,4 @@
-"""Export: an attached timm model as a stock timm `Eva` with rope_type="mixed", which timm alone builds and loads."""
+"""`export_timm`: an attached timm model as a stock timm `Eva` with rope_type="mixed", which needs no comrope."""
 
 import copy
 from typing import Any
@@ -11,13 +11,13 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import find_layers
-from comrope.hosts._surgery import Attachment
-from comrope.hosts._tokens import Canvas
+from comrope.hosts._attachment import Attachment
+from comrope.hosts._attention_layer import find_attention_layers
+from comrope.hosts._coordinate_grid import CoordinateGrid
 from comrope.hosts.fold import fold
 
 ARCHITECTURES = {1e-6: "vit_small_patch16_rope_mixed_224", 1e-5: "vit_small_patch16_dinov3"}
-"""Entries of timm that build an Eva whose norms have this epsilon; everything else is given by arguments."""
+"""Architectures of timm that are an Eva whose norms have this epsilon. Everything else is set by arguments."""
 
 ROPE = {
     "use_rot_pos_emb": True,
@@ -29,11 +29,11 @@ ROPE = {
 
 
 def to_eva(model: nn.Module) -> Eva:
-    """What `comrope.export_timm` promises."""
+    """Implements `comrope.export_timm`."""
     attachment = Attachment.of(model)
     clone: Any = fold(copy.deepcopy(model))
     if type(clone) is Eva and "_comrope" not in vars(clone):
-        _give_back(clone, attachment)  # its own RoPE took the frequencies back
+        _copy_exact_frequencies(clone, attachment)  # `fold` has written them into its own RoPE
         return clone
     if type(clone) is VisionTransformer:
         name, settings, state = _from_vision_transformer(clone)
@@ -47,33 +47,35 @@ def to_eva(model: nn.Module) -> Eva:
     exported: Any = timm.create_model(name, **settings | ROPE | size | pool)
     weight = clone.patch_embed.proj.weight
     exported.to(weight.device, weight.dtype)
-    exported.rope.to(dtype=_of_frequencies(weight.dtype))
-    _load(exported, state)
+    exported.rope.to(dtype=_frequency_dtype(weight.dtype))
+    _load_state(exported, state)
     return exported.train(model.training)
 
 
-def _of_frequencies(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of frequencies in an Eva whose weights have this one; timm works out its table in theirs."""
+def _frequency_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of frequencies for weights of a dtype. timm computes its table in the dtype of the frequencies."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @torch.no_grad()
-def _give_back(exported: Any, attachment: Attachment) -> None:
-    """Frequencies of the attached model in the RoPE of its folded copy, which has rounded them to the dtype of the weights."""
-    rope = exported.rope.to(dtype=_of_frequencies(exported.patch_embed.proj.weight.dtype))
-    for graft in attachment.grafts:
-        trunk: Any = graft.trunk.module
-        depths = {layer.attention: i for i, layer in enumerate(find_layers(trunk.blocks))}
-        for seat in graft.seats:
-            attention: Any = seat.attention
+def _copy_exact_frequencies(exported: Any, attachment: Attachment) -> None:
+    """Copies the attached model's frequencies into the RoPE of its folded copy, where they are rounded to the weights'
+    dtype.
+    """
+    rope = exported.rope.to(dtype=_frequency_dtype(exported.patch_embed.proj.weight.dtype))
+    for attached in attachment.backbones:
+        backbone: Any = attached.backbone.module
+        depths = {layer.attention: i for i, layer in enumerate(find_attention_layers(backbone.blocks))}
+        for layer in attached.layers:
+            attention: Any = layer.attention
             frequencies = attention.encoding.spectrum()[1].flatten(2)  # (2, H, D/2)
             rope.freqs[:, depths[attention]] = frequencies.flip(0) if rope.grid_indexing == "xy" else frequencies
 
 
-def _load(exported: Eva, state: dict[str, Tensor]) -> None:
+def _load_state(exported: Eva, state: dict[str, Tensor]) -> None:
     own = exported.state_dict()
     for key in own.keys() - state.keys():
-        # An Eva may have a bias or a layer scale where the model has none.
+        # An Eva may have a bias or a layer scale that the model does not have.
         if key.endswith("bias"):
             state[key] = torch.zeros_like(own[key])
         elif key.endswith(("gamma_1", "gamma_2")):
@@ -87,7 +89,7 @@ def _load(exported: Eva, state: dict[str, Tensor]) -> None:
 
 
 def _from_vision_transformer(model: Any) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Which entry of timm, with which arguments, and the weights by the names of an Eva."""
+    """Returns an architecture of timm, its arguments, and the weights by the names of an Eva."""
     _check_expressible(model)
     block = model.blocks[0]
     attention, mlp = block.attn, block.mlp
@@ -130,7 +132,7 @@ def _from_vision_transformer(model: Any) -> tuple[str, dict[str, Any], dict[str,
 
 
 def _check_expressible(model: Any) -> None:
-    """ConfigurationError for a VisionTransformer that differs from an Eva in more than names."""
+    """Raises ConfigurationError if a VisionTransformer differs from an Eva in more than names."""
     blocks, norms = list(model.blocks), [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
     activations = {_name(m.act) for m in model.modules() if isinstance(m, Mlp)}
     obstacles = {
@@ -160,7 +162,7 @@ def _name(activation: nn.Module) -> str:
 
 
 def _from_eva(model: Any) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """As `_from_vision_transformer`: the entry and arguments that the Eva itself was made with."""
+    """Returns the same as `_from_vision_transformer`: the architecture and arguments that the Eva itself was made with."""
     arguments = getattr(model, "_model_args", None)
     if arguments is None or "architecture" not in (getattr(model, "pretrained_cfg", None) or {}):
         raise ConfigurationError("This Eva does not know its own arguments: make it with timm.create_model.")
@@ -177,8 +179,8 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _index_frequencies(model: Any) -> Tensor:
-    """ω of all layers for positions that are patch indices, (2, depth, H, D/2), axes (column, row) as timm has them."""
-    attentions: list[Any] = [layer.attention for layer in find_layers(model.blocks)]
+    """Returns ω of all layers for positions that are patch indices, (2, depth, H, D/2), axes (column, row) as in timm."""
+    attentions: list[Any] = [layer.attention for layer in find_attention_layers(model.blocks)]
     num_heads, head_dim = attentions[0].num_heads, attentions[0].head_dim
     if head_dim % 4:
         raise ConfigurationError(f"head_dim={head_dim}: timm's mixed RoPE wants a multiple of 4.")
@@ -196,18 +198,22 @@ def _index_frequencies(model: Any) -> Tensor:
             raise ConfigurationError("Grouped-query attention: timm's mixed RoPE has frequencies for every query head.")
         layers.append(encoding.frequencies.detach().flatten(2))
     frequencies = torch.stack([layer.to(model.patch_embed.proj.weight.device) for layer in layers], dim=1)
-    return (frequencies * _step(model, frequencies).view(2, 1, 1, 1)).flip(0)
+    return (frequencies * _patch_spacing(model, frequencies).view(2, 1, 1, 1)).flip(0)
 
 
-def _step(model: Any, frequencies: Tensor) -> Tensor:
-    """How far neighbouring patches are apart on each axis, (2,); ConfigurationError where indices cannot say it."""
+def _patch_spacing(model: Any, frequencies: Tensor) -> Tensor:
+    """Returns the distance of neighbouring patches on each axis, (2,).
+
+    Raises:
+        ConfigurationError: prefix tokens are not at the first patch, where timm has them.
+    """
     rows, columns = model.patch_embed.grid_size
-    canvas: Canvas = Attachment.of(model).grafts[0].hooks[0].call.canvas  # pyright: ignore[reportFunctionMemberAccess]
-    positions = canvas.positions((rows, columns), model.num_prefix_tokens, like=frequencies.double())
+    grid: CoordinateGrid = Attachment.of(model).backbones[0].hooks[0].call.coordinate_grid  # pyright: ignore[reportFunctionMemberAccess]
+    positions = grid.positions((rows, columns), model.num_prefix_tokens, like=frequencies.double())
     prefix, patches = positions[: model.num_prefix_tokens], positions[model.num_prefix_tokens :]
     elsewhere = len(prefix) > 0 and bool((prefix[0] - patches[0]).abs().max() > 1e-9)
     if elsewhere and frequencies.any():
-        own = canvas.prefix == "origin"
+        own = grid.prefix == "origin"
         remedy = "its own RoPE is made so" if own else "attach with prefix='first', before training"
         raise ConfigurationError(
             f"The {len(prefix)} class and register tokens sit at {prefix[0].tolist()}, but those of timm's mixed RoPE always "

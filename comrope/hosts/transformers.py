@@ -1,8 +1,8 @@
-"""transformers: image, video and language models, by what they are made of and never by their class.
+"""transformers: image, video and language models, found by their submodules and never by the name of their class.
 
-Every `PreTrainedModel` says what it takes and how large: its innermost ones with attention layers are the trunks. Where their
-tokens are is told by whichever of these a trunk has, in this order: a RoPE that is called with `position_ids`, or with the
-image; a convolution that makes patches; an embedding of positions.
+Every `PreTrainedModel` says what input it takes and how large; the innermost ones with attention layers are the
+backbones. Positions are known from the first of these that a backbone has: a RoPE that is called with `position_ids`, or
+with the image; a convolution that makes patches; a position embedding.
 """
 
 import inspect
@@ -16,76 +16,78 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention import Reading, find_layers, half_layout
-from comrope.hosts._patches import tokens_around, tokens_follow
-from comrope.hosts._proof import at_rest
-from comrope.hosts._surgery import Hook, Swap, Trunk
-from comrope.hosts._tables import measured
-from comrope.hosts._tellers import (
+from comrope.hosts._attention_layer import Convention, find_attention_layers, half_layout
+from comrope.hosts._backbone import Backbone, ModuleHook, ModuleOverride
+from comrope.hosts._coordinate_grid import CoordinateGrid
+from comrope.hosts._host_rope import frequencies_from_table
+from comrope.hosts._patch_tokens import check_patch_positions, find_patch_embedding
+from comrope.hosts._position_context import PositionContext
+from comrope.hosts._position_hooks import (
     TABLE,
-    DropTeller,
-    FollowingTokens,
-    GridTeller,
-    IdsTeller,
-    LookupTeller,
-    PackedTeller,
-    SamePlaces,
-    takes,
+    GridPositionHook,
+    MaskedPatchHook,
+    PackedPatchHook,
+    PatchPositionHook,
+    PositionEmbeddingHook,
+    PositionIdsHook,
+    ReorderedPositionContext,
+    RopeTableHook,
+    accepts,
 )
-from comrope.hosts._tokens import Canvas, PatchTeller, Tokens
+from comrope.hosts._proof import deterministic_eval
 
 POSITIONS = r"position|wpe|pos_emb"
-"""What embeddings of positions are called."""
+"""A pattern for the names of position embeddings."""
 
 INNER_ROPE = "apply_rotary_embeddings"
-"""The method of attention layers that work out a RoPE themselves."""
+"""The method by which some attention layers compute and apply a RoPE themselves."""
 
 
-def trunks(model: nn.Module) -> list[Trunk]:
-    """The innermost models of transformers in a model that have attention layers, and positions that comrope can know."""
-    found: list[HFTrunk] = []
+def find_backbones(model: nn.Module) -> list[Backbone]:
+    """Returns the innermost transformers models in a model that have attention layers, and positions that comrope can find."""
+    found: list[TransformersBackbone] = []
     inner: tuple[str, ...] = ()
     models = [(name, module) for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
     for name, module in sorted(models, key=lambda each: -each[0].count(".") - bool(each[0])):
         prefix = f"{name}." if name else ""
-        layers = [layer for layer in find_layers(module, name) if not layer.name.startswith(inner)]
-        kind = _kind(module, prefix, inner)
+        layers = [layer for layer in find_attention_layers(module, name) if not layer.name.startswith(inner)]
+        kind = _backbone_class(module, prefix, inner)
         if layers and kind is not None:
             found.append(kind(module, layers))
             inner += (prefix,)
     names = [name for name, _ in model.named_modules()]
-    found.sort(key=lambda trunk: names.index(trunk.layers[0].name))
-    # A text tower beside others has positions of its own already; alone it is what is meant.
-    lone = [trunk for trunk in found if not isinstance(trunk, EmbeddedTrunk)]
-    return list(lone or found)
+    found.sort(key=lambda backbone: names.index(backbone.layers[0].name))
+    # A model with only a position embedding, such as a text tower, is used only if there are no other backbones.
+    others = [backbone for backbone in found if not isinstance(backbone, PositionEmbeddingBackbone)]
+    return list(others or found)
 
 
-def _kind(module: nn.Module, prefix: str, inner: tuple[str, ...]) -> "type[HFTrunk] | None":
-    """What tells positions in a model, but for what is in the trunks inside of it."""
+def _backbone_class(module: nn.Module, prefix: str, inner: tuple[str, ...]) -> "type[TransformersBackbone] | None":
+    """Returns the class for a model by what its positions are known from, without looking into the backbones inside of it."""
     own = {n: m for n, m in module.named_modules() if not f"{prefix}{n}.".startswith(inner)}
-    if any(_frequency_names(m) and takes(m, "position_ids") for m in own.values()):
-        return TextTrunk if hasattr(module.config, "vocab_size") else GridRopeTrunk
-    if any(takes(m, "spatial_shapes") for m in own.values() if m is not module):
-        return PackedTrunk
-    if any(_frequency_names(m) and takes(m, "pixel_values") for m in own.values()):
-        return PatchRopeTrunk
+    if any(_frequency_names(m) and accepts(m, "position_ids") for m in own.values()):
+        return TextBackbone if hasattr(module.config, "vocab_size") else GridRopeBackbone
+    if any(accepts(m, "spatial_shapes") for m in own.values() if m is not module):
+        return PackedPatchBackbone
+    if any(_frequency_names(m) and accepts(m, "pixel_values") for m in own.values()):
+        return PatchRopeBackbone
     if any(hasattr(m, INNER_ROPE) for m in own.values()):
-        return InnerRopeTrunk
+        return InnerRopeBackbone
     if any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in own.values()):
-        return PatchTrunk
+        return PatchBackbone
     if any(isinstance(m, nn.Embedding) and re.search(POSITIONS, n.rpartition(".")[2]) for n, m in own.items()):
-        return EmbeddedTrunk
+        return PositionEmbeddingBackbone
     return None
 
 
 def _frequency_names(module: nn.Module) -> list[str]:
-    """Buffers with the frequencies of a RoPE; where there is one for each kind of layer, all of them."""
+    """Returns the names of the buffers with a RoPE's frequencies, of which there may be one for each type of layer."""
     names = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("inv_freq")]
     return [name for name in names if "original" not in name]
 
 
 def _example_shape(module: Any, name: str) -> tuple[int, ...] | None:
-    """Of a small main input, as the configuration tells; None where it does not."""
+    """Returns the shape of a small main input, from the configuration; None if that does not tell."""
     config = module.config
     size = getattr(config, "image_size", None) or getattr(config, "crop_size", None)
     if size is not None:
@@ -101,25 +103,27 @@ def _example_shape(module: Any, name: str) -> tuple[int, ...] | None:
     return None
 
 
-class HFTrunk(Trunk):
-    """A model of transformers, or the part of one that has the attention layers."""
+class TransformersBackbone(Backbone):
+    """A transformers model, or the part of one with the attention layers."""
 
     module: Any
 
-    def __init__(self, module: nn.Module, layers, tokens: Tokens | None = None):
-        super().__init__(module, layers, Tokens() if tokens is None else tokens)
+    def __init__(self, module: nn.Module, layers, position_context: PositionContext | None = None):
+        super().__init__(module, layers, PositionContext() if position_context is None else position_context)
 
-    def swaps(self, *, keep_ape, whole):
+    def overrides(self, *, keep_ape, all_layers):
         if keep_ape:
             return []
-        # Embeddings add it whatever it is: zeros are what they can do without.
-        swaps = []
+        # Embeddings always add it, so it is set to zeros.
+        overrides = []
         for owner in self.module.modules():
             for name, parameter in owner.named_parameters(recurse=False):
                 embedded = isinstance(owner, nn.Embedding) and owner in self._position_embeddings()
                 if embedded or re.fullmatch(r"(abs_)?pos(ition)?_?embed(ding)?s?", name):
-                    swaps.append(Swap(owner, {name: nn.Parameter(torch.zeros_like(parameter), requires_grad=False)}))
-        return swaps
+                    overrides.append(
+                        ModuleOverride(owner, {name: nn.Parameter(torch.zeros_like(parameter), requires_grad=False)})
+                    )
+        return overrides
 
     def _position_embeddings(self) -> list[nn.Embedding]:
         modules = self.module.named_modules()
@@ -133,13 +137,13 @@ class HFTrunk(Trunk):
                 f"{type(self.module).__name__} takes {name}, of which comrope cannot make up an example: give one, "
                 "comrope.attach(model, name, example={…}), the arguments of a small forward pass."
             )
-        if name == "input_ids" and not self._sees:
+        if name == "input_ids" and not self._takes_pixels:
             return {name: torch.randint(config.vocab_size, shape, device=weight.device)}
         name = "pixel_values" if name == "input_ids" else name
         return {name: torch.randn(shape, dtype=weight.dtype, device=weight.device)}
 
-    _sees = False
-    """Whether it takes images, videos or sound, whatever it calls its main input."""
+    _takes_pixels = False
+    """Whether the main input is an image, video or sound, even if the model calls it input_ids."""
 
     def _ropes(self) -> Iterator[tuple[Any, str]]:
         for module in self.module.modules():
@@ -147,30 +151,31 @@ class HFTrunk(Trunk):
                 yield module, name
 
 
-class PatchTrunk(HFTrunk):
-    """Tokens are the patches of a convolution, row by row, perhaps between class and register tokens."""
+class PatchBackbone(TransformersBackbone):
+    """Tokens are the patches of a convolution, in row-major order, perhaps between class and register tokens."""
 
-    _sees = True
+    _takes_pixels = True
 
-    def hooks(self, prefix):
-        canvas, droppers = Canvas(prefix=prefix), self._droppers()
-        if droppers:
-            # Which tokens stay is drawn anew each time: class tokens come first, as the embeddings have them.
-            before = sum(hasattr(dropper, "cls_token") for dropper in droppers)
+    def position_hooks(self, prefix):
+        grid, masking = CoordinateGrid(prefix=prefix), self._masking_embeddings()
+        if masking:
+            # Derivatives cannot tell, since patches are dropped at random. A class token comes first.
+            before = sum(hasattr(module, "cls_token") for module in masking)
             conv = next(m for m in self.module.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
             after = 0
         else:
-            with at_rest(self.module):
-                conv, before, after = tokens_around(self.run, self.module)
-        hooks = [Hook(conv, PatchTeller(self.tokens, canvas, self.module, before, after))]
-        hooks += [Hook(dropper, DropTeller(self.tokens, before), with_kwargs=True) for dropper in droppers]
-        if droppers:
-            with at_rest(self.module):
-                tokens_follow(self.run, self.module, self.tokens, hooks, canvas)
+            with deterministic_eval(self.module):
+                conv, before, after = find_patch_embedding(self.run_example, self.module)
+        hooks = [ModuleHook(conv, PatchPositionHook(self.position_context, grid, self.module, before, after))]
+        for module in masking:
+            hooks.append(ModuleHook(module, MaskedPatchHook(self.position_context, before), with_kwargs=True))
+        if masking:
+            with deterministic_eval(self.module):
+                check_patch_positions(self.run_example, self.module, self.position_context, hooks, grid)
         return hooks
 
-    def _droppers(self) -> list[nn.Module]:
-        """Embeddings that leave out patches: masked autoencoders."""
+    def _masking_embeddings(self) -> list[nn.Module]:
+        """Returns the embeddings that drop patches, as in masked autoencoders."""
         embeddings = (m for m in self.module.modules() if any(isinstance(c, nn.Module) for c in m.children()))
         return [
             m
@@ -181,90 +186,93 @@ class PatchTrunk(HFTrunk):
         ]
 
 
-class InnerRopeTrunk(PatchTrunk):
-    """Its encoder's attention layers work out a RoPE themselves (V-JEPA 2); those of its predictor keep it.
+class InnerRopeBackbone(PatchBackbone):
+    """The attention layers of the encoder compute a RoPE themselves (V-JEPA 2). Those of the predictor keep it.
 
-    That RoPE multiplies the two features of a plane by cosines of different frequencies, so it is no rotation, and no encoding
-    can start from it.
+    That RoPE multiplies the two features of a plane by cosines of different frequencies, so it is not a rotation, and no
+    encoding can start from it.
     """
 
     def __init__(self, module, layers):
         super().__init__(module, [layer for layer in layers if ".predictor." not in f".{layer.name}"])
 
     def example(self):
-        more = {"skip_predictor": True} if takes(self.module, "skip_predictor") else {}
+        more = {"skip_predictor": True} if accepts(self.module, "skip_predictor") else {}
         return super().example() | more
 
-    def readings(self, layer, call):
-        return [Reading(still=INNER_ROPE)]
+    def conventions(self, layer, call):
+        return [Convention(disable_rope=INNER_ROPE)]
 
 
-class PatchRopeTrunk(HFTrunk):
-    """Like it, with a RoPE that is called with the image and measures its patches itself (DINOv3)."""
+class PatchRopeBackbone(TransformersBackbone):
+    """Tokens are patches, and a RoPE is called with the image and computes their positions itself (DINOv3)."""
 
-    def hooks(self, prefix):
-        with at_rest(self.module):
-            conv, before, after = tokens_around(self.run, self.module)
+    def position_hooks(self, prefix):
+        with deterministic_eval(self.module):
+            conv, before, after = find_patch_embedding(self.run_example, self.module)
         config = self.module.config
         augmentation: dict[str, Any] = {
             name: getattr(config, f"pos_embed_{name}", None) for name in ("shift", "jitter", "rescale")
         }
-        canvas = Canvas("centred", "origin", **augmentation)
-        teller = PatchTeller(self.tokens, canvas, self.module, before, after)
-        return [Hook(conv, teller), *(Hook(rope, SamePlaces(teller)) for rope, _ in self._ropes())]
+        grid = CoordinateGrid("centred", "origin", **augmentation)
+        hook = PatchPositionHook(self.position_context, grid, self.module, before, after)
+        return [ModuleHook(conv, hook), *(ModuleHook(rope, RopeTableHook(hook)) for rope, _ in self._ropes())]
 
-    def readings(self, layer, call):
+    def conventions(self, layer, call):
         rope, name = next(self._ropes())
         bands = 2 * math.pi * getattr(rope, name).double()  # (D/4,)
         frequencies = torch.block_diag(bands, bands).unsqueeze(1)
         return [
-            Reading(frequencies=frequencies, order=half_layout(layer.head_dim), table=TABLE, still="origin"),
-            Reading(table=TABLE, still="origin"),
+            Convention(
+                frequencies=frequencies, order=half_layout(layer.head_dim), rope_argument=TABLE, disable_rope="origin"
+            ),
+            Convention(rope_argument=TABLE, disable_rope="origin"),
         ]
 
 
-class TextTrunk(HFTrunk):
-    """Tokens are where the ids say with which its RoPE is called."""
+class TextBackbone(TransformersBackbone):
+    """A RoPE is called with the position ids of the tokens."""
 
     def __init__(self, module, layers):
-        super().__init__(module, layers, Tokens(keyword="position_ids"))
+        super().__init__(module, layers, PositionContext(position_argument="position_ids"))
 
-    def hooks(self, prefix):
+    def position_hooks(self, prefix):
         for rope, _ in self._ropes():
             _check_rope_type(rope)
-        return [Hook(rope, IdsTeller(self.tokens, rope), before=True) for rope in {r: None for r, _ in self._ropes()}]
+        ropes = {rope: None for rope, _ in self._ropes()}
+        return [ModuleHook(rope, PositionIdsHook(self.position_context, rope), is_pre_hook=True) for rope in ropes]
 
-    def readings(self, layer, call):
+    def conventions(self, layer, call):
         table = call.kwargs.get(TABLE)
         if table is None:
-            return [Reading()]
+            return [Convention()]
         cos, positions = table[0], call.positions.double()
-        turned, found = cos.shape[-1], []
+        num_rotated, found = cos.shape[-1], []
         scale = (table[0].double().square() + table[1].double().square()).sqrt().mean()
         for rope, name in self._ropes():
             frequencies = getattr(rope, name).double().to(positions.device)
-            if 2 * len(frequencies) != turned or turned > layer.head_dim:
+            if 2 * len(frequencies) != num_rotated or num_rotated > layer.head_dim:
                 continue
             expected = scale * (positions * frequencies).cos()  # (…, L, r/2)
-            if (cos[..., : turned // 2].double() - expected).abs().max() > 0.05 * scale:
+            if (cos[..., : num_rotated // 2].double() - expected).abs().max() > 0.05 * scale:
                 continue
-            still = torch.zeros((layer.head_dim - turned) // 2).to(frequencies)
-            together = torch.cat((frequencies, still)).view(1, 1, -1)
-            for order in (half_layout(layer.head_dim, turned), None):
-                found.append(Reading(frequencies=together, order=order, table=TABLE, still="origin"))
-        # A layer may be given a table and not use it.
-        return [*found, Reading(table=TABLE, still="origin")]
+            unrotated = torch.zeros((layer.head_dim - num_rotated) // 2).to(frequencies)
+            padded = torch.cat((frequencies, unrotated)).view(1, 1, -1)
+            for order in (half_layout(layer.head_dim, num_rotated), None):
+                found.append(Convention(frequencies=padded, order=order, rope_argument=TABLE, disable_rope="origin"))
+        # A layer may get a table and not use it.
+        return [*found, Convention(rope_argument=TABLE, disable_rope="origin")]
 
 
-class GridRopeTrunk(HFTrunk):
-    """Images of any shape in one row of tokens: a RoPE is called with (row, column) of each (Pixtral, Qwen-VL)."""
+class GridRopeBackbone(TransformersBackbone):
+    """Images of any shape in one sequence of tokens; a RoPE is called with (row, column) of each (Pixtral, Qwen-VL)."""
 
-    _sees = True
+    _takes_pixels = True
 
-    tokens: "FollowingTokens"
+    position_context: ReorderedPositionContext
 
     def __init__(self, module, layers):
-        super().__init__(module, layers, FollowingTokens(keyword=TABLE))
+        super().__init__(module, layers, ReorderedPositionContext(position_argument=TABLE))
 
     def example(self):
         if "grid_thw" not in inspect.signature(self.module.forward).parameters:
@@ -279,21 +287,21 @@ class GridRopeTrunk(HFTrunk):
         first = next(iter(inspect.signature(self.module.forward).parameters))
         return {first: pixels, "grid_thw": grid}
 
-    def hooks(self, prefix):
+    def position_hooks(self, prefix):
         (rope,) = {module: None for module, _ in self._ropes()}
-        return [Hook(rope, GridTeller(self.tokens, rope, self.module.config), with_kwargs=True)]
+        return [ModuleHook(rope, GridPositionHook(self.position_context, rope, self.module.config), with_kwargs=True)]
 
-    def readings(self, layer, call):
+    def conventions(self, layer, call):
         table = call.kwargs.get(TABLE)
         known = torch.cat([getattr(rope, name).flatten() for rope, name in self._ropes()])
         return [
-            Reading(frequencies=frequencies, order=order, table=TABLE, still="origin")
-            for frequencies, order in measured(table, call.positions, layer.head_dim, known)
+            Convention(frequencies=frequencies, order=order, rope_argument=TABLE, disable_rope="origin")
+            for frequencies, order in frequencies_from_table(table, call.positions, layer.head_dim, known)
         ]
 
 
-class PackedTrunk(HFTrunk):
-    """Patches come packed and padded, each image with the shape of its grid (SigLIP 2)."""
+class PackedPatchBackbone(TransformersBackbone):
+    """Patches are packed and padded, and come with the shape of each image's grid (SigLIP 2)."""
 
     def example(self):
         config, weight = self.module.config, next(self.module.parameters())
@@ -305,17 +313,19 @@ class PackedTrunk(HFTrunk):
             "spatial_shapes": torch.tensor([[2, 3]], device=weight.device),
         }
 
-    def hooks(self, prefix):
-        takers = [m for m in self.module.modules() if m is not self.module and takes(m, "spatial_shapes")]
-        embeddings = next(m for m in takers if not any(inner in takers for inner in list(m.modules())[1:]))
-        return [Hook(embeddings, PackedTeller(self.tokens, Canvas(prefix=prefix)), with_kwargs=True)]
+    def position_hooks(self, prefix):
+        accepting = [m for m in self.module.modules() if m is not self.module and accepts(m, "spatial_shapes")]
+        embeddings = next(m for m in accepting if not any(inner in accepting for inner in list(m.modules())[1:]))
+        hook = PackedPatchHook(self.position_context, CoordinateGrid(prefix=prefix))
+        return [ModuleHook(embeddings, hook, with_kwargs=True)]
 
 
-class EmbeddedTrunk(HFTrunk):
-    """Tokens are where an embedding of positions is looked up."""
+class PositionEmbeddingBackbone(TransformersBackbone):
+    """Positions are the ids that a position embedding is called with."""
 
-    def hooks(self, prefix):
-        return [Hook(m, LookupTeller(self.tokens), before=True) for m in self._position_embeddings()[:1]]
+    def position_hooks(self, prefix):
+        hook = PositionEmbeddingHook(self.position_context)
+        return [ModuleHook(embedding, hook, is_pre_hook=True) for embedding in self._position_embeddings()[:1]]
 
 
 def _check_rope_type(rope: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import comrope
 from comrope.cli.tools import Fold
-from comrope.hosts._replaced import is_taken
+from comrope.hosts._atomic_folder import is_taken
 from comrope.lab import runs
 from comrope.lab.classification import plain
 from comrope.lab.study import Job, run_all

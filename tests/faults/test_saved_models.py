@@ -16,7 +16,7 @@ import torch
 
 import comrope
 from comrope.errors import DataError
-from comrope.hosts import _replaced
+from comrope.hosts import _atomic_folder
 
 NUM_KILLS = 25
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
@@ -80,8 +80,8 @@ def test_stopped_between_two_files_the_rest_is_done_later(step, tmp_path, monkey
         moved.append(target)
         return replace(source, target)
 
-    monkeypatch.setattr(_replaced.os, "replace", stop)
-    monkeypatch.setattr(_replaced.shutil, "rmtree", lambda *args, **kwargs: None)  # as if killed
+    monkeypatch.setattr(_atomic_folder.os, "replace", stop)
+    monkeypatch.setattr(_atomic_folder.shutil, "rmtree", lambda *args, **kwargs: None)  # as if killed
     with pytest.raises(KeyboardInterrupt):
         comrope.save(_model(2.0), tmp_path)
     monkeypatch.undo()
@@ -100,7 +100,7 @@ def test_on_a_full_disk_the_older_model_stays(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left"):
         comrope.save(_model(2.0), tmp_path)
     assert _fills(tmp_path) == {1.0}
-    assert not (tmp_path / _replaced.NEW).exists()
+    assert not (tmp_path / _atomic_folder.NEW).exists()
 
 
 @pytest.mark.area("folders that cannot be written")

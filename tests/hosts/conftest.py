@@ -1,8 +1,8 @@
-"""Models of libraries that cannot be imported beside the others are skipped, with the reason."""
+"""Skips models of libraries that cannot be imported together with the others, with the reason."""
 
 import pytest
 
-from tests.hosts.helpers import ABSENT
+from tests.hosts.helpers import UNAVAILABLE
 from tests.hosts.zoo import ZOO
 
 
@@ -10,5 +10,5 @@ from tests.hosts.zoo import ZOO
 def _library_is_there(request):
     case = getattr(request.node, "callspec", None)
     entry = ZOO.get(case.params.get("name")) if case else None
-    if entry is not None and entry.library in ABSENT:
-        pytest.skip(ABSENT[entry.library])
+    if entry is not None and entry.library in UNAVAILABLE:
+        pytest.skip(UNAVAILABLE[entry.library])

@@ -1,4 +1,4 @@
-"""Tiny real models of timm, with weights that make attention look at positions, and what is done to them."""
+"""Tiny models of timm whose attention depends on positions, attached models of the zoo, and comparisons."""
 
 import copy
 import functools
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from comrope import hosts
-from comrope.hosts._surgery import Attachment
-from comrope.hosts._tokens import Canvas, Tokens
-from tests.hosts import outcomes
+from comrope.hosts._attachment import Attachment
+from comrope.hosts._coordinate_grid import CoordinateGrid
+from comrope.hosts._position_context import PositionContext
+from tests.hosts import model_table
 from tests.hosts.zoo import ZOO
 
 VIT = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -27,7 +28,7 @@ VITS = {
     "clip": {"pre_norm": True, "global_pool": "token", "dynamic_img_size": True},
     "qk-norm": {"qk_norm": True, "global_pool": "avg"},
 }
-ROPED = {
+ROPE_HOSTS = {
     "cat": {"dynamic_img_size": True},
     "cat xy": {"rope_grid_indexing": "xy", "rope_grid_offset": 0.5, "ref_feat_shape": (3, 5), "attn_type": "rope"},
     "mixed": {"rope_type": "mixed", "rope_grid_indexing": "xy", "dynamic_img_size": True},
@@ -37,44 +38,46 @@ ROPED = {
     "split": {"qkv_fused": False},
     "mrope": {"rope_type": "mrope"},
 }
-EVERY = (*VITS, *ROPED, "eva")
+ALL_HOSTS = (*VITS, *ROPE_HOSTS, "eva")
 FAMILIES = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
 
-FAMILY: dict[str, Any] = {"name": "comrope-ld", "block_size": 2}
-"""What is attached to each model of the zoo: LD in the smallest blocks, which hold every start."""
+ENCODING: dict[str, Any] = {"name": "comrope-ld", "block_size": 2}
+"""Arguments of `attach` for the models of the zoo: LD in the smallest blocks, which can represent every host's RoPE."""
 
 
 LIBRARIES = ("timm", "transformers", "diffusers", "torch")
-ABSENT: dict[str, str] = {}
-"""Libraries that cannot be imported beside the installed versions of the others, and why."""
+UNAVAILABLE: dict[str, str] = {}
+"""Libraries that cannot be imported together with the installed versions of the others, and why."""
 
 
 @functools.cache
-def recorded(library: str) -> dict[str, str]:
-    """What this version made of each model when docs/models was written; of one that is newer, the newest known."""
-    versions, number = outcomes.recorded()[library], None
+def recorded_outcomes(library: str) -> dict[str, str]:
+    """Returns the recorded outcome of `attach` for each model, of the installed version or else the newest one in
+    docs/models.
+    """
+    versions, number = model_table.recorded_outcomes()[library], None
     try:
-        number = outcomes.version(library)
+        number = model_table.version(library)
     except ImportError as error:
-        ABSENT[library] = str(error)
-    return versions[number if number in versions else outcomes.in_order(versions)[-1]]
+        UNAVAILABLE[library] = str(error)
+    return versions[number if number in versions else model_table.in_order(versions)[-1]]
 
 
-WORKING = [name for library in LIBRARIES for name, reason in recorded(library).items() if not reason]
+SUPPORTED = [name for library in LIBRARIES for name, reason in recorded_outcomes(library).items() if not reason]
 """The models of the zoo that take an encoding."""
 
 
-def with_encoding(name: str, **build) -> nn.Module:
-    """A model of the zoo with an encoding, its angles away from where they start; the same one each time."""
+def attached_model(name: str, **build) -> nn.Module:
+    """Returns a model of the zoo with an encoding and perturbed angles, always the same one."""
     entry = ZOO[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return turned_away(outcomes.attached(entry, model=entry.build(**build), **FAMILY))
+        return perturb_angles(model_table.attach_to(entry, model=entry.build(**build), **ENCODING))
 
 
 @torch.no_grad()
-def turned_away(model: nn.Module, size: float = 0.3) -> nn.Module:
-    """The model with its angles away from where they start, the same way each time."""
+def perturb_angles(model: nn.Module, size: float = 0.3) -> nn.Module:
+    """Adds noise to all angles, always the same noise, and returns the model."""
     generator = torch.Generator().manual_seed(2)
     for parameter in hosts.angle_parameters(model).values():
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
@@ -82,35 +85,35 @@ def turned_away(model: nn.Module, size: float = 0.3) -> nn.Module:
 
 
 def run(name: str, model: nn.Module) -> Tensor:
-    """What a model of the zoo says to its example."""
+    """Returns the output of a model of the zoo for its example."""
     torch.manual_seed(3)
     return ZOO[name].run(model)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """As near as that in units of the largest number expected."""
+    """Asserts that the error is at most `tolerance` times the largest expected number."""
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def loss(output: Tensor) -> Tensor:
-    """Of which each number has a gradient of its own."""
+    """Returns a loss whose gradient in every number of the output is different."""
     return output.float().sin().sum()
 
 
 def tiny(name: str, *, seed: int = 0, **settings) -> nn.Module:
-    """One of VITS or ROPED, or "eva", an Eva without a RoPE; in eval mode."""
+    """Returns one of VITS or ROPE_HOSTS, or "eva", an Eva without a RoPE; in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name in VITS:
             model = VisionTransformer(**VIT | VITS[name] | settings)
         else:
-            model = Eva(**(VIT if name == "eva" else EVA | ROPED[name]) | settings)
-        return stirred(model)
+            model = Eva(**(VIT if name == "eva" else EVA | ROPE_HOSTS[name]) | settings)
+        return randomise_weights(model)
 
 
 @torch.no_grad()
-def stirred(model: nn.Module) -> nn.Module:
-    """The model with weights so large that attention is far from uniform and every part of it shows in the logits."""
+def randomise_weights(model: nn.Module) -> nn.Module:
+    """Sets the weights so large that attention is far from uniform and every part changes the logits; returns the model."""
     for name, parameter in model.named_parameters():
         if "rope" in name:
             continue
@@ -129,27 +132,27 @@ def images(*sizes: tuple[int, int], batch: int = 2) -> list[Tensor]:
     return [torch.randn(batch, 3, *size, generator=generator) for size in sizes]
 
 
-def attached(model: nn.Module, name: str, *, turn: float = 0.0, **settings) -> nn.Module:
-    """A copy of the model with an encoding, its angle parameters `turn` × standard normal away from their start."""
+def attached(model: nn.Module, name: str, *, perturbation: float = 0.0, **settings) -> nn.Module:
+    """Returns a copy of the model with an encoding, and normal noise of size `perturbation` added to its angles."""
     model = hosts.attach(copy.deepcopy(model), name, **settings)
     with torch.no_grad():
         for parameter in hosts.angle_parameters(model).values():
-            parameter.add_(torch.randn_like(parameter), alpha=turn)
+            parameter.add_(torch.randn_like(parameter), alpha=perturbation)
     return model
 
 
 def block_of(family: str, size: int) -> dict:
-    """block_size where the family groups planes."""
+    """Returns the argument block_size, for families that have one."""
     return {"block_size": size} if family.startswith("comrope") or family == "liere" else {}
 
 
 def snapshot(model: nn.Module) -> tuple:
-    """All that a failed or undone attach must leave as it was: weights, classes, attributes, modes and hooks."""
+    """Returns all that a failed or undone attach must leave unchanged: weights, classes, attributes, modes and hooks."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    return state, {name: _nature(module) for name, module in model.named_modules()}
+    return state, {name: _module_state(module) for name, module in model.named_modules()}
 
 
-def _nature(module: nn.Module) -> tuple:
+def _module_state(module: nn.Module) -> tuple:
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     with_arguments = len(module._forward_pre_hooks_with_kwargs) + len(module._forward_hooks_with_kwargs)
     kinds = [getattr(hook, "__qualname__", type(hook)) for hook in hooks]
@@ -157,44 +160,44 @@ def _nature(module: nn.Module) -> tuple:
 
 
 def assert_as_before(model: nn.Module, before: tuple) -> None:
-    state, natures = before
-    now, natures_now = snapshot(model)
+    state, modules = before
+    now, modules_now = snapshot(model)
     assert list(now) == list(state)
     assert all(torch.equal(now[key], state[key]) for key in state)
-    assert natures_now == natures
+    assert modules_now == modules
 
 
-def canvas_of(model: nn.Module) -> Canvas:
-    """How an attached vision model measures positions."""
-    return Attachment.of(model).grafts[0].hooks[0].call.canvas  # pyright: ignore[reportFunctionMemberAccess]
+def coordinate_grid_of(model: nn.Module) -> CoordinateGrid:
+    """Returns the coordinate grid of an attached vision model."""
+    return Attachment.of(model).backbones[0].hooks[0].call.coordinate_grid  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def tokens_of(model: nn.Module) -> list[Tokens]:
-    """The tokens of all that tells or asks positions in an attached model: one object for each trunk, many times."""
-    grafts = Attachment.of(model).grafts
-    tellers = [hook.call.tokens for graft in grafts for hook in graft.hooks]  # pyright: ignore[reportFunctionMemberAccess]
+def position_contexts_of(model: nn.Module) -> list[PositionContext]:
+    """Returns the position contexts of all hooks, backbones and layers: the same object for each backbone, many times."""
+    backbones = Attachment.of(model).backbones
+    hooks: list[Any] = [hook for attached in backbones for hook in attached.hooks]
     return [
-        *tellers,
-        *(graft.trunk.tokens for graft in grafts),
-        *(seat.tokens for graft in grafts for seat in graft.seats),
+        *(hook.call.position_context for hook in hooks),
+        *(attached.backbone.position_context for attached in backbones),
+        *(layer.position_context for attached in backbones for layer in attached.layers),
     ]
 
 
-def places_heard(attention: nn.Module) -> list[Tensor]:
-    """From now on a list of the positions at which an attention layer turns its queries and keys."""
+def record_positions(attention: nn.Module) -> list[Tensor]:
+    """Returns a list, to which an attention layer appends its positions whenever it computes a rotation."""
     encoding: Any = attention.encoding
-    heard, rotation = [], encoding.rotation
+    recorded, rotation = [], encoding.rotation
 
-    def hearing(positions: Tensor, **options) -> Any:
-        heard.append(positions)
+    def recording(positions: Tensor, **options) -> Any:
+        recorded.append(positions)
         return rotation(positions, **options)
 
-    encoding.rotation = hearing
-    return heard
+    encoding.rotation = recording
+    return recorded
 
 
-def unturned(attention: Any, x: Tensor) -> list[Tensor]:
-    """Queries (B, H·g, L, D), keys and values (B, H, L, D) of timm's attention, by its weights, before norms and rotation."""
+def unrotated_qkv(attention: Any, x: Tensor) -> list[Tensor]:
+    """Returns queries (B, H·g, L, D), keys and values (B, H, L, D) of timm's attention, before norms and rotation."""
     if attention.qkv is None:
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         projected = [functional.linear(x, p.weight, p.bias) for p in projections]
@@ -207,26 +210,26 @@ def unturned(attention: Any, x: Tensor) -> list[Tensor]:
 
 
 def by_heads(y: Tensor, head_dim: int) -> Tensor:
-    """(B, L, H·D) as (B, H, L, D)."""
+    """Returns (B, L, H·D) as (B, H, L, D)."""
     return y.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 @torch.no_grad()
-def turned(model: nn.Module, x: Tensor, places: Tensor, **arguments) -> list[Tensor]:
-    """Queries (B, H·g, L, D) and keys (B, H, L, D) that meet in the first attention layer, called with tokens at `places`."""
-    graft = Attachment.of(model).grafts[0]
-    seat, heard = graft.seats[0], {}
-    graft.trunk.tokens.tell(places)
-    parts = {part.name: seat.attention.get_submodule(part.name) for part in seat.parts}
-    # Hooks that come later hear what those of the encoding have made of it.
-    handles = [m.register_forward_hook(lambda m, _, y: heard.update({m: y})) for m in parts.values()]
-    seat.attention(x, **arguments)
+def rotated_queries_and_keys(model: nn.Module, x: Tensor, positions: Tensor, **arguments) -> list[Tensor]:
+    """Returns queries (B, H·g, L, D) and keys (B, H, L, D) of the first attached layer, called with tokens at `positions`."""
+    attached = Attachment.of(model).backbones[0]
+    layer, recorded = attached.layers[0], {}
+    attached.backbone.position_context.set(positions)
+    modules = {module.name: layer.attention.get_submodule(module.name) for module in layer.rotated_modules}
+    # These hooks run after those of the encoding, and get rotated outputs.
+    handles = [m.register_forward_hook(lambda m, _, y: recorded.update({m: y})) for m in modules.values()]
+    layer.attention(x, **arguments)
     for handle in handles:
         handle.remove()
-    outputs = [heard[module] for module in parts.values()]
-    if [part.holds for part in seat.parts] == ["qkv"]:
+    outputs = [recorded[module] for module in modules.values()]
+    if [module.output for module in layer.rotated_modules] == ["qkv"]:
         outputs = outputs[0].chunk(3, dim=-1)[:2]
-    return [y if y.ndim == 4 else by_heads(y, seat.head_dim) for y in outputs]
+    return [y if y.ndim == 4 else by_heads(y, layer.head_dim) for y in outputs]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -234,14 +237,15 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def far_scores(model: nn.Module, distance: int, **arguments) -> Tensor:
-    """Cosines of queries and keys of the first attention layer with an encoding, in groups of tokens `distance` apart.
+    """Returns cosines of queries and keys in the first attached layer, for two groups of tokens that are `distance`
+    apart.
 
-    `arguments` are functions of the places (L, N), and give what else the layer is called with.
+    `arguments` are functions of the positions (L, N), which return the other arguments that the layer is called with.
     """
-    attention: Any = Attachment.of(model).grafts[0].seats[0].attention
+    attention: Any = Attachment.of(model).backbones[0].layers[0].attention
     x = torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(3)).to(next(attention.parameters()).dtype)
-    places = torch.rand(24, attention.encoding.num_axes, generator=torch.Generator().manual_seed(4))
-    places = (places * 9).round().double() + distance * (torch.arange(24) >= 12).double().unsqueeze(1)
-    given = {name: make(places) for name, make in arguments.items()}
-    q, k = (functional.normalize(t.double(), dim=-1) for t in turned(model, x, places, **given))
+    positions = torch.rand(24, attention.encoding.num_axes, generator=torch.Generator().manual_seed(4))
+    positions = (positions * 9).round().double() + distance * (torch.arange(24) >= 12).double().unsqueeze(1)
+    given = {name: make(positions) for name, make in arguments.items()}
+    q, k = (functional.normalize(t.double(), dim=-1) for t in rotated_queries_and_keys(model, x, positions, **given))
     return q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT

@@ -9,23 +9,23 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import comrope
-from tests.hosts.tiny_transformers import build, images, see, stir_angles, words
+from tests.hosts.tiny_transformers import build, forward, images, perturb_angles, token_ids
 from tests.processes import in_two_processes
 
-HOSTS = {"vit": images, "llama": words}
+HOSTS = {"vit": images, "llama": token_ids}
 
 
 def _model(host: str, name: str) -> nn.Module:
-    return stir_angles(comrope.attach(build(host), name)).train()
+    return perturb_angles(comrope.attach(build(host), name)).train()
 
 
 def _loss(model: nn.Module, host: str, x: torch.Tensor) -> torch.Tensor:
-    return see(model, x).square().mean()
+    return forward(model, x).square().mean()
 
 
-def _gradients(rank: int, host: str, name: str, way: str) -> dict[str, torch.Tensor]:
+def _gradients(rank: int, host: str, name: str, wrapper: str) -> dict[str, torch.Tensor]:
     model = _model(host, name)
-    if way == "ddp":
+    if wrapper == "ddp":
         wrapped: nn.Module = DistributedDataParallel(model)
     else:
         mesh = init_device_mesh("cpu", (2,))
@@ -38,7 +38,7 @@ def _gradients(rank: int, host: str, name: str, way: str) -> dict[str, torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("host", "name", "way"),
+    ("host", "name", "wrapper"),
     [
         ("vit", "comrope-ld", "ddp"),
         ("llama", "comrope-mt", "ddp"),
@@ -46,8 +46,8 @@ def _gradients(rank: int, host: str, name: str, way: str) -> dict[str, torch.Ten
         ("llama", "comrope-ld", "fsdp2"),
     ],
 )
-def test_two_processes_have_the_gradients_of_one(host, name, way, tmp_path):
-    found = in_two_processes(_gradients, tmp_path, host, name, way)
+def test_two_processes_have_the_gradients_of_one(host, name, wrapper, tmp_path):
+    found = in_two_processes(_gradients, tmp_path, host, name, wrapper)
     model = _model(host, name)
     _loss(model, host, HOSTS[host]()).backward()
     expected = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""Attached models on disk: what is loaded is what was saved; what is wrong is named; the command line on a saved model."""
+"""Attached models on disk: save and load, errors that name what is wrong, the paper's checkpoints, the command line."""
 
 import json
 
@@ -10,7 +10,7 @@ import transformers
 import comrope
 from comrope import cli
 from comrope.errors import ComropeError, ConfigurationError, DataError
-from tests.hosts.tiny_transformers import build, images, see, stir_angles, words
+from tests.hosts.tiny_transformers import build, forward, images, perturb_angles, token_ids
 
 FAMILIES = ("rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
 TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -22,23 +22,23 @@ def _timm():
 
 
 def _host(host):
-    """A model and what it says of an input."""
+    """Returns a model, and a function that runs a model on an input."""
     if host == "timm":
         return _timm(), lambda m: m(torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32))
-    x = words() if host in ("llama", "qwen3") else images()
-    return build(host), lambda m: see(m, x)
+    x = token_ids() if host in ("llama", "qwen3") else images()
+    return build(host), lambda m: forward(m, x)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("host", ["timm", "clip", "llama"])
 def test_loading_gives_back_what_was_saved(host, name, tmp_path):
-    model, says = _host(host)
-    stir_angles(comrope.attach(model, name))
-    expected = says(model)
+    model, run_model = _host(host)
+    perturb_angles(comrope.attach(model, name))
+    expected = run_model(model)
     comrope.save(model, tmp_path / "m")
     assert not list(tmp_path.glob("**/*.bin")) + list(tmp_path.glob("**/*.pt"))
     loaded = comrope.load(tmp_path / "m")
-    assert torch.equal(says(loaded), expected)
+    assert torch.equal(run_model(loaded), expected)
     assert comrope.check(loaded).holds == (name != "liere" or host == "llama")
     comrope.save(loaded, tmp_path / "again")
     for key, value in loaded.state_dict().items():
@@ -48,8 +48,8 @@ def test_loading_gives_back_what_was_saved(host, name, tmp_path):
 @pytest.mark.parametrize("change", ["fold", "freeze", "bfloat16", "no ape"])
 @pytest.mark.parametrize("host", ["timm", "clip"])
 def test_folded_frozen_cast_and_ape_less_models_come_back_as_they_are(host, change, tmp_path):
-    model, says = _host(host)
-    stir_angles(comrope.attach(model, "comrope-ld", keep_ape=change != "no ape"))
+    model, run_model = _host(host)
+    perturb_angles(comrope.attach(model, "comrope-ld", keep_ape=change != "no ape"))
     if change in ("fold", "freeze"):
         getattr(comrope, change)(model)
     if change == "bfloat16":
@@ -59,7 +59,7 @@ def test_folded_frozen_cast_and_ape_less_models_come_back_as_they_are(host, chan
     assert {k: v.dtype for k, v in loaded.state_dict().items()} == {k: v.dtype for k, v in model.state_dict().items()}
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
     if change != "bfloat16":
-        assert torch.equal(says(loaded), says(model))
+        assert torch.equal(run_model(loaded), run_model(model))
 
 
 @pytest.mark.parametrize("cast", ["float", "half"])
@@ -67,7 +67,7 @@ def test_folded_frozen_cast_and_ape_less_models_come_back_as_they_are(host, chan
 @pytest.mark.parametrize("host", ["timm", "llama"])
 def test_constant_angles_come_back_in_float64_to_the_last_bit(host, change, cast, tmp_path):
     model, _ = _host(host)
-    stir_angles(comrope.attach(model, "comrope-ld"))
+    perturb_angles(comrope.attach(model, "comrope-ld"))
     getattr(getattr(comrope, change)(model), cast)()
     comrope.save(model, tmp_path)
     loaded = comrope.load(tmp_path).state_dict()
@@ -82,15 +82,15 @@ def test_constant_angles_come_back_in_float64_to_the_last_bit(host, change, cast
 @pytest.mark.parametrize("change", ["fold", "freeze"])
 @pytest.mark.parametrize("name", ["rope-mixed", "comrope-ld"])
 @pytest.mark.parametrize("host", ["timm", "llama"])
-def test_folders_of_before_constant_angles_were_float64_load(host, name, change, tmp_path):
-    """They have these in float32, and the identity as the basis of RoPE-Mixed."""
+def test_older_folders_with_float32_constants_load(host, name, change, tmp_path):
+    """They have constant angles in float32, and the identity as the basis of RoPE-Mixed."""
     from safetensors.torch import load_file, save_file
 
-    model, says = _host(host)
-    stir_angles(comrope.attach(model, name))
+    model, run_model = _host(host)
+    perturb_angles(comrope.attach(model, name))
     comrope.save(getattr(comrope, change)(model), tmp_path)
-    expected = says(model)
-    for folded in tmp_path.glob("model.comrope-folded.safetensors"):  # folded weights had no name of their own either
+    expected = run_model(model)
+    for folded in tmp_path.glob("model.comrope-folded.safetensors"):  # nor did folded weights have another name
         folded.rename(tmp_path / "model.safetensors")
     tensors = load_file(tmp_path / "model.safetensors")
     old = {key: tensor.float() for key, tensor in tensors.items() if ".encoding." in key}
@@ -99,7 +99,7 @@ def test_folders_of_before_constant_angles_were_float64_load(host, name, change,
             old[key.replace("frequencies", "basis")] = torch.eye(2).repeat(2, 8, 1, 1)
     save_file(tensors | old, tmp_path / "model.safetensors", {"format": "pt"})
     loaded = comrope.load(tmp_path)
-    torch.testing.assert_close(says(loaded), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run_model(loaded), expected, rtol=1e-4, atol=1e-4)
     for key, value in loaded.state_dict().items():
         if ".encoding." in key:
             assert value.dtype == torch.float64
@@ -108,12 +108,12 @@ def test_folders_of_before_constant_angles_were_float64_load(host, name, change,
 
 @pytest.mark.parametrize("host", ["clip", "qwen3"])
 def test_transformers_itself_loads_the_rest(host, tmp_path):
-    model, says = _host(host)
-    expected = says(model)
+    model, run_model = _host(host)
+    expected = run_model(model)
     comrope.save(comrope.attach(model, "comrope-ld"), tmp_path)
     transformers.logging.set_verbosity_error()
     plain = type(model).from_pretrained(tmp_path).eval()
-    assert (says(plain) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (run_model(plain) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def _saved(tmp_path):
@@ -233,8 +233,8 @@ def test_an_official_file_that_does_not_fit_is_refused_by_key(tmp_path):
 
 
 def test_check_and_fold_on_the_command_line(tmp_path, capsys, monkeypatch):
-    model, says = _host("timm")
-    stir_angles(comrope.attach(model, "comrope-ld"))
+    model, run_model = _host("timm")
+    perturb_angles(comrope.attach(model, "comrope-ld"))
     comrope.save(model, tmp_path / "m")
 
     def run(*arguments):
@@ -249,7 +249,7 @@ def test_check_and_fold_on_the_command_line(tmp_path, capsys, monkeypatch):
     assert "blocks.1.attn.encoding ComRoPELD" in capsys.readouterr().out
     assert run("fold", tmp_path / "m", "-o", tmp_path / "folded") == 0
     folded = comrope.load(tmp_path / "folded")
-    torch.testing.assert_close(says(folded), says(model), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run_model(folded), run_model(model), rtol=1e-4, atol=1e-4)
     assert json.loads((tmp_path / "folded" / "comrope.json").read_text())["folded"]
     assert run("fold", tmp_path / "m", "-o", tmp_path / "folded") == 2
     assert "exists already" in capsys.readouterr().err

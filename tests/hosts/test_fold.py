@@ -1,4 +1,4 @@
-"""Folded models: the same logits, plain RoPE, and nothing of comrope where the host can do without."""
+"""Folded models: the same logits, plain RoPE, and nothing of comrope if the host's own RoPE can hold the frequencies."""
 
 import copy
 
@@ -13,9 +13,9 @@ from comrope.encodings import FixedFrequencies
 from comrope.errors import ConfigurationError, NoSpectrumError
 from tests.helpers import COMMUTING
 from tests.hosts.helpers import (
-    EVERY,
+    ALL_HOSTS,
     FAMILIES,
-    ROPED,
+    ROPE_HOSTS,
     assert_as_before,
     attached,
     block_of,
@@ -28,14 +28,14 @@ from tests.hosts.helpers import (
 
 SIZE = (32, 48)
 SAME_LOGITS = 1e-4
-HOSTS = [host for host in EVERY if host != "qk-norm"]
+HOSTS = [host for host in ALL_HOSTS if host != "qk-norm"]
 
 
 def _trained(host, family, **settings):
-    """As after some training; blocks of 2 hold every host's RoPE but for AP, which starts from nothing there."""
+    """A model as after training. Blocks of 2 represent every host's RoPE, but for AP, which starts from zero angles there."""
     start = {"init": "identity"} if family == "comrope-ap" else {}
-    size = block_of(family, 2 if host in ROPED and family == "comrope-ld" else 4)
-    return attached(tiny(host), family, turn=0.3, **start, **size, **settings)
+    size = block_of(family, 2 if host in ROPE_HOSTS and family == "comrope-ld" else 4)
+    return attached(tiny(host), family, perturbation=0.3, **start, **size, **settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,7 +63,7 @@ def test_folding_keeps_the_logits(host, family):
 
 @pytest.mark.parametrize("name", COMMUTING)
 def test_every_commuting_encoding_folds(name):
-    model = attached(tiny("vit"), name, turn=0.3)
+    model = attached(tiny("vit"), name, perturbation=0.3)
     (x,) = images(SIZE)
     expected = model(x)
     hosts.fold(model)
@@ -122,7 +122,7 @@ REFUSED = {
 
 
 class Wrapper(nn.Module):
-    """Stands where a LoRA layer would."""
+    """Wraps a projection as a LoRA layer does."""
 
     def __init__(self, linear):
         super().__init__()
@@ -133,7 +133,7 @@ class Wrapper(nn.Module):
 
 
 class Own(nn.Linear):
-    """Of a user, and does what every linear layer does."""
+    """A user's subclass that does the same as any linear layer."""
 
     def __init__(self, linear):
         super().__init__(linear.in_features, linear.out_features)
@@ -141,7 +141,7 @@ class Own(nn.Linear):
 
 
 class Adapter(Own):
-    """Of a user, and does something else."""
+    """A user's subclass that does something else."""
 
     def forward(self, x):
         return super().forward(x) + x.tile(3)
@@ -157,7 +157,7 @@ def test_what_cannot_fold_says_why_and_stays_as_it_was(case):
     make, kind, message = REFUSED[case]
     model = make()
     (x,) = images(SIZE)
-    expected = model(x)  # from this pass on what was put in place of a projection is listened to
+    expected = model(x)  # in this pass the module that replaced a projection is hooked
     before = snapshot(model)
     with pytest.raises(kind, match=message):
         hosts.fold(model)
@@ -174,7 +174,7 @@ def test_linear_layers_of_a_user_fold_like_torchs_own():
 
 @pytest.mark.parametrize("half", [False, True])
 def test_norms_with_weights_are_no_obstacle_without_a_basis(half):
-    """Nor is the order in which RoPE pairs features, which stays at run time then."""
+    """Nor is the feature order of the host's RoPE, which then stays at run time."""
     model = tiny("cat", qk_norm=True, rope_rotate_half=half)
     hosts.attach(model, "rope-mixed")
     (x,) = images(SIZE)
@@ -207,7 +207,7 @@ def test_folded_rope_runs_at_a_casts_precision():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("host", ["vit", "grouped"])
 def test_scores_stay_right_however_far(host, family, change, distance):
-    """A frequency rounded to float32 would be seen: by 1e-4 at 8,000 patches, by 1e-2 at a million."""
+    """Rounding frequencies to float32 would change scores by 1e-4 at 8,000 patches, and by 1e-2 at a million."""
     model = _trained(host, family)
     expected = far_scores(model, distance)
     exact = far_scores(copy.deepcopy(model).double(), distance)
@@ -227,7 +227,7 @@ def test_frequencies_are_float64_whatever_the_folded_model_is_cast_to():
         assert all(torch.equal(ours.flatten(2), theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
-def test_a_host_that_takes_the_frequencies_back_rounds_them_once():
+def test_frequencies_in_the_host_s_own_rope_are_rounded_once():
     model = _trained("mixed", "comrope-ld")
     expected = torch.stack([block.attn.encoding.spectrum().frequencies.flatten(2) for block in model.blocks], dim=1)
     assert torch.equal(hosts.fold(model).rope.freqs.flip(0), expected.float())  # axes (column, row) there

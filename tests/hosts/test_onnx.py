@@ -1,6 +1,6 @@
-"""ONNX: models with an encoding, frozen or folded, say in onnxruntime what they say in torch.
+"""ONNX: frozen and folded models give the same outputs in onnxruntime as in torch.
 
-A basis that is being learned comes from an eigendecomposition or a linear solve, of which ONNX has neither: freeze first.
+A learned basis comes from an eigendecomposition or a linear solve, and ONNX has neither: freeze first.
 """
 
 import onnxruntime
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import comrope
-from tests.hosts.tiny_transformers import build, images, see, stir_angles
+from tests.hosts.tiny_transformers import build, forward, images, perturb_angles
 
 
 def through_onnx(model: nn.Module, x: Tensor, example: Tensor) -> Tensor:
-    """What onnxruntime makes of `x` in a model exported with `example`, of another batch size."""
+    """Returns the output of onnxruntime for `x`, from a model exported with `example`, which has another batch size."""
     with torch.no_grad():
         batch = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=64)}}
         program = torch.onnx.export(model, (example,), dynamo=True, verbose=False, dynamic_shapes=batch)
@@ -32,9 +32,9 @@ CASES = [
 @pytest.mark.parametrize(("name", "first"), CASES)
 @pytest.mark.parametrize("host", ["vit", "clip"])
 def test_onnxruntime_agrees(host, name, first):
-    model = stir_angles(comrope.attach(build(host, num_hidden_layers=1), name))
+    model = perturb_angles(comrope.attach(build(host, num_hidden_layers=1), name))
     model = getattr(comrope, first)(model) if hasattr(comrope, first) else model
     x = images(batch=3)
-    expected = see(model, x)
+    expected = forward(model, x)
     error = (through_onnx(model, x, images(batch=2)) - expected).abs().max()
     assert error <= 1e-4 * expected.abs().max()

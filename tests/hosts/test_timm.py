@@ -1,4 +1,4 @@
-"""timm's models with encodings: what they compute, for which inputs, and with what around them."""
+"""timm models with encodings: values against a reference, image sizes, checkpointing, dropout, and further options of timm."""
 
 import copy
 
@@ -13,24 +13,34 @@ from torch import nn
 import comrope
 from comrope import hosts
 from comrope.errors import ConfigurationError, InputError
-from comrope.hosts._tokens import Canvas
+from comrope.hosts._coordinate_grid import CoordinateGrid
 from tests.hosts import helpers
-from tests.hosts.helpers import EVERY, FAMILIES, ROPED, attached, block_of, canvas_of, error, images, tiny
+from tests.hosts.helpers import (
+    ALL_HOSTS,
+    FAMILIES,
+    ROPE_HOSTS,
+    attached,
+    block_of,
+    coordinate_grid_of,
+    error,
+    images,
+    tiny,
+)
 
 SIZE = (32, 48)
 SAME_LOGITS = 1e-5
 
 
 def _fits(host: str, family: str) -> bool:
-    """Whether a family of blocks of 4 can hold the host's RoPE: one axis a block, or for LD one direction."""
-    if not family.startswith("comrope") or family == "comrope-mt" or host not in ROPED:
+    """Returns whether a family with blocks of 4 can represent the host's RoPE: one axis per block, or for LD one direction."""
+    if not family.startswith("comrope") or family == "comrope-mt" or host not in ROPE_HOSTS:
         return True
     if host == "mrope":
         return False
     return "mixed" not in host or family == "comrope-ld"
 
 
-MATRIX = [(host, family) for host in EVERY for family in FAMILIES]
+MATRIX = [(host, family) for host in ALL_HOSTS for family in FAMILIES]
 
 
 @pytest.mark.parametrize(("host", "family"), MATRIX, ids=lambda value: value)
@@ -54,15 +64,15 @@ def test_attaching_leaves_the_logits_and_training_moves_every_angle(host, family
     gradients = torch.autograd.grad(logits.square().sum(), list(angles.values()))
     silent = [name for name, g in zip(angles, gradients, strict=True) if not g.any() and "axis_scale" not in name]
     # With all frequencies at zero no basis makes a difference yet, and with zero P no scale does.
-    if host not in ROPED:
+    if host not in ROPE_HOSTS:
         silent = [name for name in silent if "basis_generator" not in name]
     assert not silent
 
 
 @pytest.mark.parametrize("family", ["rope-mixed", "comrope-ld", "liere"])
 @pytest.mark.parametrize("host", ["vit", "dinov2", "siglip", "cat", "grouped", "eva"])
-def test_an_encoding_turns_queries_and_keys_by_their_positions(host, family):
-    """Against attention written out: scores from R(x)q and R(y)k by matrix_exp, in the first layer."""
+def test_an_encoding_rotates_queries_and_keys_by_their_positions(host, family):
+    """Against explicit attention in the first layer: scores of R(x)q and R(y)k by matrix_exp."""
     model = attached(tiny(host), family, init="normal", std=0.5, **block_of(family, 4)).double()
     (x,) = images(SIZE)
     x = x.double()
@@ -70,7 +80,7 @@ def test_an_encoding_turns_queries_and_keys_by_their_positions(host, family):
     attention.register_forward_hook(lambda module, inputs, output: seen.update(x=inputs[0], y=output))
     model(x)
     with torch.no_grad():
-        q, k, v = helpers.unturned(attention, seen["x"])
+        q, k, v = helpers.unrotated_qkv(attention, seen["x"])
         q, k = comrope.reference.rotate(
             q.contiguous(), k.contiguous(), attention.encoding.angle_matrices(), _positions(model)
         )
@@ -82,36 +92,36 @@ def test_an_encoding_turns_queries_and_keys_by_their_positions(host, family):
 
 def _positions(model):
     prefix = model.num_prefix_tokens
-    if canvas_of(model).prefix == "middle":
+    if coordinate_grid_of(model).prefix == "middle":
         return comrope.positions.grid((4, 6), num_prefix_tokens=prefix, dtype=torch.float64)
     patches = comrope.positions.grid((4, 6), relative=False, centre=False, dtype=torch.float64)
     return torch.cat((torch.zeros(prefix, 2, dtype=torch.float64), patches))
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (1, 5), (3, 3)])
-def test_the_canvas_is_that_of_the_library(shape):
+def test_the_coordinate_grid_is_that_of_the_library(shape):
     like = torch.zeros(1)
     grid = comrope.positions.grid(shape, num_prefix_tokens=2)
-    assert torch.equal(Canvas().positions(shape, 2, like=like), grid)
-    assert torch.equal(Canvas().positions(shape, 2, 3, like=like), torch.cat((grid, grid[:1].expand(3, -1))))
-    first = Canvas(prefix="first").positions(shape, 2, 1, like=like)
+    assert torch.equal(CoordinateGrid().positions(shape, 2, like=like), grid)
+    assert torch.equal(CoordinateGrid().positions(shape, 2, 3, like=like), torch.cat((grid, grid[:1].expand(3, -1))))
+    first = CoordinateGrid(prefix="first").positions(shape, 2, 1, like=like)
     assert torch.equal(first[[0, 1, -1]], first[2].expand(3, -1))
-    indices = Canvas("index", "origin").positions(shape, 1, like=like)
+    indices = CoordinateGrid("index", "origin").positions(shape, 1, like=like)
     assert torch.equal(indices[1:], comrope.positions.grid(shape, relative=False, centre=False))
     assert not indices[0].any()
 
 
 @pytest.mark.parametrize("host", ["vit", "dinov2", "clip", "cat", "mixed", "dinov3"])
 def test_any_image_size(host):
-    """Where the model takes images of any size, the positions follow; its own RoPE stays what it is."""
+    """Positions follow the size of the image, if the model accepts it; the model's own RoPE stays as it is."""
     model = tiny(host)
     for x in images((32, 48), (48, 32), (16, 64)):
         expected = model(x)
         hosts.attach(model, "comrope-mt")
         assert error(model(x), expected) <= SAME_LOGITS
         hosts.detach(model)
-    turned = attached(model, "comrope-mt", init="normal", std=0.5)
-    wide, tall = (turned(x) for x in (images((32, 48))[0], images((32, 48))[0].transpose(2, 3)))
+    rotated = attached(model, "comrope-mt", init="normal", std=0.5)
+    wide, tall = (rotated(x) for x in (images((32, 48))[0], images((32, 48))[0].transpose(2, 3)))
     assert error(wide, tall) > 1e-3
 
 
@@ -146,7 +156,7 @@ def test_gates_and_biases_apart():
     model = tiny("cat")
     for block in model.blocks:
         block.attn = EvaAttention(32, 2, norm_layer=nn.LayerNorm, qkv_bias_separate=True, gated=True)
-    helpers.stirred(model)
+    helpers.randomise_weights(model)
     (x,) = images(SIZE)
     expected = model(x)
     assert error(hosts.attach(model, "comrope-mt")(x), expected) <= SAME_LOGITS
@@ -154,7 +164,7 @@ def test_gates_and_biases_apart():
 
 @pytest.mark.parametrize("host", ["vit", "mixed"])
 def test_gradient_checkpointing_recomputes_at_the_right_positions(host):
-    model = attached(tiny(host), "comrope-ld", **block_of("comrope-ld", 4), turn=0.3)
+    model = attached(tiny(host), "comrope-ld", **block_of("comrope-ld", 4), perturbation=0.3)
     wide, tall, other = images((32, 48), (48, 32), (48, 48))
 
     def gradients(loss):
@@ -180,7 +190,7 @@ def test_gradient_checkpointing_recomputes_at_the_right_positions(host):
 
 
 def test_checkpointing_when_the_angles_alone_are_trained():
-    model = attached(tiny("vit"), "rope-mixed", turn=0.3)
+    model = attached(tiny("vit"), "rope-mixed", perturbation=0.3)
     angles = list(hosts.angle_parameters(model).values())
     model.requires_grad_(False)
     for parameter in angles:
@@ -197,8 +207,8 @@ def test_checkpointing_when_the_angles_alone_are_trained():
 
 
 def test_checkpointing_with_reentrant_backward():
-    """There the blocks first run without a graph of their own."""
-    model = attached(tiny("vit"), "rope-mixed", turn=0.3)
+    """The blocks first run without an autograd graph."""
+    model = attached(tiny("vit"), "rope-mixed", perturbation=0.3)
     wide, tall = images((32, 48), (48, 32))
     angles = list(hosts.angle_parameters(model).values())
     expected = torch.autograd.grad(model(wide).square().sum(), angles)
@@ -216,7 +226,7 @@ def test_checkpointing_with_reentrant_backward():
 
 
 def test_a_whole_model_under_a_checkpoint():
-    model = attached(tiny("vit"), "rope-mixed", turn=0.3)
+    model = attached(tiny("vit"), "rope-mixed", perturbation=0.3)
     (x,) = images(SIZE)
     parameters = [p for p in model.parameters() if p.requires_grad]
     expected = torch.autograd.grad(model(x).square().sum(), parameters)
@@ -227,7 +237,7 @@ def test_a_whole_model_under_a_checkpoint():
 
 @pytest.mark.parametrize("host", ["vit", "dinov3"])
 def test_autocast(host):
-    model = attached(tiny(host), "comrope-mt", turn=0.3)
+    model = attached(tiny(host), "comrope-mt", perturbation=0.3)
     (x,) = images(SIZE)
     expected = model(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -239,32 +249,32 @@ def test_autocast(host):
 
 
 def test_casting_the_model_leaves_its_angles():
-    model = attached(tiny("vit"), "comrope-ld", turn=0.3).bfloat16()
+    model = attached(tiny("vit"), "comrope-ld", perturbation=0.3).bfloat16()
     assert {p.dtype for p in hosts.angle_parameters(model).values()} == {torch.float32}
     assert model(images(SIZE)[0].bfloat16()).isfinite().all()
 
 
 @pytest.mark.parametrize("host", ["vit", "mixed", "dinov3"])
-def test_patch_dropout_takes_the_positions_along(host):
-    """Those that stay keep their places, in each sample its own; without training nothing is dropped."""
-    model = attached(tiny(host, patch_drop_rate=0.5, depth=1), "comrope-mt", turn=0.3)
+def test_patch_dropout_selects_positions(host):
+    """Kept patches keep their positions, different ones in each sample; in eval mode nothing is dropped."""
+    model = attached(tiny(host, patch_drop_rate=0.5, depth=1), "comrope-mt", perturbation=0.3)
     plain = attached(tiny(host, depth=1), "comrope-mt")
     plain.load_state_dict(model.state_dict())
     (x,) = images(SIZE)
     assert error(model(x), plain(x)) <= 1e-6
     model.train()
-    places, dropped = helpers.places_heard(model.blocks[0].attn), {}
+    recorded, dropped = helpers.record_positions(model.blocks[0].attn), {}
     model.patch_drop.register_forward_hook(lambda module, came, went: dropped.update(came=came[0], went=went))
     model(x).sum().backward()
-    (told,), prefix = places, model.num_prefix_tokens
-    everywhere = canvas_of(model).positions((4, 6), prefix, like=x)
+    (positions_used,), prefix = recorded, model.num_prefix_tokens
+    everywhere = coordinate_grid_of(model).positions((4, 6), prefix, like=x)
     went = dropped["went"][0] if isinstance(dropped["went"], tuple) else dropped["went"]
     assert went.shape[1] == prefix + 12
-    for before, after, positions in zip(dropped["came"], went, told, strict=True):
+    for before, after, positions in zip(dropped["came"], went, positions_used, strict=True):
         source = torch.cdist(after, before).argmin(1)  # which token each was
         assert torch.equal(source[:prefix], torch.arange(prefix))
         assert torch.equal(positions, everywhere[source])
-    assert not torch.equal(told[0], told[1])
+    assert not torch.equal(positions_used[0], positions_used[1])
 
 
 def test_training_lowers_the_loss():
@@ -300,7 +310,7 @@ def test_the_ape_can_be_left_out(host):
 
 
 @pytest.mark.parametrize("name", ["none", "rope", "liere"])
-def test_encodings_without_a_start_to_choose(name):
+def test_encodings_without_init(name):
     model = tiny("vit")
     (x,) = images(SIZE)
     expected = model(x)
@@ -310,14 +320,14 @@ def test_encodings_without_a_start_to_choose(name):
 
 
 class Louder(VisionTransformer):
-    """Of a user, with a forward of its own."""
+    """A user's subclass with its own forward."""
 
     def forward(self, x):
         return 3 * super().forward(x.flip(2))
 
 
 def test_a_subclass_of_a_user_is_a_model_like_any_other():
-    model = helpers.stirred(Louder(**helpers.VIT))
+    model = helpers.randomise_weights(Louder(**helpers.VIT))
     before, (x,) = helpers.snapshot(model), images(SIZE)
     expected = model(x)
     hosts.attach(model, "comrope-ld")
@@ -326,15 +336,17 @@ def test_a_subclass_of_a_user_is_a_model_like_any_other():
     with torch.no_grad():
         for parameter in hosts.angle_parameters(model).values():
             parameter.add_(torch.randn_like(parameter))
-    turned = model(x)
-    assert error(turned, expected) > 1e-2
-    assert error(hosts.fold(copy.deepcopy(model))(x), turned) <= 1e-3
+    rotated = model(x)
+    assert error(rotated, expected) > 1e-2
+    assert error(hosts.fold(copy.deepcopy(model))(x), rotated) <= 1e-3
     helpers.assert_as_before(hosts.detach(model), before)
     assert torch.equal(model(x), expected)
 
 
 def test_models_made_by_timms_factory():
-    model = helpers.stirred(timm.create_model("deit_tiny_distilled_patch16_224", depth=1, img_size=32, num_classes=3))
+    model = helpers.randomise_weights(
+        timm.create_model("deit_tiny_distilled_patch16_224", depth=1, img_size=32, num_classes=3)
+    )
     (x,) = images((32, 32))
     expected = model(x)
     hosts.attach(model, "comrope-ap")
@@ -357,7 +369,7 @@ def test_angles_do_not_decay():
 @pytest.mark.parametrize(("host", "family"), [("vit", "comrope-ld"), ("dinov3", "comrope-mt")])
 def test_compiles_as_one_graph_at_any_size(host, family):
     torch._dynamo.reset()
-    model = attached(tiny(host, depth=1), family, turn=0.3, **block_of(family, 4))
+    model = attached(tiny(host, depth=1), family, perturbation=0.3, **block_of(family, 4))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for x in images((32, 48), (16, 64)):
         assert error(compiled(x), model(x)) <= 1e-5
@@ -366,7 +378,7 @@ def test_compiles_as_one_graph_at_any_size(host, family):
 @pytest.mark.compile
 @pytest.mark.parametrize("host", ["vit", "mixed"])
 def test_exports(host):
-    model = attached(tiny(host), "comrope-mt", turn=0.3)
+    model = attached(tiny(host), "comrope-mt", perturbation=0.3)
     x, y = images(SIZE, SIZE)
     program = torch.export.export(model, (x,))
     assert error(program.module()(y), model(y)) <= 1e-5

@@ -13,7 +13,7 @@ from timm.models.eva import Eva
 from comrope import hosts
 from comrope.errors import ConfigurationError, NoSpectrumError
 from comrope.hosts import export_timm
-from tests.hosts.helpers import assert_as_before, attached, block_of, error, images, snapshot, stirred, tiny
+from tests.hosts.helpers import assert_as_before, attached, block_of, error, images, randomise_weights, snapshot, tiny
 
 SIZE = (32, 48)
 SAME_LOGITS = 1e-4
@@ -38,7 +38,7 @@ EVAS = {
 
 
 def _through_safetensors(exported, folder, x):
-    """Logits of what timm alone makes of the saved model, in a process that has never heard of comrope."""
+    """Returns the logits of the saved model, loaded by timm in a process that does not import comrope."""
     timm.models.save_for_hf(exported, folder, safe_serialization=True)
     save_file({"x": x}, folder / "x.safetensors")
     code = (
@@ -75,7 +75,7 @@ def test_every_family(family):
 @pytest.mark.parametrize("architecture", EVAS)
 def test_evas_of_timms_factory(architecture):
     small = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
-    model = stirred(timm.create_model(architecture, **small, **EVAS[architecture]))
+    model = randomise_weights(timm.create_model(architecture, **small, **EVAS[architecture]))
     start = model(images(EVAS[architecture]["img_size"])[0])
     hosts.attach(model, "comrope-mt")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Vision towers of transformers with encodings in their attention: as they were at first, then trained, undone, folded."""
+"""Vision models of transformers with encodings: outputs before and after training, detach, fold, checkpointing, compilation."""
 
 import copy
 
@@ -11,16 +11,16 @@ import comrope
 from comrope import reference
 from comrope.errors import ConfigurationError, InputError, NoSpectrumError
 from comrope.hosts import angle_parameters, attach, detach, fold, param_groups
-from tests.hosts.helpers import assert_as_before, by_heads, snapshot, tokens_of
+from tests.hosts.helpers import assert_as_before, by_heads, position_contexts_of, snapshot
 from tests.hosts.tiny_transformers import (
     NUM_PREFIX_TOKENS,
     VISION,
     build,
     checkpoint_blocks,
     clip_model,
+    forward,
     images,
-    see,
-    stir_angles,
+    perturb_angles,
 )
 
 LEARNED = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
@@ -29,7 +29,7 @@ WITHOUT_ROPE = tuple(host for host in HOSTS if host != "dinov3")
 
 
 def _projections(layer) -> tuple[nn.Module, nn.Module]:
-    """Of queries and keys; DINOv2's are called otherwise in older versions."""
+    """Returns the projections of queries and keys; those of DINOv2 have other names in older versions."""
     return (layer.query, layer.key) if hasattr(layer, "query") else (layer.q_proj, layer.k_proj)
 
 
@@ -51,15 +51,15 @@ def close(actual, expected, tolerance: float = 1e-5):
 )
 def test_outputs_stay_until_angles_change(host, name):
     x, model = images(3, 5), attached(host, name)
-    expected = see(build(host), x)
-    close(see(model, x), expected)
-    changed = see(stir_angles(model), x)
+    expected = forward(build(host), x)
+    close(forward(model, x), expected)
+    changed = forward(perturb_angles(model), x)
     assert (changed - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", ["comrope-ap", "comrope-mt", "liere"])
 @pytest.mark.parametrize("host", WITHOUT_ROPE)
-def test_attention_is_that_of_queries_and_keys_turned_at_their_places(host, name):
+def test_attention_is_that_of_queries_and_keys_rotated_at_their_positions(host, name):
     """Against matrix_exp, on an image that is not square."""
     model = attached(host, name, init="normal", std=0.5, config={"attn_implementation": "eager"})
     layer = next(m for m in model.modules() if hasattr(m, "encoding"))
@@ -68,8 +68,8 @@ def test_attention_is_that_of_queries_and_keys_turned_at_their_places(host, name
         lambda module, args, kwargs, out: seen.update(x=(args or [kwargs["hidden_states"]])[0], weights=out[1]),
         with_kwargs=True,
     )
-    see(model, images(3, 5))
-    # Called by the forwards of their class, projections make what they made before there was an encoding.
+    forward(model, images(3, 5))
+    # The forward of their class gives the outputs of projections without rotation.
     q, k = (by_heads(nn.Linear.forward(part, seen["x"]), 16) for part in _projections(layer))
     positions = comrope.positions.grid((3, 5), num_prefix_tokens=NUM_PREFIX_TOKENS[host])
     q, k = reference.rotate(q, k, layer.encoding.angle_matrices(), positions)
@@ -82,17 +82,17 @@ def test_dinov3_in_training_moves_its_coordinates_as_ever(layers):
     x, outputs = images(3, 5), []
     for model in (build("dinov3", **config), attached("dinov3", "comrope-mt", layers=layers, config=config)):
         torch.manual_seed(7)
-        outputs.append(see(model.train(), x))
+        outputs.append(forward(model.train(), x))
     close(outputs[1], outputs[0])
-    assert (see(model, x) - outputs[1]).abs().max() > 1e-3  # another draw is another place
+    assert (forward(model, x) - outputs[1]).abs().max() > 1e-3  # another draw gives other positions
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("host", ["vit", "dinov2", "dinov3"])
 def test_every_angle_gets_a_gradient(host, name, attention):
-    model = stir_angles(attached(host, name, config={"attn_implementation": attention}), 0.1)
-    see(model, images()).square().mean().backward()
+    model = perturb_angles(attached(host, name, config={"attn_implementation": attention}), 0.1)
+    forward(model, images()).square().mean().backward()
     angles = angle_parameters(model)
     assert len(angles) >= 2
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in angles.values())
@@ -103,11 +103,11 @@ def test_every_angle_gets_a_gradient(host, name, attention):
 def test_training_starts_from_where_the_model_was(host, name):
     model = attached(host, name)
     before = {n: p.clone() for n, p in angle_parameters(model).items()}
-    target = torch.randn_like(see(model, images()))
+    target = torch.randn_like(forward(model, images()))
     optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2), lr=1e-4)
     losses = []
     for _ in range(6):
-        loss = (see(model, images()) - target).square().mean()
+        loss = (forward(model, images()) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -122,40 +122,40 @@ def test_training_starts_from_where_the_model_was(host, name):
 @pytest.mark.parametrize("host", HOSTS)
 def test_detach_is_exact(host, keep_ape, name):
     model, x = build(host), images()
-    before, expected = snapshot(model), see(model, x)
+    before, expected = snapshot(model), forward(model, x)
     attach(model, name, keep_ape=keep_ape)
-    see(model, x)
+    forward(model, x)
     detach(model)
     assert_as_before(model, before)
-    assert torch.equal(see(model, x), expected)
+    assert torch.equal(forward(model, x), expected)
 
 
 @pytest.mark.parametrize("host", WITHOUT_ROPE)
-def test_without_its_ape_a_model_sees_no_order_but_the_encoding_s(host):
+def test_without_its_ape_a_model_knows_order_only_from_the_encoding(host):
     x = images()
     shuffled = x.unflatten(2, (4, 8)).roll(1, dims=2).flatten(2, 3)  # rows of patches
     for name, sees in (("none", False), ("comrope-mt", True)):
         model = attached(host, name, keep_ape=False, **({"init": "normal"} if sees else {}))
-        outputs = [see(model, images).flatten(1).sort(dim=1)[0] for images in (x, shuffled)]
+        outputs = [forward(model, images).flatten(1).sort(dim=1)[0] for images in (x, shuffled)]
         assert (outputs[0] - outputs[1]).abs().max().gt(1e-4) == sees
 
 
 @pytest.mark.parametrize("name", ["comrope-ld", "comrope-mt", "rope-mixed", "string"])
 @pytest.mark.parametrize("host", HOSTS)
-def test_fold_keeps_what_the_model_says(host, name):
-    x, model = images(3, 5), stir_angles(attached(host, name))
-    expected = see(model, x)
-    close(see(fold(model), x), expected, 1e-4)
+def test_fold_keeps_the_outputs(host, name):
+    x, model = images(3, 5), perturb_angles(attached(host, name))
+    expected = forward(model, x)
+    close(forward(fold(model), x), expected, 1e-4)
     kinds = {type(m.encoding).__name__ for m in model.modules() if hasattr(m, "encoding")}
     assert kinds == {"FixedFrequencies"}
 
 
 def test_fold_refuses_liere_and_changes_nothing():
-    x, model = images(), stir_angles(attached("vit", "liere", init="identity"))
-    expected = see(model, x)
+    x, model = images(), perturb_angles(attached("vit", "liere", init="identity"))
+    expected = forward(model, x)
     with pytest.raises(NoSpectrumError, match=r"layers\.0\.attention: LieRE"):
         fold(model)
-    assert torch.equal(see(model, x), expected)
+    assert torch.equal(forward(model, x), expected)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -174,11 +174,11 @@ def test_attentions_and_hidden_states_are_recorded_as_before(host):
 def test_gradient_checkpointing_recomputes_the_same(host, reentrant):
     gradients = []
     for checkpointed in (False, True):
-        model = stir_angles(attached(host)).train()
+        model = perturb_angles(attached(host)).train()
         if checkpointed:
             checkpoint_blocks(model, reentrant=reentrant)
-        loss = see(model, images(3, 5)).square().mean()
-        see(model.eval(), images(5, 3))  # as many tokens elsewhere, of no further interest
+        loss = forward(model, images(3, 5)).square().mean()
+        forward(model.eval(), images(5, 3))  # as many tokens at other positions, without a backward pass
         model.train()
         loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
@@ -190,30 +190,30 @@ def test_gradient_checkpointing_recomputes_the_same(host, reentrant):
 def test_gradient_checkpointing_never_guesses_between_grids():
     model = attached("vit").train()
     checkpoint_blocks(model)
-    losses = [see(model, images(*grid)).square().mean() for grid in ((3, 5), (5, 3))]
+    losses = [forward(model, images(*grid)).square().mean() for grid in ((3, 5), (5, 3))]
     with pytest.raises(InputError, match="different grids"):
         sum(losses).backward()
 
 
 @pytest.mark.parametrize("host", ["vit", "dinov3"])
-def test_half_precision_leaves_angles_and_places_alone(host):
-    x, model = images(), stir_angles(attached(host))
-    expected = see(model, x)
+def test_half_precision_does_not_change_angles_and_positions(host):
+    x, model = images(), perturb_angles(attached(host))
+    expected = forward(model, x)
     with torch.autocast("cpu", torch.bfloat16):
-        close(see(model, x), expected, 0.1)
+        close(forward(model, x), expected, 0.1)
     angles = {n: p.clone() for n, p in angle_parameters(model).items()}
-    close(see(model.bfloat16(), x.bfloat16()).float(), expected, 0.1)
+    close(forward(model.bfloat16(), x.bfloat16()).float(), expected, 0.1)
     assert all(p.dtype == torch.float32 and torch.equal(p, angles[n]) for n, p in angle_parameters(model).items())
 
 
-def test_a_copy_has_places_of_its_own():
-    model = stir_angles(attached("vit"))
+def test_a_copy_has_positions_of_its_own():
+    model = perturb_angles(attached("vit"))
     twin = copy.deepcopy(model)
-    expected = see(model, images(3, 5))
-    see(model, images(5, 3))
-    assert torch.equal(see(twin, images(3, 5)), expected)
-    (tokens,) = set(tokens_of(twin))
-    assert tokens not in tokens_of(model)
+    expected = forward(model, images(3, 5))
+    forward(model, images(5, 3))
+    assert torch.equal(forward(twin, images(3, 5)), expected)
+    (position_context,) = set(position_contexts_of(twin))
+    assert position_context not in position_contexts_of(model)
 
 
 def test_masked_tokens_stay_masked():
@@ -227,20 +227,20 @@ def test_masked_tokens_stay_masked():
 @pytest.mark.compile
 @pytest.mark.parametrize("host", ["vit", "dinov3"])
 def test_compiles_whole(host):
-    model = stir_angles(attached(host, config={"num_hidden_layers": 1}))
+    model = perturb_angles(attached(host, config={"num_hidden_layers": 1}))
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=False, backend="eager")
     options = {"interpolate_pos_encoding": True} if host == "vit" else {}
     with torch.no_grad():
         for grid in ((4, 4), (3, 5)):
-            close(compiled(images(*grid), **options)[0], see(model, images(*grid)))
+            close(compiled(images(*grid), **options)[0], forward(model, images(*grid)))
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_exports(host):
-    model = stir_angles(attached(host, config={"num_hidden_layers": 1}))
+    model = perturb_angles(attached(host, config={"num_hidden_layers": 1}))
     with torch.no_grad():
         exported = torch.export.export(model, (images(),))
-    close(exported.module()(images())[0], see(model, images()))
+    close(exported.module()(images())[0], forward(model, images()))
 
 
 def test_clip_changes_in_its_vision_tower_alone():

@@ -1,4 +1,4 @@
-"""Every model of the zoo: attached, trained, copied, folded, taken out again; or refused, with its reason."""
+"""Every model of the zoo is attached, trained, copied, folded and detached; or refused, with its reason."""
 
 import copy
 import inspect
@@ -8,19 +8,29 @@ import torch
 from torch import nn
 
 import comrope
-from comrope import hosts as attaching
-from tests.hosts import outcomes
-from tests.hosts.helpers import FAMILY, LIBRARIES, WORKING, close, recorded, run, turned_away, with_encoding
+from comrope import hosts
+from comrope.hosts._attached_layer import AttachedLayer
+from tests.hosts import model_table
+from tests.hosts.helpers import (
+    ENCODING,
+    LIBRARIES,
+    SUPPORTED,
+    attached_model,
+    close,
+    perturb_angles,
+    recorded_outcomes,
+    run,
+)
 from tests.hosts.tiny_transformers import checkpoint_blocks
 from tests.hosts.zoo import ZOO
 
-REFUSED = {name: why for library in LIBRARIES for name, why in recorded(library).items() if why}
+REFUSED = {name: why for library in LIBRARIES for name, why in recorded_outcomes(library).items() if why}
 
 
 def test_the_zoo_is_recorded_for_these_versions():
-    """Other versions than the recorded ones are no reason to fail, but those of constraints.txt must be there."""
-    assert len(WORKING) > 60
-    assert outcomes.PAGE.read_text(encoding="utf-8") == outcomes.page_with(outcomes.table())
+    """Passes with other versions than the recorded ones too, but those of constraints.txt must be recorded."""
+    assert len(SUPPORTED) > 60
+    assert model_table.PAGE.read_text(encoding="utf-8") == model_table.page_with(model_table.table())
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -29,60 +39,62 @@ def test_refused_as_the_page_says(name):
     model = entry.build()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     kinds = [type(module) for module in model.modules()]
-    assert outcomes.roughly(outcomes.outcome(entry) or "") == outcomes.roughly(REFUSED[name])
+    assert model_table.without_numbers(model_table.attach_error(entry) or "") == model_table.without_numbers(
+        REFUSED[name]
+    )
     with pytest.raises(comrope.errors.ComropeError):
-        outcomes.attached(entry, model=model)
+        model_table.attach_to(entry, model=model)
     assert [type(module) for module in model.modules()] == kinds
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_starts_learns_copies_folds_and_comes_off(name):
     entry = ZOO[name]
     model = entry.build()
     with torch.no_grad():
         expected = run(name, model)
-    before, hooks = {key: value.clone() for key, value in model.state_dict().items()}, _hooks(model)
-    outcomes.attached(entry, model=model, **FAMILY)
+    before, num_hooks = {key: value.clone() for key, value in model.state_dict().items()}, _num_hooks(model)
+    model_table.attach_to(entry, model=model, **ENCODING)
     with torch.no_grad():
         start = run(name, model)
-        if "init" not in outcomes.ARGUMENTS.get(name, {}):
+        if "init" not in model_table.ARGUMENTS.get(name, {}):
             close(start, expected)
-        turned = run(name, turned_away(model))
-    assert (turned - start).abs().max() > 1e-4 * start.abs().max()
+        rotated = run(name, perturb_angles(model))
+    assert (rotated - start).abs().max() > 1e-4 * start.abs().max()
 
-    angles = attaching.angle_parameters(model)
-    assert {key.split(".encoding.")[0] for key in angles} == {seat.name for seat in _seats(model)}
+    angles = hosts.angle_parameters(model)
+    assert {key.split(".encoding.")[0] for key in angles} == {layer.name for layer in _attached_layers(model)}
     gradients = torch.autograd.grad(run(name, model).square().sum(), list(angles.values()))
     assert all(gradient.any() for gradient in gradients)
     assert comrope.check(model).holds
 
     twin = copy.deepcopy(model)
     with torch.no_grad():
-        assert torch.equal(run(name, twin), turned)
-        if name not in ("torch own", "flux"):  # which are caught at their scores
-            close(run(name, comrope.fold(twin)), turned, 1e-4)
-        close(run(name, comrope.freeze(copy.deepcopy(model))), turned, 1e-4)
+        assert torch.equal(run(name, twin), rotated)
+        if name not in ("torch own", "flux"):  # which are rotated in SDPA, and cannot be folded
+            close(run(name, comrope.fold(twin)), rotated, 1e-4)
+        close(run(name, comrope.freeze(copy.deepcopy(model))), rotated, 1e-4)
         comrope.detach(model)
         assert torch.equal(run(name, model), expected)
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert _hooks(model) == hooks
+    assert _num_hooks(model) == num_hooks
 
 
-def _hooks(model: nn.Module) -> int:
+def _num_hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def _seats(model: nn.Module) -> list:
-    return [seat for graft in attaching.Attachment.of(model).grafts for seat in graft.seats]
+def _attached_layers(model: nn.Module) -> list[AttachedLayer]:
+    return [layer for attached in hosts.Attachment.of(model).backbones for layer in attached.layers]
 
 
-EAGER = [n for n in WORKING if ZOO[n].library == "transformers"]
+TRANSFORMERS = [n for n in SUPPORTED if ZOO[n].library == "transformers"]
 
 
-@pytest.mark.parametrize("name", EAGER)
+@pytest.mark.parametrize("name", TRANSFORMERS)
 def test_eager_and_sdpa_agree(name):
     entry, outputs = ZOO[name], []
     for implementation in ("eager", "sdpa"):
@@ -92,29 +104,27 @@ def test_eager_and_sdpa_agree(name):
             pytest.skip(f"{name} has no {implementation}")
         torch.manual_seed(0)
         try:
-            model = turned_away(outcomes.attached(entry, model=model, **FAMILY))
-        except (
-            comrope.errors.ConfigurationError
-        ) as refused:  # no module makes its queries, and no torch function its scores
+            model = perturb_angles(model_table.attach_to(entry, model=model, **ENCODING))
+        except comrope.errors.ConfigurationError as refused:  # eager attention calls neither a projection nor SDPA
             assert "passed by" in str(refused)
             pytest.skip(str(refused))
         with torch.no_grad():
             outputs.append(run(name, model))
-    if "gemma2" not in name:  # whose capped scores SDPA leaves out
+    if "gemma2" not in name:  # SDPA leaves out its soft cap on scores
         close(outputs[0], outputs[1], 1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's, of norms under autocast
-@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_autocast_and_casts_leave_angles_alone(name):
-    model = with_encoding(name)
+    model = attached_model(name)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert run(name, model).isfinite().all()
     model.bfloat16()
-    assert {p.dtype for p in attaching.angle_parameters(model).values()} == {torch.float32}
+    assert {p.dtype for p in hosts.angle_parameters(model).values()} == {torch.float32}
 
 
-def _checkpointing(model: nn.Module, *, reentrant: bool) -> bool:
+def _enable_checkpointing(model: nn.Module, *, reentrant: bool) -> bool:
     if hasattr(model, "set_grad_checkpointing") and not reentrant:
         model.set_grad_checkpointing(True)
         return True
@@ -128,17 +138,17 @@ def _checkpointing(model: nn.Module, *, reentrant: bool) -> bool:
 
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
-@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_gradient_checkpointing_recomputes_the_same(name, reentrant):
     entry, found = ZOO[name], []
-    if not _checkpointing(entry.build(), reentrant=reentrant):
+    if not _enable_checkpointing(entry.build(), reentrant=reentrant):
         pytest.skip("has no gradient checkpointing of this kind")
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        model = with_encoding(name)
-        _without_dropout(model.train())
+        model = attached_model(name)
+        _disable_dropout(model.train())
         if checkpointed:
-            _checkpointing(model, reentrant=reentrant)
+            _enable_checkpointing(model, reentrant=reentrant)
         run(name, model).square().mean().backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
@@ -146,7 +156,7 @@ def test_gradient_checkpointing_recomputes_the_same(name, reentrant):
         torch.testing.assert_close(found[1][key], gradient, rtol=1e-3, atol=1e-5, msg=key)
 
 
-def _without_dropout(model: nn.Module) -> None:
+def _disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -157,21 +167,21 @@ def _without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-GENERATES = [n for n in WORKING if ZOO[n].library == "transformers" and "vision" not in n]
+GENERATING = [n for n in SUPPORTED if ZOO[n].library == "transformers" and "vision" not in n]
 
 
-@pytest.mark.parametrize("name", GENERATES)
+@pytest.mark.parametrize("name", GENERATING)
 def test_generation_through_a_cache_is_that_without(name):
-    """Keys are kept as they were turned; padding on the left moves positions and nothing else."""
+    """Keys are cached after rotation; padding on the left changes positions and nothing else."""
     entry = ZOO[name]
     model = entry.build()
     if (
-        "positions" in outcomes.ARGUMENTS.get(name, {})
+        "positions" in model_table.ARGUMENTS.get(name, {})
         or not getattr(model, "can_generate", lambda: False)()
         or "llava" in name
     ):
         pytest.skip("does not generate")
-    model = turned_away(outcomes.attached(entry, model=model, **FAMILY))
+    model = perturb_angles(model_table.attach_to(entry, model=model, **ENCODING))
     prompt = torch.randint(6, 40, (1, 5), generator=torch.Generator().manual_seed(1))
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     text = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)

@@ -1,4 +1,4 @@
-"""Real models of transformers, tiny and randomly initialised, whose attention really looks at what it is given."""
+"""Tiny, randomly initialised models of transformers whose attention is far from uniform."""
 
 import torch
 import transformers as hf
@@ -44,25 +44,25 @@ NUM_PREFIX_TOKENS = {"clip": 1, "vit": 1, "dinov2": 1, "dinov2 with registers": 
 
 
 def build(name: str, **config) -> nn.Module:
-    """The model called `name`, in eval mode, with weights so large that attention is far from uniform."""
+    """Returns the model called `name`, in eval mode, with weights so large that attention is far from uniform."""
     kind, configuration, settings = VISION[name] if name in VISION else TEXT[name]
     shape = _VISION if name in VISION else _TEXT
     torch.manual_seed(0)
-    return stir(kind(configuration(**(shape | settings | config))).eval())
+    return randomise_weights(kind(configuration(**(shape | settings | config))).eval())
 
 
 def clip_model() -> nn.Module:
-    """CLIP with both towers."""
+    """Returns CLIP with both towers."""
     torch.manual_seed(0)
     text = {k: v for k, v in _TEXT.items() if k in ("vocab_size", "hidden_size", "intermediate_size")}
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
     config = hf.CLIPConfig(text_config=text | sizes, vision_config=_VISION, projection_dim=16)
-    return stir(hf.CLIPModel(config).eval())
+    return randomise_weights(hf.CLIPModel(config).eval())
 
 
 @torch.no_grad()
-def stir(model: nn.Module) -> nn.Module:
-    """Draws the weights of all linear layers anew, and moves those of norms away from one."""
+def randomise_weights(model: nn.Module) -> nn.Module:
+    """Draws new weights for all linear layers, and moves those of norms away from one; returns the model."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight.normal_(0, 0.3)
@@ -72,8 +72,8 @@ def stir(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def stir_angles(model: nn.Module, size: float = 0.5) -> nn.Module:
-    """Moves every angle parameter away from where it starts."""
+def perturb_angles(model: nn.Module, size: float = 0.5) -> nn.Module:
+    """Adds normal noise to all angles, and returns the model."""
     import comrope.hosts
 
     for parameter in comrope.hosts.angle_parameters(model).values():
@@ -85,8 +85,8 @@ def images(rows: int = 4, columns: int = 4, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, PATCH * rows, PATCH * columns, generator=torch.Generator().manual_seed(1))
 
 
-def see(model: nn.Module, x: Tensor, **keywords) -> Tensor:
-    """Logits or hidden states of images of any size, or of token ids."""
+def forward(model: nn.Module, x: Tensor, **keywords) -> Tensor:
+    """Returns the logits or hidden states for images of any size, or for token ids."""
     if x.is_floating_point() and isinstance(
         model, (hf.CLIPVisionModel, hf.SiglipVisionModel, hf.ViTForImageClassification)
     ):
@@ -94,11 +94,11 @@ def see(model: nn.Module, x: Tensor, **keywords) -> Tensor:
     return model(x, **keywords)[0]
 
 
-def words(length: int = 12, batch: int = 2, seed: int = 1) -> Tensor:
+def token_ids(length: int = 12, batch: int = 2, seed: int = 1) -> Tensor:
     return torch.randint(3, 50, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def checkpoint_blocks(model: nn.Module, *, reentrant: bool = False) -> None:
-    """Gradient checkpointing on, by the name that this version of transformers has for it."""
+    """Enables gradient checkpointing, by the method that this version of transformers has."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})

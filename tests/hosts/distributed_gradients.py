@@ -1,4 +1,4 @@
-"""What two processes make of models of the zoo: gradients under DDP and FSDP2 beside those of one process."""
+"""Gradients of models of the zoo in two processes, under DDP and FSDP2, against those in one process."""
 
 import copy
 import warnings
@@ -13,51 +13,55 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from comrope.hosts._attention import find_layers
-from tests.hosts.helpers import loss, with_encoding
+from comrope.hosts._attention_layer import find_attention_layers
+from tests.hosts.helpers import attached_model, loss
 from tests.hosts.zoo import ZOO
 
-WAYS = ("ddp", "fsdp2")
+WRAPPERS = ("ddp", "fsdp2")
 
 
-def reports(rank: int, names: Sequence[str]) -> dict[str, str]:
-    """By way and name: nothing where the gradients are the same; else what is wrong, for whom the plain model holds."""
+def gradient_differences(rank: int, names: Sequence[str]) -> dict[str, str]:
+    """Returns by wrapper and name: "" if gradients are the same, or what differs, and whether it does in the plain model
+    too.
+    """
     warnings.simplefilter("ignore")
     mesh, found = init_device_mesh("cpu", (2,)), {}
     for name in names:
-        model = with_encoding(name)
+        model = attached_model(name)
         expected = _gradients(name, copy.deepcopy(model), ZOO[name].keywords())
-        for way in WAYS:
-            wrong, plain = _wrong(name, way, rank, mesh, copy.deepcopy(model), expected), ""
-            if _anywhere(wrong):
+        for wrapper in WRAPPERS:
+            difference, plain = _difference(name, wrapper, rank, mesh, copy.deepcopy(model), expected), ""
+            if _any_process(difference):
                 bare = ZOO[name].build()
                 without = _gradients(name, copy.deepcopy(bare), ZOO[name].keywords())
-                plain = _wrong(name, way, rank, mesh, bare, without)
-            found[f"{way} {name}"] = f"nor does the plain model: {plain}" if plain else wrong
+                plain = _difference(name, wrapper, rank, mesh, bare, without)
+            found[f"{wrapper} {name}"] = f"nor does the plain model: {plain}" if plain else difference
     return found
 
 
-def _anywhere(wrong: str) -> bool:
-    """Whether something is wrong in one of the processes, which both must know to go on alike."""
-    count = torch.tensor(int(bool(wrong)))
+def _any_process(difference: str) -> bool:
+    """Returns whether there is a difference in any process, since all processes must take the same branch."""
+    count = torch.tensor(int(bool(difference)))
     dist.all_reduce(count)
     return count.item() > 0
 
 
-def _wrong(name: str, way: str, rank: int, mesh: DeviceMesh, model: nn.Module, expected: dict[str, Tensor]) -> str:
+def _difference(
+    name: str, wrapper: str, rank: int, mesh: DeviceMesh, model: nn.Module, expected: dict[str, Tensor]
+) -> str:
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in expected)  # which DDP asks for
     try:
-        wrapped = DistributedDataParallel(model) if way == "ddp" else _sharded(model, mesh)
+        wrapped = DistributedDataParallel(model) if wrapper == "ddp" else _sharded(model, mesh)
         found = _gradients(name, wrapped, _half(ZOO[name].keywords(), rank))
     except Exception as error:  # whatever the wrapper makes of such a model
         return f"{type(error).__name__}: {error}".splitlines()[0]
     found = {key.removeprefix("module."): 2 * gradient for key, gradient in found.items()}  # the mean of both halves
     if found.keys() != expected.keys():
         return f"other gradients: {sorted(found.keys() ^ expected.keys())}"
-    off = {key: (found[key] - each).abs().max() / (each.abs().max() + 1e-2) for key, each in expected.items()}
-    worst = max(off, key=lambda key: off[key])
-    return "" if off[worst] <= 1e-4 else f"the gradient of {worst} is off by {off[worst]:.1e}"
+    errors = {key: (found[key] - each).abs().max() / (each.abs().max() + 1e-2) for key, each in expected.items()}
+    worst = max(errors, key=lambda key: errors[key])
+    return "" if errors[worst] <= 1e-4 else f"the gradient of {worst} is off by {errors[worst]:.1e}"
 
 
 def _gradients(name: str, model: nn.Module, keywords: dict[str, Any]) -> dict[str, Tensor]:
@@ -67,9 +71,9 @@ def _gradients(name: str, model: nn.Module, keywords: dict[str, Any]) -> dict[st
 
 
 def _sharded(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Each block with attention, the outermost in a list of modules, and then the rest."""
+    """Shards each block with attention, the outermost one in a list of modules, and then the rest."""
     blocks = {}
-    for layer in find_layers(model):
+    for layer in find_attention_layers(model):
         path = layer.name.split(".")
         lists = [i for i in range(len(path)) if isinstance(model.get_submodule(".".join(path[:i])), BLOCKS)]
         if lists:
@@ -85,7 +89,7 @@ BLOCKS = (nn.ModuleList, nn.Sequential)
 
 
 def _half(keywords: dict[str, Any], rank: int) -> dict[str, Any]:
-    """The first or second sample of an example with two."""
+    """Returns the first or second sample of an example with two."""
     halves = {key: each[rank : rank + 1] if isinstance(each, Tensor) else each for key, each in keywords.items()}
     if "grid_thw" in keywords:  # of which the patches are in one row
         counts = keywords["grid_thw"].prod(1).tolist()

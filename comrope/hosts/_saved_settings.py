@@ -1,4 +1,4 @@
-"""What a folder or a configuration says of the encoding that is attached to a model, so that it can be attached again."""
+"""The description of an attached encoding, in comrope.json or the model's configuration, by which `load` attaches again."""
 
 import functools
 import json
@@ -9,50 +9,51 @@ from typing import Any
 from torch import nn
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.hosts._bounds import read_json
-from comrope.hosts._own import OwnTrunk
-from comrope.hosts._surgery import Attachment
-from comrope.hosts._tensors import FOLDED
+from comrope.hosts._attachment import Attachment
+from comrope.hosts._custom_model import CustomBackbone
+from comrope.hosts._safe_loading import read_json
+from comrope.hosts._weight_files import FOLDED_VARIANT
 
 SETTINGS = "comrope.json"
 FORMAT = 1
 
 
-def record(model: nn.Module) -> None:
-    """Notes in the configuration of a model of transformers or diffusers what is attached to it, as `config.comrope`.
+def write_to_config(model: nn.Module) -> None:
+    """Writes what is attached to a model of transformers or diffusers into its configuration, as `config.comrope`.
 
-    `save_pretrained` writes that into config.json, from where `load` knows how to attach; and once weights are folded, writes
-    those as `save` does, so that nobody else reads them. Only the configuration of the model itself is changed, never one of
-    its parts. Does nothing to a model without such a configuration, and where JSON cannot hold what `attach` was given.
+    `save_pretrained` then writes it to config.json, from which `load` reads it. Once the weights are folded,
+    `save_pretrained` also writes them under the name that `save` uses, so that only comrope reads them. The
+    configurations of submodels are not changed. Does nothing for a model without such a configuration, or if JSON cannot
+    hold the arguments of `attach`.
     """
-    forget(model)
+    remove_from_config(model)
     attachment = Attachment.of(model)
-    library = library_of(model)
-    if library not in ("transformers", "diffusers") or not_json(attachment.settings):
+    library = library_name(model)
+    if library not in ("transformers", "diffusers") or not_serialisable(attachment.settings):
         return
-    noted = json.loads(json.dumps(described(model, attachment)))
+    settings = json.loads(json.dumps(attachment_settings(model, attachment)))
     owner: Any = model
     if attachment.folded:
-        owner.save_pretrained = functools.partial(type(owner).save_pretrained, owner, variant=FOLDED)
+        owner.save_pretrained = functools.partial(type(owner).save_pretrained, owner, variant=FOLDED_VARIANT)
     if library == "transformers":
-        owner.config.comrope = noted
+        owner.config.comrope = settings
     else:
-        owner.register_to_config(comrope=noted)
+        owner.register_to_config(comrope=settings)
 
 
-def forget(model: nn.Module) -> None:
-    """Takes out of a model's configuration what `record` noted there."""
+def remove_from_config(model: nn.Module) -> None:
+    """Removes from a model's configuration what `write_to_config` wrote."""
     owner: Any = model
     vars(model).pop("save_pretrained", None)
-    library = library_of(model)
+    library = library_name(model)
     if library == "transformers" and "comrope" in vars(owner.config):
         del owner.config.comrope
     elif library == "diffusers" and "comrope" in owner.config:
         owner._internal_dict = type(owner.config)({k: v for k, v in owner.config.items() if k != "comrope"})
 
 
-def library_of(model: nn.Module) -> str | None:
-    """Which library reads and writes the model: "transformers", "diffusers", "timm" or none."""
+def library_name(model: nn.Module) -> str | None:
+    """Returns the library that saves and loads the model: "transformers", "diffusers", "timm", or None."""
     kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(model).__mro__}
     for library, kind in (("transformers", "PreTrainedModel"), ("diffusers", "ModelMixin")):
         if (library, kind) in kinds:
@@ -61,9 +62,9 @@ def library_of(model: nn.Module) -> str | None:
     return "timm" if of_timm or "architecture" in (getattr(model, "pretrained_cfg", None) or {}) else None
 
 
-def described(model: nn.Module, attachment: Attachment) -> dict[str, Any]:
-    """What is needed to attach again, to a model of the same class."""
-    library = library_of(model)
+def attachment_settings(model: nn.Module, attachment: Attachment) -> dict[str, Any]:
+    """Returns what is needed to attach again, to a model of the same class."""
+    library = library_name(model)
     if library is None:
         raise ConfigurationError(
             f"{type(model).__name__} is no model of timm, transformers or diffusers, and no file would say how to make it "
@@ -76,12 +77,12 @@ def described(model: nn.Module, attachment: Attachment) -> dict[str, Any]:
         "module": type(model).__module__,
         "attach": attachment.settings,
         "folded": attachment.folded,
-        "positions": any(isinstance(graft.trunk, OwnTrunk) for graft in attachment.grafts),
+        "positions": any(isinstance(attached.backbone, CustomBackbone) for attached in attachment.backbones),
     }
 
 
-def not_json(arguments: Mapping[str, Any]) -> list[str]:
-    """Which arguments JSON cannot hold, each with its name."""
+def not_serialisable(arguments: Mapping[str, Any]) -> list[str]:
+    """Returns the arguments that JSON cannot hold, each as "name=value"."""
     found = []
     for name, value in arguments.items():
         try:
@@ -91,8 +92,8 @@ def not_json(arguments: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """What `save` wrote, or else what `record` noted."""
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Returns the settings that `save` wrote, or those that `write_to_config` did."""
     path = folder / SETTINGS
     if not path.exists() and (folder / "run.json").exists():
         raise DataError(

@@ -1,4 +1,4 @@
-"""What is taken into the weights and turned in place, against the same done to tokens: values and gradients."""
+"""The basis in the weights and rotation in place, against rotation of tokens out of place: values and gradients."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import comrope
 from comrope.errors import InputError
-from comrope.hosts import _seat
-from tests.hosts import outcomes
-from tests.hosts.helpers import close, turned_away
+from comrope.hosts import _attached_layer
+from tests.hosts import model_table
+from tests.hosts.helpers import close, perturb_angles
 from tests.hosts.zoo import ZOO
 
 MODELS = (
@@ -35,11 +35,11 @@ def _attached(name: str, family: str) -> nn.Module:
     torch.manual_seed(0)
     model = ZOO[name].build()
     with torch.no_grad():
-        return turned_away(outcomes.attached(ZOO[name], family, model=model, **FAMILIES[family])).double()
+        return perturb_angles(model_table.attach_to(ZOO[name], family, model=model, **FAMILIES[family])).double()
 
 
 def _run(name: str, model: nn.Module) -> Tensor:
-    """What it says to its example, in its own dtype."""
+    """Returns the output for the example, cast to the dtype of the model."""
     entry, dtype = ZOO[name], next(model.parameters()).dtype
     given = {
         key: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
@@ -49,7 +49,7 @@ def _run(name: str, model: nn.Module) -> Tensor:
 
 
 def _outcome(name: str, model: nn.Module) -> dict[str, Tensor]:
-    """What a model says, and the gradient of every parameter that has one."""
+    """Returns the output of a model, and the gradient of every parameter that has one."""
     model.zero_grad()
     output = _run(name, model)
     output.sin().sum().backward()
@@ -59,17 +59,17 @@ def _outcome(name: str, model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_way_of_turning_says_the_same(name, family, monkeypatch):
+def test_every_way_of_rotating_gives_the_same(name, family, monkeypatch):
     model = _attached(name, family)
-    ways = {}
+    outcomes = {}
     for in_weights in (True, False):
         for in_place in (True, False):
-            monkeypatch.setattr(_seat, "_is_worth_it", lambda x, weight, answer=in_weights: answer)
-            monkeypatch.setattr(_seat, "_may_be_written_to", lambda x, answer=in_place: answer)
-            ways[in_weights, in_place] = _outcome(name, model)
-    expected = ways.pop((False, False))
+            monkeypatch.setattr(_attached_layer, "_basis_pays_in_weights", lambda x, weight, answer=in_weights: answer)
+            monkeypatch.setattr(_attached_layer, "_can_rotate_in_place", lambda x, answer=in_place: answer)
+            outcomes[in_weights, in_place] = _outcome(name, model)
+    expected = outcomes.pop((False, False))
     assert any(".encoding." in parameter for parameter in expected)
-    for found in ways.values():
+    for found in outcomes.values():
         assert found.keys() == expected.keys()
         for key, value in found.items():
             scale = expected[key].abs().max()
@@ -77,28 +77,34 @@ def test_every_way_of_turning_says_the_same(name, family, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["timm vit", "llama"])
-def test_the_basis_goes_into_the_weights_where_there_are_tokens_enough(name, monkeypatch):
-    model, asked = _attached(name, "comrope-ld"), []
-    monkeypatch.setattr(_seat, "into_planes", lambda *inputs, own=_seat.into_planes: asked.append(1) or own(*inputs))
+def test_the_basis_is_multiplied_into_the_weights_if_there_are_enough_tokens(name, monkeypatch):
+    model, calls = _attached(name, "comrope-ld"), []
+    monkeypatch.setattr(
+        _attached_layer,
+        "rows_in_basis",
+        lambda *inputs, own=_attached_layer.rows_in_basis: calls.append(1) or own(*inputs),
+    )
     expected = _run(name, model)
-    assert asked
+    assert calls
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            assert _seat._is_worth_it(torch.zeros(1, module.in_features // 4, 1), module.weight)
-            assert not _seat._is_worth_it(torch.zeros(1, module.in_features // 4 - 1, 1), module.weight)
-    count = len(asked)
-    monkeypatch.setattr(_seat, "_is_worth_it", lambda x, weight: False)
+            assert _attached_layer._basis_pays_in_weights(torch.zeros(1, module.in_features // 4, 1), module.weight)
+            assert not _attached_layer._basis_pays_in_weights(
+                torch.zeros(1, module.in_features // 4 - 1, 1), module.weight
+            )
+    count = len(calls)
+    monkeypatch.setattr(_attached_layer, "_basis_pays_in_weights", lambda x, weight: False)
     close(_run(name, model), expected, 1e-9)
-    assert len(asked) == count
+    assert len(calls) == count
 
 
-def test_half_precision_is_turned_on_tokens():
+def test_in_half_precision_the_basis_stays_out_of_the_weights():
     weight = torch.zeros(8, 8, dtype=torch.bfloat16)
-    assert not _seat._is_worth_it(torch.zeros(1, 100, 8, dtype=torch.bfloat16), weight)
+    assert not _attached_layer._basis_pays_in_weights(torch.zeros(1, 100, 8, dtype=torch.bfloat16), weight)
 
 
-def test_queries_that_the_model_changes_in_place_are_no_silent_error():
-    """As attention does that scales its queries so; without learned angles, and without gradients, it may."""
+def test_queries_changed_in_place_raise_an_error():
+    """As by attention that scales its queries in place. It is allowed without learned angles, or without gradients."""
     models = [_attached("llama", "comrope-mt"), comrope.freeze(_attached("llama", "comrope-mt"))]
     for model in models:
         projection = model.model.layers[0].self_attn.q_proj
@@ -118,23 +124,23 @@ def test_projections_are_plain_again_after_detach():
     assert "forward" not in vars(projection)
 
 
-def test_a_projection_with_a_forward_of_somebody_else_keeps_it():
-    """As accelerate gives one to what it keeps on disk or another device; its output is turned by a hook."""
+def test_a_projection_with_another_forward_keeps_it():
+    """As from accelerate, for weights on disk or on another device. Its output is rotated by a hook."""
     torch.manual_seed(0)
     plain = ZOO["llama"].build()
     projection: Any = plain.model.layers[0].self_attn.q_proj
     add_hook_to_module(projection, ModelHook())
-    theirs = projection.forward
+    other_forward = projection.forward
     with torch.no_grad():
         expected = _run("llama", plain)
         model = comrope.attach(plain, "comrope-ld", block_size=2)
         close(_run("llama", model), expected)
-        assert projection.forward is theirs
-        changed = _run("llama", turned_away(model))
+        assert projection.forward is other_forward
+        changed = _run("llama", perturb_angles(model))
         assert (changed - expected).abs().max() > 1e-4
         comrope.detach(model)
         assert torch.equal(_run("llama", model), expected)
-    assert projection.forward is theirs
+    assert projection.forward is other_forward
 
 
 def test_accelerate_may_come_after():

@@ -1,9 +1,9 @@
-"""What `comrope.attach` makes of every model of the zoo: the table of models in docs/hosts.md is written from here.
+"""The outcome of `comrope.attach` for every model of the zoo, and the table of models in docs/hosts.md.
 
-    python -m tests.hosts.outcomes
+    python -m tests.hosts.model_table
 
-runs it on the installed versions and writes docs/models/<library>-<version>.json and the table. Where other versions than those
-of constraints.txt lie in front (`make test-versions`), theirs are written.
+writes docs/models/<library>-<version>.json for the installed versions, and the table. With other versions than those of
+constraints.txt on the path (`make test-versions`), it writes theirs.
 """
 
 import importlib
@@ -17,56 +17,56 @@ from torch import nn
 
 import comrope
 from comrope.errors import ComropeError
-from tests.hosts.zoo import LENGTH, ZOO, Entry, names
+from tests.hosts.zoo import NUM_TOKENS, ZOO, Entry, names
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "hosts.md"
-BEGIN, END = "<!-- models: written by python -m tests.hosts.outcomes -->", "<!-- /models -->"
+BEGIN, END = "<!-- models: written by python -m tests.hosts.model_table -->", "<!-- /models -->"
 
 
-def told(*_, **__) -> torch.Tensor:
-    """Positions as a user says them: of a sequence, one after the other."""
-    return torch.arange(LENGTH, dtype=torch.float32).unsqueeze(1)
+def sequence_positions(*_, **__) -> torch.Tensor:
+    """Positions of a sequence, as given by a user."""
+    return torch.arange(NUM_TOKENS, dtype=torch.float32).unsqueeze(1)
 
 
-OWN = {"positions": told}
+SEQUENCE = {"positions": sequence_positions}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "vjepa2": {"init": "normal"},
-    "t5 encoder": OWN,
-    "bloom": OWN,
+    "t5 encoder": SEQUENCE,
+    "bloom": SEQUENCE,
     "latte": {"layers": "transformer_blocks.*.attn1"},
     "sd3.5": {"layers": "transformer_blocks.*.attn2"},
-    "torch encoder": OWN,
-    "torch own": OWN | {"layers": "layers.*"},
+    "torch encoder": SEQUENCE,
+    "torch own": SEQUENCE | {"layers": "layers.*"},
 }
-"""What has to be said beside the name of the encoding."""
-SHAPED = ("timm hiera", "timm volo", "timm mvitv2", "latte", "cogvideox")
-"""Whose sizes, as small as they are here, their configurations do not tell."""
+"""Arguments of `attach` that a model needs, except for the name of the encoding."""
+NEEDING_EXAMPLE = ("timm hiera", "timm volo", "timm mvitv2", "latte", "cogvideox")
+"""Models that need an example, since their configurations do not have the small sizes used here."""
 
 
-def attached(entry: Entry, name: str = "rope-mixed", model: nn.Module | None = None, **settings) -> nn.Module:
-    """The model of an entry with an encoding."""
+def attach_to(entry: Entry, name: str = "rope-mixed", model: nn.Module | None = None, **settings) -> nn.Module:
+    """Attaches an encoding to the model of an entry, and returns it."""
     more = dict(ARGUMENTS.get(entry.name, {}))
-    if "positions" in more or entry.name in SHAPED:
+    if "positions" in more or entry.name in NEEDING_EXAMPLE:
         more["example"] = entry.keywords()
     return comrope.attach(entry.build() if model is None else model, name, **(more | settings))
 
 
-def outcome(entry: Entry) -> str | None:
-    """Nothing where an encoding attaches; else the reason why not; None where this version lacks the model."""
+def attach_error(entry: Entry) -> str | None:
+    """Returns the reason why an encoding cannot be attached, "" if it can, and None if this version lacks the model."""
     try:
         model = entry.build()
     except (ImportError, AttributeError):
         return None
     try:
-        attached(entry, model=model)
+        attach_to(entry, model=model)
     except ComropeError as error:
         return re.sub(r"\s+", " ", str(error))
     return ""
 
 
-def roughly(reason: str) -> str:
-    """A reason without its numbers, which rounding changes."""
+def without_numbers(reason: str) -> str:
+    """Returns a reason without its numbers, which depend on rounding."""
     return re.sub(r"\d[\d.e×+-]*", "#", reason)
 
 
@@ -75,13 +75,13 @@ def version(library: str) -> str:
 
 
 def outcomes(library: str) -> dict[str, str]:
-    """Of all models of a library that the installed version has."""
-    found = {name: outcome(ZOO[name]) for name in names(library)}
+    """Returns the outcome for all models of a library that the installed version has."""
+    found = {name: attach_error(ZOO[name]) for name in names(library)}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def recorded() -> dict[str, dict[str, dict[str, str]]]:
-    """By library and version."""
+def recorded_outcomes() -> dict[str, dict[str, dict[str, str]]]:
+    """Returns the recorded outcomes, by library, version and model."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for path in sorted((DOCS / "models").glob("*.json")):
         library, _, number = path.stem.rpartition("-")
@@ -94,9 +94,9 @@ def in_order(versions) -> list[str]:
 
 
 def table() -> str:
-    """As the page has it: for each library its models, and what became of them in each version."""
+    """Returns the table in docs/hosts.md: for each library its models, and the outcome in each version."""
     lines = []
-    for library, versions in recorded().items():
+    for library, versions in recorded_outcomes().items():
         numbers = in_order(versions)
         lines += [f"| {library} | " + " | ".join(numbers) + " | |", "|---|" + "---|" * (len(numbers) + 1)]
         for name in names(library):
@@ -114,19 +114,19 @@ def _title(name: str) -> str:
 
 
 def _remark(name: str, found: list[str | None]) -> str:
-    said = ARGUMENTS.get(name, {})
-    remarks = [f"with `{key}=…`" for key in said] if said else []
+    arguments = ARGUMENTS.get(name, {})
+    remarks = [f"with `{key}=…`" for key in arguments]
     reason = next((each for each in reversed(found) if each), "")
     if reason:
-        said_why = reason.partition(": ")[2] or reason
+        summary = reason.partition(": ")[2] or reason
         if "is no model of" in reason:
-            said_why = "no attention layers and positions that comrope can find"
-        for beginning in ("an encoding cannot be proved in this ", "an encoding cannot be put into this "):
-            said_why = said_why.removeprefix(beginning)
-        said_why = said_why.replace(
+            summary = "no attention layers and positions that comrope can find"
+        for prefix in ("an encoding cannot be proved in this ", "an encoding cannot be put into this "):
+            summary = summary.removeprefix(prefix)
+        summary = summary.replace(
             "give one, comrope.attach(model, name, example={…})", "no input that could be made up"
         )
-        remarks.append(re.split(r": say where|; give one|; its features|\. ", said_why)[0].rstrip("."))
+        remarks.append(re.split(r": say where|; give one|; its features|\. ", summary)[0].rstrip("."))
     return "; ".join(remarks)
 
 

@@ -1,8 +1,8 @@
-"""A folder whose files change all together, whatever is killed, and whatever else lies in it.
+"""Atomic updates of a folder: if a process is killed at any time, the folder has all old files or all new ones.
 
-New files are written into a folder of their own inside of it. Once a list of them lies there they count as written, and what
-is left to do, moving each to its place, can be done at any later time. So nothing beside the folder is needed, which may be the
-mount of a disk, and files of others in it stay.
+New files are first written to a subfolder. The update takes effect when a list of them is written there; moving each file
+to its place can be finished at any later time. Nothing outside of the folder is needed, which may be a mount point, and
+other files in it are kept.
 """
 
 import json
@@ -20,14 +20,15 @@ NEW, LIST = ".comrope-new", "whole.json"
 
 
 @contextmanager
-def replaced(folder: Path, stale: Sequence[str]) -> Iterator[Path]:
-    """An empty folder to write files into, which come into `folder` when all went well, and vanish otherwise.
+def update_atomically(folder: Path, stale: Sequence[str]) -> Iterator[Path]:
+    """Yields an empty folder for new files. At the end they replace those in `folder`; after an exception they are
+    deleted.
 
-    Another process that writes there at the same time is waited for.
+    Waits for other processes that update the same folder.
 
     Args:
-        folder: made where it is missing.
-        stale: files in `folder` that are to go, where they are not among the new ones.
+        folder: created if it does not exist.
+        stale: names of files in `folder` to delete, unless they are among the new ones.
     Raises:
         DataError: `folder` is a file, or cannot be written.
     """
@@ -38,14 +39,14 @@ def replaced(folder: Path, stale: Sequence[str]) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder / f"{NEW}.lock"
         with FileLock(lock):
-            settle(folder)
+            finish_update(folder)
             new = folder / NEW
-            shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(new, ignore_errors=True)  # left over by a killed process
             new.mkdir()
             try:
                 yield new
-                _count_as_written(new, stale)
-                settle(folder)
+                _commit(new, stale)
+                finish_update(folder)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
                 lock.unlink(missing_ok=True)
@@ -58,15 +59,15 @@ def replaced(folder: Path, stale: Sequence[str]) -> Iterator[Path]:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether anything is there but the beginnings of a process that was killed."""
+    """Returns whether there is anything at `folder` except the leftovers of a killed update."""
     if not folder.is_dir():
         return folder.exists()
-    settle(folder)
+    finish_update(folder)
     return any(not path.name.startswith(NEW) for path in folder.iterdir())
 
 
-def settle(folder: Path) -> None:
-    """Moves into `folder` what was written there when a process was killed that had not moved all of it."""
+def finish_update(folder: Path) -> None:
+    """Finishes an update whose process was killed after it took effect."""
     new = folder / NEW
     if not (new / LIST).exists():
         return
@@ -79,11 +80,12 @@ def settle(folder: Path) -> None:
     new.rmdir()
 
 
-def _count_as_written(new: Path, stale: Sequence[str]) -> None:
+def _commit(new: Path, stale: Sequence[str]) -> None:
+    """Makes the update take effect, by an atomic write of the list."""
     names = {path.name for path in new.iterdir()}
     draft = new / f"{LIST}.draft"
     draft.write_text(json.dumps({"stale": [name for name in stale if name not in names]}), encoding="utf-8")
-    mode = draft.stat().st_mode  # safetensors writes files that nobody else can read
+    mode = draft.stat().st_mode  # safetensors makes files that only their owner can read
     for name in names:
         (new / name).chmod(mode)
     os.replace(draft, new / LIST)

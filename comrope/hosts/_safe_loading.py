@@ -1,4 +1,4 @@
-"""Files may be crafted: a model is made no larger than its weights are, and from nothing but what `save` writes."""
+"""Protection against crafted files: limits on the size of a model, and on the arguments that it is made with."""
 
 import inspect
 import json
@@ -19,7 +19,7 @@ from comrope.errors import ComropeError, DataError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a folder that `save` wrote; DataError where there is none."""
+    """Returns the object in a JSON file; DataError if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -32,17 +32,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def no_larger_than(files: Sequence[Path]) -> Iterator[None]:
-    """Modules that are made meanwhile may have about as many numbers, in about as many modules, as weights in `files`.
+def limit_model_size(files: Sequence[Path]) -> Iterator[None]:
+    """Limits models made in this context to about as many numbers and modules as the weights in `files` have.
 
     Raises:
-        DataError: they have far more. It is raised when such a tensor is registered, before anything fills it.
+        DataError: a model has far more. Raised when a tensor is registered, before it is filled.
     """
-    shapes = [shape for file in files for shape in _shapes(file).values()]
+    shapes = [shape for file in files for shape in _tensor_shapes(file).values()]
     left = {"modules": 100 * len(shapes) + 1000, "numbers": 4 * sum(map(math.prod, shapes)) + 2**22}
 
-    def take(what: str, count: int) -> None:
-        left[what] -= count
+    def count(what: str, number: int) -> None:
+        left[what] -= number
         if left[what] < 0:
             raise DataError(
                 f"{files[0].parent}: its configuration is of a model with far more {what} than the file of weights has: one of "
@@ -50,10 +50,10 @@ def no_larger_than(files: Sequence[Path]) -> Iterator[None]:
             )
 
     def count_module(module: nn.Module, name: str, child: Any) -> None:
-        take("modules", 1)
+        count("modules", 1)
 
     def count_tensor(module: nn.Module, name: str, tensor: Any) -> None:
-        take("numbers", 0 if tensor is None else tensor.numel())
+        count("numbers", 0 if tensor is None else tensor.numel())
 
     handles = [
         register_module_module_registration_hook(count_module),
@@ -68,8 +68,8 @@ def no_larger_than(files: Sequence[Path]) -> Iterator[None]:
 
 
 @contextmanager
-def made_as_said(path: Path) -> Iterator[None]:
-    """Makes a DataError of whatever a library raises of a configuration that is none of its own."""
+def configuration_errors(path: Path) -> Iterator[None]:
+    """Turns any exception that a library raises for a configuration into a DataError that names the file."""
     try:
         yield
     except ComropeError:
@@ -78,8 +78,8 @@ def made_as_said(path: Path) -> Iterator[None]:
         raise DataError(f"{path} does not say how to make a model ({type(error).__name__}: {error}).") from error
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Of the tensors in a file of safetensors."""
+def _tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """Returns the shapes of the tensors in a safetensors file, by name."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -92,21 +92,21 @@ def _shapes(file: Path) -> dict[str, list[int]]:
 
 
 def timm_arguments(path: Path, config: Mapping[str, Any], architecture: Any) -> tuple[str, dict[str, Any]]:
-    """What `timm.create_model` is to be given, of a configuration that `save` may have written.
+    """Returns the architecture and arguments for `timm.create_model`, from a configuration as `save` writes it.
 
     Raises:
-        DataError: what timm would read from another place, or ask the network for, or does not know.
+        DataError: an unknown architecture, or arguments by which timm would read files or access the network.
     """
     import timm
 
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise DataError(f"{path}: architecture {architecture!r} is none that timm {timm.__version__} has.")
-    own = config.get("model_args", {})
-    if not isinstance(own, dict):
-        raise DataError(f"{path} is damaged: model_args are {own!r}.")
-    # All that timm takes for itself, and does not hand on to the model: where weights are, and what they are for.
-    foreign = sorted(own.keys() & set(inspect.signature(timm.create_model).parameters))
+    model_args = config.get("model_args", {})
+    if not isinstance(model_args, dict):
+        raise DataError(f"{path} is damaged: model_args are {model_args!r}.")
+    # Arguments of create_model itself, which are not for the model, such as where to find weights.
+    foreign = sorted(model_args.keys() & set(inspect.signature(timm.create_model).parameters))
     if foreign:
         raise DataError(f"{path}: model_args have {', '.join(foreign)}, which comrope.save never writes.")
     head = {name: config[name] for name in ("num_classes", "global_pool") if name in config}
-    return architecture, own | head
+    return architecture, model_args | head

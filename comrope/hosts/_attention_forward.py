@@ -1,8 +1,8 @@
-"""Attention whose queries and keys no module puts out: caught where their scores are made.
+"""Replacement forwards for attention layers in which no module outputs queries or keys.
 
-Two kinds: layers that multiply by the weight of a projection themselves and hand the result to torch's
-`scaled_dot_product_attention`, and `torch.nn.MultiheadAttention`, whose weights are its own and whose forward is written
-here once more, after its documentation.
+There are two kinds: layers that multiply by the weight of a projection themselves and call torch's
+`scaled_dot_product_attention`, and `torch.nn.MultiheadAttention`, whose forward is reimplemented here from its
+documentation.
 """
 
 from typing import Any
@@ -15,26 +15,26 @@ from torch.overrides import TorchFunctionMode
 from comrope.errors import InputError
 
 
-class Caught:
-    """In place of an attention layer's forward: the same, with what it hands to `scaled_dot_product_attention` turned."""
+class SDPAForward:
+    """The forward of the layer's class, with the queries and keys given to `scaled_dot_product_attention` rotated."""
 
-    def __init__(self, seat: Any):
-        self.seat = seat
+    def __init__(self, layer: Any):
+        self.layer = layer
 
     def __call__(self, *args, **kwargs) -> Any:
-        attention, caught = self.seat.attention, Catching(self.seat.turn_scores)
-        with caught:
+        attention, intercepted = self.layer.attention, InterceptSDPA(self.layer.rotate_queries_and_keys)
+        with intercepted:
             output = type(attention).forward(attention, *args, **kwargs)
-        if caught.count != 1:
+        if intercepted.count != 1:
             raise InputError(
-                f"{self.seat.name} called scaled_dot_product_attention {caught.count} times, and once when its encoding was "
-                "attached: switch its fused attention on (timm: attention.fused_attn = True)."
+                f"{self.layer.name} called scaled_dot_product_attention {intercepted.count} times, and once when its encoding "
+                "was attached: switch its fused attention on (timm: attention.fused_attn = True)."
             )
         return output
 
 
-class Catching(TorchFunctionMode):
-    """Lets `change` have a look at the queries and keys of every `scaled_dot_product_attention`."""
+class InterceptSDPA(TorchFunctionMode):
+    """Applies `change` to the queries and keys of every call of `scaled_dot_product_attention`."""
 
     def __init__(self, change: Any):
         super().__init__()
@@ -51,11 +51,11 @@ class Catching(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Multihead:
-    """In place of the forward of `torch.nn.MultiheadAttention`: the same for self-attention, with queries and keys turned."""
+class MultiheadForward:
+    """The forward of `torch.nn.MultiheadAttention` for self-attention, with queries and keys rotated."""
 
-    def __init__(self, seat: Any):
-        self.seat = seat
+    def __init__(self, layer: Any):
+        self.layer = layer
 
     def __call__(
         self,
@@ -68,18 +68,18 @@ class Multihead:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        mha = self.seat.attention
+        mha = self.layer.attention
         if key is not query or value is not query:
             raise InputError(
-                f"{self.seat.name} has an encoding for self-attention, and got other keys or values than queries."
+                f"{self.layer.name} has an encoding for self-attention, and got other keys or values than queries."
             )
         batched = query.ndim == 3
         x = query if batched else query.unsqueeze(1 - int(mha.batch_first))
         x = x if mha.batch_first else x.transpose(0, 1)  # (B, L, E)
         projected = F.linear(x, mha.in_proj_weight, mha.in_proj_bias)
         q, k, v = (t.unflatten(-1, (mha.num_heads, -1)).transpose(1, 2) for t in projected.chunk(3, dim=-1))
-        q, k = self.seat.turn_scores(q, k)
-        mask = _mask(q, attn_mask, key_padding_mask)
+        q, k = self.layer.rotate_queries_and_keys(q, k)
+        mask = _additive_mask(q, attn_mask, key_padding_mask)
         dropout, weights = mha.dropout if mha.training else 0.0, None
         if need_weights:
             scores = q @ k.mT * q.shape[-1] ** -0.5
@@ -96,8 +96,8 @@ class Multihead:
         return out, weights
 
 
-def _mask(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
-    """What is added to the scores (B, H, L, L): where masks of `MultiheadAttention` are True, attention is forbidden."""
+def _additive_mask(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
+    """Returns what is added to the scores (B, H, L, L). True in a mask of `MultiheadAttention` forbids attention."""
 
     def added(mask: Tensor) -> Tensor:
         return (
@@ -115,7 +115,7 @@ def _mask(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) 
 
 
 def is_multihead(module: nn.Module) -> bool:
-    """Whether it is torch's own attention, in the form that can have an encoding."""
+    """Returns whether a module is torch's own attention, without the options that an encoding cannot handle."""
     return (
         isinstance(module, nn.MultiheadAttention)
         and module.in_proj_weight is not None

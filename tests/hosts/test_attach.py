@@ -1,4 +1,4 @@
-"""Attach and detach as operations: nothing half done, everything undone, and copies that stand on their own."""
+"""Attach and detach as operations: all changes or none, exact undo, and independent copies."""
 
 import copy
 import pickle
@@ -12,10 +12,21 @@ from torch import nn
 from comrope import hosts
 from comrope.encodings import ENCODINGS
 from comrope.errors import ConfigurationError, InputError
-from comrope.hosts._surgery import Attachment, one_axis_a_block
-from comrope.hosts._tokens import Canvas, Tokens
+from comrope.hosts._attachment import Attachment
+from comrope.hosts._coordinate_grid import CoordinateGrid
+from comrope.hosts._host_rope import one_axis_per_block
+from comrope.hosts._position_context import PositionContext
 from tests.helpers import ROTARY
-from tests.hosts.helpers import EVERY, assert_as_before, attached, error, images, snapshot, tiny, tokens_of
+from tests.hosts.helpers import (
+    ALL_HOSTS,
+    assert_as_before,
+    attached,
+    error,
+    images,
+    position_contexts_of,
+    snapshot,
+    tiny,
+)
 
 SIZE = (32, 48)
 
@@ -90,7 +101,7 @@ def test_a_model_without_values_is_refused():
 
 
 def test_a_failure_in_the_middle_of_the_changes_undoes_them(monkeypatch):
-    """The model, the first layer and half of the second have changed when it comes."""
+    """It occurs after the model, the first layer and half of the second have changed."""
     model = tiny("vit")
     before, (x,) = snapshot(model), images(SIZE)
     expected, original = model(x), nn.Module.__setattr__
@@ -109,7 +120,7 @@ def test_a_failure_in_the_middle_of_the_changes_undoes_them(monkeypatch):
     assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("host", EVERY)
+@pytest.mark.parametrize("host", ALL_HOSTS)
 def test_detaching_restores_everything_bit_for_bit(host):
     model = tiny(host)
     before, (x,) = snapshot(model), images(SIZE)
@@ -124,7 +135,7 @@ def test_detaching_restores_everything_bit_for_bit(host):
         hosts.detach(model)
 
 
-def test_what_is_set_aside_follows_the_model():
+def test_what_is_removed_follows_the_model():
     model = tiny("dinov3", use_abs_pos_emb=True).train()
     hosts.attach(model, "rope-mixed", keep_ape=False)
     hosts.detach(model.double().eval())
@@ -150,7 +161,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("layers", "chosen"), LAYERS)
-def test_the_layers_that_are_named_get_it(layers, chosen):
+def test_only_the_chosen_layers_get_an_encoding(layers, chosen):
     model = hosts.attach(tiny("mixed"), "rope-mixed", layers=layers)
     assert {i for i, block in enumerate(model.blocks) if hasattr(block.attn, "encoding")} == chosen
     (x,) = images(SIZE)
@@ -160,13 +171,13 @@ def test_the_layers_that_are_named_get_it(layers, chosen):
 
 @pytest.mark.parametrize("host", ["vit", "mixed", "dinov3"])
 @pytest.mark.parametrize("through", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_stand_on_their_own(host, through):
-    model = attached(tiny(host), "comrope-mt", turn=0.3, keep_ape=False)
+def test_copies_are_independent(host, through):
+    model = attached(tiny(host), "comrope-mt", perturbation=0.3, keep_ape=False)
     wide, tall = images((32, 48), (48, 32)) if host != "mixed" else images(SIZE, SIZE)
     expected = model(wide)
     twin = through(model)
-    (tokens,) = set(tokens_of(twin))
-    assert tokens not in tokens_of(model)
+    (position_context,) = set(position_contexts_of(twin))
+    assert position_context not in position_contexts_of(model)
     twin(tall)
     assert torch.equal(twin(wide), expected)
     hosts.detach(twin)
@@ -175,7 +186,7 @@ def test_copies_stand_on_their_own(host, through):
 
 
 def test_state_dicts_go_from_one_attached_model_to_another():
-    model, other = (attached(tiny("vit", seed=seed), "comrope-mt", turn=0.3) for seed in (0, 1))
+    model, other = (attached(tiny("vit", seed=seed), "comrope-mt", perturbation=0.3) for seed in (0, 1))
     other.load_state_dict(model.state_dict())
     (x,) = images(SIZE)
     assert torch.equal(other(x), model(x))
@@ -205,17 +216,17 @@ def test_two_models_in_one_keep_their_own_positions():
     wide, tall = images((32, 48), (48, 32))
     expected = towers[0](wide)
 
-    def other(*_):
+    def run_other(*_):
         towers[1](tall)
 
-    between = towers[0].blocks[0].register_forward_hook(other)
+    hook = towers[0].blocks[0].register_forward_hook(run_other)
     assert torch.equal(towers[0](wide), expected)
-    between.remove()
+    hook.remove()
     hosts.detach(towers)
     assert not any(hasattr(block.attn, "encoding") for tower in towers for block in tower.blocks)
 
 
-def test_what_attach_did_is_written_down():
+def test_the_arguments_of_attach_are_recorded():
     model = hosts.attach(tiny("vit"), "comrope-ld", block_size=4, layers=[1], keep_ape=False, init="normal", std=0.5)
     expected = {"name": "comrope-ld", "block_size": 4, "layers": [1], "keep_ape": False, "prefix": "middle"}
     assert Attachment.of(model).settings == expected | {"init": "normal", "std": 0.5}
@@ -227,13 +238,13 @@ def test_what_attach_did_is_written_down():
 def test_param_groups_put_every_parameter_in_its_place():
     model = attached(tiny("dinov2"), "comrope-ld")
     model.head.requires_grad_(False)
-    weights, still, angles = hosts.param_groups(model, lr=0.1, weight_decay=0.05)
-    assert (weights["weight_decay"], still["weight_decay"], angles["weight_decay"]) == (0.05, 0, 0)
+    weights, no_decay, angles = hosts.param_groups(model, lr=0.1, weight_decay=0.05)
+    assert (weights["weight_decay"], no_decay["weight_decay"], angles["weight_decay"]) == (0.05, 0, 0)
     assert "lr" not in weights
-    assert "lr" not in still
+    assert "lr" not in no_decay
     assert angles["lr"] == 0.1
     names = {id(p): name for name, p in model.named_parameters()}
-    found = [[names[id(p)] for p in group["params"]] for group in (weights, still, angles)]
+    found = [[names[id(p)] for p in group["params"]] for group in (weights, no_decay, angles)]
     assert sorted(name for group in found for name in group) == sorted(
         name for name in names.values() if not name.startswith("head")
     )
@@ -255,14 +266,14 @@ def test_every_rotary_encoding_attaches(name):
     assert all(type(block.attn.encoding) is ENCODINGS[name] for block in model.blocks)
 
 
-def test_tokens_have_to_be_told():
-    tokens = Tokens()
-    with pytest.raises(InputError, match="none were told"):
-        tokens.ask(4)
-    places = tokens.tell(Canvas().positions((2, 2), 1, like=torch.zeros(1)))
-    assert tokens.ask(5) is places
-    with pytest.raises(InputError, match=r"4 tokens.*told of 5"):
-        tokens.ask(4)
+def test_positions_have_to_be_set():
+    position_context = PositionContext()
+    with pytest.raises(InputError, match="none were set"):
+        position_context.get(4)
+    positions = position_context.set(CoordinateGrid().positions((2, 2), 1, like=torch.zeros(1)))
+    assert position_context.get(5) is positions
+    with pytest.raises(InputError, match=r"4 tokens.*set for 5"):
+        position_context.get(4)
     model = attached(tiny("vit"), "comrope-ld")
     with pytest.raises(InputError, match="Call the whole model"):
         model.blocks(torch.zeros(1, 7, 32))
@@ -270,13 +281,13 @@ def test_tokens_have_to_be_told():
 
 def test_axial_planes_are_sorted_into_blocks_of_one_axis():
     rows = torch.tensor([[1.0, 2, 3, 4, 0, 0, 0, 0], [0, 0, 0, 0, 5, 6, 7, 8]]).unsqueeze(1)
-    order = one_axis_a_block(rows, block_size=4)
+    order = one_axis_per_block(rows, block_size=4)
     assert order.tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
-    assert one_axis_a_block(rows, block_size=16) is None
-    assert one_axis_a_block(rows + 1, block_size=4) is None
+    assert one_axis_per_block(rows, block_size=16) is None
+    assert one_axis_per_block(rows + 1, block_size=4) is None
 
 
-def test_the_hosts_need_torch_alone():
+def test_importing_hosts_imports_no_library():
     code = "import sys, comrope.hosts; print(*{'timm', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == ""
