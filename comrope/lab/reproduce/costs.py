@@ -12,10 +12,11 @@ from comrope import reference
 from comrope.encodings import Encoding
 from comrope.lab.classify import MODELS
 from comrope.lab.draws import generator
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import BLOCK_SIZE, Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import label
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 NUM_AXES = 2
@@ -65,7 +66,7 @@ class Shape:
         return self.grid[0] * self.grid[1]
 
 
-def table7(scale: Scale) -> Study:
+def table7(scale: Scale) -> Plan:
     """Extra parameters, and operations of turning queries and keys: by formula, and counted in the encodings.
 
     The paper's extra parameters (L layers, width d, n tokens, N axes, block size b): APE nd, RoPE 0, LieRE LNdb, ComRoPE-AP
@@ -101,7 +102,7 @@ def table7(scale: Scale) -> Study:
         ]
         return Outcome(tables, {}, notes)
 
-    return Study("Table 7: extra parameters and operations", [], outcome, COUNTED)
+    return Plan("Table 7: extra parameters and operations", [], outcome, COUNTED)
 
 
 def _parameters(name: str, shape: Shape) -> tuple[Cell, ...]:

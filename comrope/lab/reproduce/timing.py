@@ -8,10 +8,11 @@ from comrope.lab.classify import Classification, build
 from comrope.lab.data import ImageSet, Testing, load
 from comrope.lab.draws import generator
 from comrope.lab.experiment import Experiment
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import label
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 TIMED = (("rope", None), ("liere", 8), ("comrope-ld", 4), ("comrope-ap", 4), ("comrope-ld", 8), ("comrope-ap", 8))
@@ -20,7 +21,7 @@ MOST_TIMED = 64
 """Images in a step that is timed: what one device can hold of a batch of thousands."""
 
 
-def table9(scale: Scale) -> Study:
+def table9(scale: Scale) -> Plan:
     """Time of a training epoch and of an evaluation, side by side in one process.
 
     The paper: RoPE 16 minutes an epoch and 32 seconds an evaluation, LieRE (b = 8) 21 and 36, ComRoPE-AP and -LD 19 to 20 and
@@ -57,12 +58,12 @@ def table9(scale: Scale) -> Study:
         title = f"Time on {len(train)} training and {len(test)} test images, batch {batch}, “{scale.model}”, {device}."
         notes = [
             f"Medians of {scale.rounds} rounds; ratios to {label(keys[0][0])} of a round, median (lower – upper quartile).",
-            *([scale.differs] if scale.differs else []),
+            scale.differs,
             "The paper's column AP, b = 4, is not labelled in our copy.",
         ]
         return Outcome([Table("table9", title, columns, rows)], {}, notes)
 
-    return Study("Table 9: time of an epoch and an evaluation", [], outcome, [name for name, _ in TIMED])
+    return Plan("Table 9: time of an epoch and an evaluation", [], outcome, [name for name, _ in TIMED], measures=True)
 
 
 def _key(name: str, block_size: int | None) -> str:
