@@ -53,7 +53,10 @@ def render(
     )
     encodings = dict.fromkeys(run["experiment"]["encoding"] for run in found.get("runs", ()))
     return environment.get_template(template).render(
-        {name: found[name] for name in ("title", "notes", "command", "versions")},
+        title=found["title"],
+        notes=list(found["notes"]),
+        command=found["command"],
+        versions=dict(found["versions"]),
         lead=lead,
         about=about,
         encodings={name: style(name) for name in encodings},

@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import comrope
 from comrope.lab.experiment import Experiment, Recipe
+from comrope.lab.styles import label
 
 QUICK = Experiment(
     data="digits",
@@ -17,8 +19,8 @@ QUICK = Experiment(
 )
 """Two epochs of three steps: a second."""
 
-ENCODINGS = ["none", "ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt"]
-LABELS = ["No encoding", "APE", "RoPE", "RoPE-Mixed", "STRING", "LieRE", "ComRoPE-AP", "ComRoPE-LD", "ComRoPE-MT"]
+ENCODINGS = list(comrope.encodings.ENCODINGS)
+LABELS = [label(name) for name in ENCODINGS]
 """As figures and tables have them, in the same order."""
 
 

@@ -18,7 +18,7 @@ from comrope.lab.reproduce.pictures import scatter
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.planes import draw_planes, planes_of
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.tables import Result, accuracies, checks, difference, gather, on_seeds
+from comrope.lab.reproduce.tables import Result, accuracies, checks, difference, gather, on_seeds, quartiles
 from comrope.lab.statistics import Summary, summary
 from comrope.lab.study import Job
 from comrope.lab.styles import label
@@ -85,9 +85,8 @@ def axes(scale: Scale) -> Plan:
             timed = {row["opponent"]: row for row in compared(seconds, next(iter(built)))}
             for name, pe in built.items():
                 (check,) = comrope.check(pe)
-                low, middle, high = timed[name]["ratio"]
                 milliseconds = 1e3 * timed[name]["seconds"][1]
-                ratio = f"{middle:.2f} ({low:.2f} – {high:.2f})"
+                ratio = quartiles(timed[name]["ratio"])
                 laws = (f"{check.commutator:.1e}", f"{check.equation:.1e}", "yes" if check.holds else "no")
                 rows.append(
                     (label(name), len(grid), milliseconds, ratio, sum(p.numel() for p in pe.parameters()), *laws)

@@ -117,6 +117,12 @@ def means(results: Mapping[Any, Sequence[Result]], edge: int) -> dict[Any, Summa
     return {key: summary(accuracies(each, edge)) for key, each in results.items()}
 
 
+def quartiles(values: Sequence[float]) -> str:
+    """Returns (lower quartile, median, upper quartile) as text: "1.05 (1.02 – 1.09)"."""
+    low, middle, high = values
+    return f"{middle:.2f} ({low:.2f} – {high:.2f})"
+
+
 def on_seeds(count: int) -> str:
     """What the numbers after a mean are."""
     if count == 1:

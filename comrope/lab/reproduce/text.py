@@ -10,7 +10,7 @@ from comrope.lab.output import Outcome
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.tables import Result, gather
+from comrope.lab.reproduce.tables import Result, gather, quartiles
 from comrope.lab.statistics import Summary, paired, summary
 from comrope.lab.study import Job
 from comrope.lab.styles import label
@@ -189,8 +189,7 @@ def _long(names: Sequence[str], ours: TextScale) -> list[Table]:
         for training in (False, True) if length == ours.lengths[0] else (False,):
             rows = costs(subjects, length, ours.rounds, training=training, memory=ours.memory)
             for row in rows:
-                low, middle, high = row["ratio"]
-                cost = (row["seconds"][1], f"{middle:.2f} ({low:.2f} – {high:.2f})")
+                cost = (row["seconds"][1], quartiles(row["ratio"]))
                 memory = (row["bytes"] / 2**20, row["bytes"] / rows[0]["bytes"]) if ours.memory else (None, None)
                 way = "forward + backward" if training else "forward"
                 priced.append((_subject(row["opponent"]), length, way, *cost, *memory))

@@ -12,6 +12,7 @@ from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
+from comrope.lab.reproduce.tables import quartiles
 from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
@@ -42,11 +43,11 @@ def table9(scale: Scale) -> Plan:
         for i, (stage, num_steps) in enumerate((("training", len(train) / batch), ("evaluation", len(test) / batch))):
             seconds = in_turn({key: both[i] for key, both in steps.items()}, scale.rounds, lambda name: None)
             for timed in compared(seconds, next(iter(steps))):
-                found[timed["opponent"], stage] = timed["seconds"][1] * num_steps, timed["ratio"]
+                found[timed["opponent"], stage] = timed["seconds"][1] * num_steps, quartiles(timed["ratio"])
         rows: list[tuple[Cell, ...]] = []
         base = paper.TABLE9["rope", None]
         for name, b in keys:
-            ours = [cell for stage in ("training", "evaluation") for cell in _timing(*found[_key(name, b), stage])]
+            ours = [cell for stage in ("training", "evaluation") for cell in found[_key(name, b), stage]]
             minutes, seconds = paper.TABLE9[name, b]
             theirs = (minutes, minutes / base[0], seconds, seconds / base[1])
             rows.append((label(name), b, *ours, *theirs))
@@ -68,11 +69,6 @@ def table9(scale: Scale) -> Plan:
 
 def _key(name: str, block_size: int | None) -> str:
     return name if block_size is None else f"{name}, b = {block_size}"
-
-
-def _timing(seconds: float, ratio: list[float]) -> tuple[Cell, Cell]:
-    low, middle, high = ratio
-    return seconds, f"{middle:.2f} ({low:.2f} – {high:.2f})"
 
 
 def _steps(experiment: Experiment, train: ImageSet, test: ImageSet, batch_size: int) -> tuple[Step, Step]:
