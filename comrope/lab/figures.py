@@ -31,7 +31,7 @@ def percent(row: Mapping[str, Any]) -> float:
 
 
 def line_axes(title: str) -> tuple[Figure, Axes]:
-    """Axes with room on the right for the names of the lines."""
+    """Returns a figure and its axes, with room on the right for the names of the lines."""
     height, left = 4.07, 0.68
     figure = Figure(figsize=(WIDTH, height), facecolor="white")
     axes = figure.add_axes((left / WIDTH, 0.5 / height, 5.35 / WIDTH, _PLOT_HEIGHT / height), facecolor="none")
@@ -47,55 +47,39 @@ def line_axes(title: str) -> tuple[Figure, Axes]:
 
 
 def add_title(figure: Figure, title: str, left: float) -> None:
+    """Writes the title above a figure, `left` inches from its edge."""
     height = figure.get_figheight()
     add_text(figure, left / WIDTH, 1 - 0.28 / height, title, size=TEXT + 2.5, color=INK, weight="bold")
 
 
 def add_text(where: Figure | Axes, x: float, y: float, text: str, *, size: float, **keywords) -> None:
-    """Text as it stands: names come from a file, and a dollar in them is no formula."""
+    """Writes text as it stands: names come from a file, and a dollar in them is no formula."""
     where.text(x, y, text, fontsize=size, parse_math=False, **keywords)
 
 
 def ticks(axes: Axes, places: list[float], labels: list[str]) -> None:
+    """Labels the x axis at these places and nowhere else."""
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(places, labels)
 
 
 def note_at(axes: Axes, x: float, note: str) -> None:
-    axes.vlines(
-        x, 0, 1, transform=axes.get_xaxis_transform(), color=FAINT, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1
-    )
-    add_text(
-        axes,
-        x,
-        1.015,
-        note,
-        size=TEXT - 1,
-        color=FAINT,
-        ha="center",
-        va="bottom",
-        transform=axes.get_xaxis_transform(),
-    )
+    """Draws a dotted line at x, with a note above it."""
+    place = {"color": FAINT, "transform": axes.get_xaxis_transform()}
+    axes.vlines(x, 0, 1, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1, **place)
+    add_text(axes, x, 1.015, note, size=TEXT - 1, ha="center", va="bottom", **place)
 
 
 def draw_lines(axes: Axes, lines: list[tuple[str, list[float], list[float]]], value: str, values: str) -> None:
-    """One line an encoding, thick ones on top, each named at its right end with its last finite value."""
+    """Draws a line for each encoding, thick ones on top, each named at its right end with its last finite value."""
     ends = []
     for order, (name, xs, ys) in enumerate(lines):
         look = style(name)
         axes.plot(
-            xs,
-            ys,
-            label=name,
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.line,
-            linewidth=look.width,
-            markersize=6.5 if look.ours else 5.5,
-            markeredgecolor=look.colour if look.marker in "x." else "white",
-            markeredgewidth=1.4 if look.marker == "x" else 0.6,
-            zorder=3 + look.width + order / 100,
-        )
+            xs, ys, label=name, color=look.colour, marker=look.marker, linestyle=look.line, linewidth=look.width,
+            markersize=6.5 if look.ours else 5.5, markeredgecolor=look.colour if look.marker in "x." else "white",
+            markeredgewidth=1.4 if look.marker == "x" else 0.6, zorder=3 + look.width + order / 100,
+        )  # fmt: skip
         finite = [y for y in ys if math.isfinite(y)]
         if finite:
             ends.append((finite[-1], look, value.format(finite[-1])))
@@ -117,15 +101,9 @@ def draw_lines(axes: Axes, lines: list[tuple[str, list[float], list[float]]], va
     add_text(axes, 1.36, 1.015, values, size=TEXT - 1, color=FAINT, transform=axes.transAxes, va="bottom", ha="right")
     for (_, look, shown), place in zip(ends, placed, strict=True):
         axes.scatter(
-            [1.05],
-            [place],
-            s=38,
-            marker=look.marker,
-            color=look.colour,
-            linewidths=1.4 if look.marker == "x" else 0,
-            transform=axes.transAxes,
-            clip_on=False,
-        )
+            [1.05], [place], s=38, marker=look.marker, color=look.colour,
+            linewidths=1.4 if look.marker == "x" else 0, transform=axes.transAxes, clip_on=False,
+        )  # fmt: skip
         weight = "bold" if look.ours else "normal"
         keywords = {"color": INK, "weight": weight, "transform": axes.transAxes, "va": "center_baseline"}
         add_text(axes, 1.07, place, look.label, size=TEXT, **keywords)

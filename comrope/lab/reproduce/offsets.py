@@ -21,7 +21,7 @@ def fig5(scale: Scale) -> Plan:
 
     The paper: a random shift N(0, ρ²I) for each image (Eq. 12). LieRE loses accuracy as ρ grows, ComRoPE stays flat (figure 5,
     a picture without numbers). Ours adds what an adversary would choose: offsets far from any canvas trained on, and along each
-    axis and the steepest direction, in which a model's fastest plane turns most.
+    axis and the steepest direction, in which a model's fastest plane rotates most.
 
     Cost: no training beyond table 1's; each model measured under about a dozen conditions.
     """

@@ -94,7 +94,7 @@ def axes(scale: Scale) -> Plan:
         rows.sort(key=lambda row: ROTATING.index(next(n for n in ROTATING if label(n) == row[0])))
         columns = ("method", "axes", "ms", "ratio", "parameters", "commutator", "RoPE equation", "holds")
         tokens = math.prod(scale.canvases[0])
-        title = f"Turning q and k of {tokens} tokens, {NUM_HEADS} heads of {HEAD_DIM}, forward and backward, by axes."
+        title = f"Rotating q and k of {tokens} tokens, {NUM_HEADS} heads of {HEAD_DIM}, forward and backward, by axes."
         notes = [
             "Angles are as drawn, not trained: with one axis every encoding commutes, LieRE too. Ratios are to "
             f"{label(names[0])} of the same round: median (lower – upper quartile)."
@@ -144,8 +144,8 @@ def starts(scale: Scale) -> Plan:
     The paper draws standard normal parameters and has one learning rate. All commuting encodings fold to RoPE-Mixed, so what
     differs between them is how they start and how they train: the same std gives planes of AP, LD and MT, which are
     eigenvalues of 8 × 8 matrices, larger frequencies than RoPE-Mixed's. AP and LD do not hold vanilla RoPE with b = 8.
-    The paper's RoPE turns by a radian a canvas at most; that its angles are fixed is not all that makes it differ from the
-    learned ones, and a RoPE that turns by a radian a patch, as where patches are counted, tells the two apart.
+    The paper's RoPE rotates by a radian a canvas at most; that its angles are fixed is not all that makes it differ from the
+    learned ones, and a RoPE that rotates by a radian a patch, as where patches are counted, tells the two apart.
 
     Cost: 5 encodings × (4 to 6 starts, and a larger learning rate with the default one) and 2 of RoPE a seed; the default is
     table 1's run.

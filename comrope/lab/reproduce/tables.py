@@ -47,7 +47,7 @@ def difference(first: Sequence[Result], second: Sequence[Result], edge: int) -> 
 
 
 def checks(name: str, title: str, found: Mapping[str, Sequence[Result]]) -> Table:
-    """Returns a row for each encoding: the largest of each of MEASURES over layers and seeds; none of what does not rotate."""
+    """Returns a row for each encoding: the largest of each of MEASURES over layers and seeds; dashes where nothing rotates."""
     rows: list[tuple[Cell, ...]] = []
     for encoding, each in found.items():
         answer = holds(encoding, each)

@@ -82,7 +82,7 @@ def text(scale: Scale) -> Plan:
     jobs = [
         Job(
             replace(first[seed], encoding=name),
-            tuple(longer(base, SCALINGS if name != "none" else ("none",))),  # nothing turns that could be scaled
+            tuple(longer(base, SCALINGS if name != "none" else ("none",))),  # it has no frequencies to scale
         )
         for name in names
         for seed in seeds

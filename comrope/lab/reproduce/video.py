@@ -93,7 +93,7 @@ def table3(scale: Scale) -> Plan:
     ComRoPE-LD 60.39 %, AP 59.34 %, LieRE 58.23 %, RoPE 57.34 %, APE 53.18 %; at 224 all but APE are within a point.
     Perturbation moves rows and columns, never frames; each axis is scaled by its own extent. Ours adds no encoding at all,
     RoPE-Mixed and ComRoPE-MT at σ = 1, and other numbers of frames, which the paper does not test; and beside the paper's
-    RoPE, which turns by a radian a canvas at most, one that turns by a radian a patch.
+    RoPE, which rotates by a radian a canvas at most, one that rotates by a radian a patch.
 
     Cost: 14 trainings a seed (8 encodings and the other RoPE at σ = 1, 5 at σ = 0), each measured at every size and number of
     frames.
