@@ -151,7 +151,8 @@ def page_of(found: Mapping[str, Any]) -> str:
 
 def scale_of(found: Mapping[str, Any]) -> Scale:
     """Returns the scale that a result was made at."""
-    asked = {key: tuple(v) if isinstance(v, list) else v for key, v in found["scale"]["asked"].items()}
+    asked: dict[str, Any] = found["scale"]["asked"]
+    asked = {key: tuple(v) if isinstance(v, list) else v for key, v in asked.items()}
     asked.pop("few_seeds", None)
     return {**SCALES, DEMO.name: DEMO}[found["scale"]["name"]].changed(**asked)
 

@@ -82,7 +82,7 @@ def scatter(title: str, points: Mapping[str, Sequence[tuple[Summary, Summary]]],
         (x_mean, x_bar), (y_mean, y_bar) = (
             ([s.mean for s in side], [s.deviation or 0 for s in side]) for side in zip(*each, strict=True)
         )
-        drawn = {"fmt": look.marker, "color": look.colour, "label": look.label}
+        drawn: dict[str, Any] = {"fmt": look.marker, "color": look.colour, "label": look.label}
         axes.errorbar(x_mean, y_mean, xerr=x_bar, yerr=y_bar, elinewidth=0.8, markersize=6.5, **drawn)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
