@@ -92,8 +92,7 @@ def test_demo_leaves_foreign_files_alone(comrope, tmp_path, beside):
     if beside:
         (tmp_path / "results.json").write_text("old")
     before = {p.name: p.read_text() for p in tmp_path.iterdir()}
-    # An unknown name beside it, so that nothing would be trained if the folder passed.
-    code, out, err = comrope("demo", "--out", tmp_path, "--encodings", "nothing-of-the-kind")
+    code, out, err = comrope("demo", "--out", tmp_path, "--encodings", "none", "--epochs", "1")
     assert code == 2 and out == ""
     assert _one_line(err) and str(tmp_path) in err
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == before
@@ -101,7 +100,7 @@ def test_demo_leaves_foreign_files_alone(comrope, tmp_path, beside):
 
 def test_demo_refuses_a_file_as_its_folder(comrope, tmp_path):
     (tmp_path / "file").write_text("mine")
-    code, _, err = comrope("demo", "--out", tmp_path / "file", "--encodings", "nothing-of-the-kind")
+    code, _, err = comrope("demo", "--out", tmp_path / "file", "--encodings", "none", "--epochs", "1")
     assert code == 2 and _one_line(err) and "is a file" in err
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -1,7 +1,8 @@
 """Commands that answer at once or in minutes: `demo`, `report`, `bench`, and `check` and `fold` for models on disk."""
 
 import sys
-from dataclasses import dataclass, replace
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +16,13 @@ MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class Demo:
-    """Train the same small ViT with every encoding on real images, compare and verify them, write a report.
+    """Train the same small ViT with every encoding on real images, compare and verify them, write a page about it.
 
     Takes a few minutes on two cores and downloads nothing. The same seed gives the same numbers.
     """
 
     out: Path = Path("runs/demo")
-    """Folder for results.json, report.html and the figures. An earlier result there is replaced."""
+    """Folder for results.json, report.html, the tables and the figures. An earlier result there is replaced."""
     seed: int = 0
     """Of the weights, the batches, the crops, the perturbations and the offsets."""
     epochs: int | None = None
@@ -32,24 +33,25 @@ class Demo:
     """Models trained at a time, each in a process of one thread. The numbers do not depend on it."""
 
     def run(self) -> None:
-        from comrope.encodings import ENCODINGS
-        from comrope.lab import demo, results, terminal
+        from comrope.lab import reproduce, terminal
 
-        recipe = replace(demo.EXPERIMENT.recipe, seed=self.seed)
-        recipe = recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
-        experiment = replace(demo.EXPERIMENT, recipe=recipe)
-        names = self.encodings or tuple(ENCODINGS)
-        with results.whole_or_nothing(self.out) as folder:
-            with terminal.progress(names) as progress:
-                result = demo.run(names, experiment, workers=self.workers, command=typed(), progress=progress)
-            results.save(result, folder)
-        terminal.show(demo.table(result))
-        print(f"wrote {self.out}: report.html, results.json and the figures, in {result['timing']['seconds']:.0f} s")
+        if self.workers < 1:
+            raise ConfigurationError(f"workers={self.workers}: expected 1 or more.")
+        scale = reproduce.DEMO.changed(seeds=(self.seed,), encodings=self.encodings, epochs=self.epochs)
+        made: list[reproduce.Outcome] = []
+        with (
+            terminal.study_progress() as on_progress,
+            tempfile.TemporaryDirectory(prefix="comrope-demo-") as runs,
+        ):
+            settings = {"workers": self.workers, "command": typed(), "report": on_progress, "show": made.append}
+            reproduce.run("demo", scale, self.out, runs=Path(runs), **settings)
+        for outcome in made:
+            terminal.result(self.out, outcome.tables, outcome.notes)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write the HTML report of an earlier run again."""
+    """Write the HTML page of an earlier demo or recipe again, from its results.json."""
 
     results: tyro.conf.Positional[Path]
     """results.json, or the folder that holds it."""
@@ -57,9 +59,9 @@ class Report:
     """The file to write."""
 
     def run(self) -> None:
-        from comrope.lab import report, results
+        from comrope.lab import page, reproduce, results
 
-        report.write_report(results.read(self.results), self.out)
+        page.write(reproduce.page_of(results.read(self.results)), self.out)
         print(f"wrote {self.out}")
 
 
@@ -71,7 +73,7 @@ class Bench:
     """
 
     out: Path = Path("runs/bench")
-    """Folder for results.json, tables.md and the figure. An earlier result there is replaced."""
+    """Folder for results.json, report.html, the tables and the figure. An earlier result there is replaced."""
     threads: int = 2
     """Processor threads."""
     rounds: int = 7
@@ -86,9 +88,7 @@ class Bench:
     def run(self) -> None:
         import torch
 
-        from comrope.lab import bench, results, table, terminal
-        from comrope.lab.bench.figure import figure
-        from comrope.lab.bench.tables import measured_on, tables
+        from comrope.lab import bench, output, results, terminal
 
         least = {"threads": 1, "rounds": 2, "batch": 1, "depth": 1, "tokens": bench.SHAPES[0].num_tokens}
         for name, number in least.items():
@@ -97,16 +97,13 @@ class Bench:
         if self.threads > MOST_THREADS:
             raise ConfigurationError(f"threads={self.threads}: expected 1 to {MOST_THREADS}.")
         sizes = {"rounds": self.rounds, "batch": self.batch, "depth": self.depth, "tokens": self.tokens}
-        with results.whole_or_nothing(self.out) as folder:
+        with results.atomic_folder(self.out, ("bench.*", "bench-*")) as folder:
             torch.set_num_threads(self.threads)
             with terminal.working("bench") as working:
                 found = bench.run(**sizes, command=typed(), progress=working)
-            results.write_json(found, folder / "results.json")
-            (folder / "tables.md").write_text(table.page("comrope bench", tables(found)), encoding="utf-8")
-            figure(found).savefig(folder / "bench.svg")
-        terminal.show(*tables(found))
-        print(measured_on(found))
-        print(f"wrote {self.out}: results.json, tables.md and bench.svg")
+            outcome = bench.outcome(found)
+            output.write(found, outcome, folder)
+        terminal.result(self.out, outcome.tables, [outcome.lead])
 
 
 @dataclass(frozen=True)

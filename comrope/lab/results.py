@@ -1,4 +1,4 @@
-"""Results on disk: whole, or not there at all."""
+"""Results on disk: whole, or not there at all. What is written into them is `comrope.lab.output`'s."""
 
 import errno
 import glob
@@ -17,36 +17,31 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from comrope.errors import DataError
-from comrope.lab import figures, report
 
-_FIGURES = (figures.accuracy_against_resolution, figures.accuracy_against_offset, figures.spectra, figures.training)
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 _BROKEN_OFF = re.compile("PytorchStreamWriter|os error|I/O error", re.IGNORECASE)
 """How torch and safetensors put it."""
 DRAFT, LOCK = ".draft", "lock"
-_BENCH = ("tables.md", "bench.svg")
-_FILES = {
-    "results.json",
-    "report.html",
-    *_BENCH,
-    *(f"{draw.__name__}.{kind}" for draw in _FIGURES for kind in ("svg", "png")),
-}
+FILES = ("results.json", "tables.md", "report.html")
+"""In every result."""
 
 
 @contextmanager
-def whole_or_nothing(folder: Path, also: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write a result into, which takes the place of `folder` when all went well and vanishes otherwise.
+def atomic_folder(folder: Path, patterns: Sequence[str] = ()) -> Iterator[Path]:
+    """Yields a folder to write a result into, which replaces `folder` when all went well and vanishes otherwise.
 
-    An earlier result there stays until the new one is whole. Ctrl-C counts as not well. `also` are patterns of names that such
-    results have beside those of the demo and the bench.
+    An earlier result there stays until the new one is whole. Ctrl-C counts as not well.
 
+    Args:
+        folder: of the result; made where it is missing.
+        patterns: of the names that files of such a result may have beside FILES.
     Raises:
-        DataError: `folder` is a file or below one, or holds anything that `save` did not write: nothing of it is touched.
+        DataError: `folder` is a file or below one, or holds other files, which a result would replace: nothing is touched.
     """
     folder = folder.resolve()
     refuse_file(folder)
     names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in names if name not in _FILES and not any(fnmatch(name, pattern) for pattern in also)]
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in (*FILES, *patterns))]
     if foreign:
         raise DataError(f"{folder} holds what is no result of comrope ({', '.join(foreign[:3])}): name another folder.")
     missing = [place for place in folder.parents if not place.exists()]
@@ -116,16 +111,16 @@ def _tidy(left: Path, folder: Path) -> None:
 
 
 def read(path: Path) -> dict:
-    """The results of a run, from its folder or its results.json.
+    """Returns what a results.json holds, given the file or its folder.
 
     Raises:
-        DataError: there are none, or the file is damaged.
+        DataError: it is missing or damaged.
     """
     try:
         path = path / "results.json" if path.is_dir() else path
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: `comrope demo` makes one.") from None
+        raise DataError(f"{path} does not exist: `comrope demo` and `comrope reproduce` make one.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}): name the folder of a result, or its results.json.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -133,21 +128,6 @@ def read(path: Path) -> dict:
     if not isinstance(results, dict):
         raise DataError(f"{path} is damaged (no results in it): run the command that made it again.")
     return results
-
-
-def save(results: dict, folder: Path) -> None:
-    """Writes results.json, report.html, and each figure as SVG and PNG into `folder`."""
-    write_json(results, folder / "results.json")
-    report.write_report(results, folder / "report.html")
-    for draw in (
-        figures.accuracy_against_resolution,
-        figures.accuracy_against_offset,
-        figures.spectra,
-        figures.training,
-    ):
-        figure = draw(results)
-        for kind in ("svg", "png"):
-            figure.savefig(folder / f"{draw.__name__}.{kind}", dpi=150, facecolor="white", bbox_inches="tight")
 
 
 def write_json(results: dict, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What several seeds say: means with their spread, and paired differences with their confidence."""
+"""What numbers say: means over seeds with their spread, paired differences and accuracies with their intervals."""
 
 import math
 from collections.abc import Sequence
@@ -61,6 +61,16 @@ def paired(first: Sequence[float], second: Sequence[float], confidence: float = 
         return Difference(mean, None, None, count)
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * deviation / math.sqrt(count)
     return Difference(mean, mean - half, mean + half, count)
+
+
+def half_width(correct: int, total: int) -> float:
+    """Half the width, in percentage points, of Wilson's 95 % interval of an accuracy: `correct` of `total` samples.
+
+    >>> round(half_width(225, 450), 1), round(half_width(441, 450), 1)
+    (4.6, 1.4)
+    """
+    interval = stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return 50 * float(interval.high - interval.low)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,7 +1,9 @@
-"""Tables, and the ways out for them: text, CSV and Markdown. `comrope.lab.terminal` shows them where somebody types."""
+"""Tables, and their forms: text, CSV and Markdown. `terminal.py` prints them, `page.py` puts them into HTML."""
 
+import csv
 import html
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +15,16 @@ Cell = str | int | float | Summary | Difference | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, in print and as CSV."""
+    """Rows of cells under headings."""
 
     name: str
-    """Of its file."""
+    """Of its CSV file."""
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
     decimals: int = 2
+    best: Sequence[Callable | None] = ()
+    """`max` or `min` for each column whose best cells a page marks, None for the others; no marks if empty."""
 
     def printed(self) -> list[list[str]]:
         """The rows as text: "63.09 ± 0.12" for a mean over seeds, "+0.31 (−0.02 … +0.64)" for a difference."""
@@ -45,6 +49,23 @@ class Table:
         """The cells below each heading."""
         return [[row[i] for row in self.rows] for i in range(len(self.columns))]
 
+    def marks(self) -> list[list[bool]]:
+        """For each cell, whether it is the best of its column; all that equal the best one are."""
+        marked = []
+        for column, best in zip(self.by_column(), self.best or [None] * len(self.columns), strict=True):
+            values = [cell[0] if isinstance(cell, tuple) else cell for cell in column]
+            known = [value for value in values if value is not None]
+            first = best(known) if best and known else None
+            marked.append([value is not None and value == first for value in values])
+        return [list(row) for row in zip(*marked, strict=True)]
+
+
+def csv_text(table: Table) -> str:
+    """The table as CSV, `Table.spelt_out`."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(table.spelt_out())
+    return file.getvalue()
+
 
 def markdown(table: Table) -> str:
     """The table in Markdown, without its title. Nothing in a cell is taken for a tag or for the end of the cell."""
@@ -52,7 +73,7 @@ def markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
-def page(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
+def markdown_file(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
     """A whole file of Markdown: title, notes, and each table under its own title."""
     parts = [f"# {escaped(title)}", *map(escaped, notes)]
     for table in tables:

@@ -2,8 +2,10 @@
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import rich.table
@@ -21,9 +23,9 @@ _NUMBER = re.compile(r"[+−-]?\d|–")
 def show(*tables: Table) -> None:
     """Prints tables, none wider than the terminal: of one with too many columns the rest come below, with its names again."""
     for table in tables:
-        names = _leading(table)
-        heading, rows = list(table.columns), table.printed()
-        for number, group in enumerate(_groups(table, names, console.width)):
+        names, rows = _leading(table), table.printed()
+        heading = [_wrapped(*column) for column in zip(table.columns, *rows, strict=True)]
+        for number, group in enumerate(_groups(heading, rows, names, console.width)):
             shown = rich.table.Table(
                 box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left",
                 title=None if number else table.title,
@@ -35,6 +37,14 @@ def show(*tables: Table) -> None:
             console.print(shown, markup=False, highlight=False)
 
 
+def result(folder: Path, tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
+    """Prints the notes and the tables of a result, and where it was written."""
+    for note in notes:
+        print(note)
+    show(*tables)
+    print(f"wrote {folder}: report.html, results.json, the tables and the figures")
+
+
 def _leading(table: Table) -> int:
     """How many columns at the left are names, and say what a row is of."""
     columns = list(zip(*table.printed(), strict=True))
@@ -42,9 +52,15 @@ def _leading(table: Table) -> int:
     return max(1, min(count, len(table.columns) - 1))
 
 
-def _groups(table: Table, names: int, width: int) -> list[list[int]]:
+def _wrapped(heading: str, *cells: str) -> str:
+    """The heading on lines no longer than the widest cell, as far as its words allow."""
+    width = max(map(cell_len, (*cells, *heading.split())), default=1)
+    return "\n".join(textwrap.wrap(heading, width, break_long_words=False, break_on_hyphens=False)) if heading else ""
+
+
+def _groups(heading: Sequence[str], rows: Sequence[Sequence[str]], names: int, width: int) -> list[list[int]]:
     """The columns that stand side by side, after the names."""
-    texts = zip(table.columns, *table.printed(), strict=True)
+    texts = zip(heading, *rows, strict=True)
     widths = [max(cell_len(line) for text in column for line in text.split("\n")) + 2 for column in texts]
     groups: list[list[int]] = [[]]
     for i in range(names, len(widths)):
@@ -52,25 +68,6 @@ def _groups(table: Table, names: int, width: int) -> list[list[int]]:
             groups.append([])
         groups[-1].append(i)
     return [[*range(names), *group] for group in groups]
-
-
-@contextmanager
-def progress(encodings: Sequence[str]) -> Iterator[Callable[[str, str, int, int], None]]:
-    """Bars for the models being trained, as a function of (encoding, stage, steps done, steps in all); lines off a terminal."""
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
-        models = bars.add_task("models", total=len(encodings))
-        steps = {name: bars.add_task(name, total=None, visible=False) for name in encodings}
-
-        def update(encoding: str, stage: str, done: int, total: int) -> None:
-            measured = stage == "measured"
-            bars.update(steps[encoding], completed=done, total=total, visible=not measured)
-            if measured:
-                bars.advance(models)
-                if not console.is_terminal:
-                    console.print(f"{encoding}: trained and measured", highlight=False)
-
-        yield update
 
 
 def speaks() -> bool:

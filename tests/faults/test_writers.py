@@ -51,7 +51,7 @@ def _save_other(folder: Path) -> None:
 
 def _write_result(folder: Path) -> None:
     for number in range(20):
-        with results.whole_or_nothing(folder) as new:
+        with results.atomic_folder(folder) as new:
             results.write_json({"number": number}, new / "results.json")
 
 

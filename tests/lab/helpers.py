@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
+import comrope
+from comrope.lab.styles import label
 
 QUICK = ImageConfig(
     data="digits",
@@ -18,8 +20,8 @@ QUICK = ImageConfig(
 )
 """Two epochs of three steps: a second."""
 
-ENCODINGS = ["none", "ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt"]
-LABELS = ["No encoding", "APE", "RoPE", "RoPE-Mixed", "STRING", "LieRE", "ComRoPE-AP", "ComRoPE-LD", "ComRoPE-MT"]
+ENCODINGS = list(comrope.encodings.ENCODINGS)
+LABELS = [label(name) for name in ENCODINGS]
 """As figures and tables have them, in the same order."""
 
 

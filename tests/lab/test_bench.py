@@ -13,7 +13,8 @@ from comrope.lab import bench
 from comrope.lab.bench import attached, clock, measure, opponents, targets
 from comrope.lab.bench.figure import figure
 from comrope.lab.bench.tables import measured_on, tables
-from comrope.lab.table import page
+from comrope.lab.output import write
+from comrope.lab.table import markdown_file
 
 ROOT = Path(__file__).parents[2]
 RUNS = [ROOT / "benchmarks" / name for name in ("cpu-2-threads", "cpu-2-threads-memory-kept")]
@@ -164,9 +165,21 @@ def _found(run: Path) -> dict:
 def test_tables_targets_and_figure_follow_from_the_raw_output(run):
     found = _found(run)
     assert [target.row() for target in targets.targets(found)] == found["targets"]
-    assert page("comrope bench", tables(found)) == (run / "tables.md").read_text(encoding="utf-8")
+    assert markdown_file("comrope bench", tables(found)) == (run / "tables.md").read_text(encoding="utf-8")
     assert len(figure(found).axes) == 2
     assert (run / "bench.svg").exists()
+
+
+def test_a_bench_is_written_as_every_result_is(tmp_path):
+    found = {"title": "comrope bench", "notes": [], **_found(RUNS[0])}
+    outcome = bench.outcome(found)
+    names = [table.name for table in outcome.tables]
+    assert len(set(names)) == len(names) and all(name.startswith("bench-") for name in names)
+    write(found, outcome, tmp_path)
+    files = {"results.json", "tables.md", "report.html", "bench.svg", "bench.png", *(f"{name}.csv" for name in names)}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    assert (tmp_path / "tables.md").read_text("utf-8") == (RUNS[0] / "tables.md").read_text("utf-8")
+    assert measured_on(found) in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_threads_and_versions_are_said():

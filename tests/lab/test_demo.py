@@ -10,23 +10,24 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from comrope.errors import ConfigurationError
-from comrope.lab import demo, terminal
+from comrope.lab import reproduce
+from comrope.lab.reproduce import DEMO
+from comrope.lab.styles import label
 
 COMROPE = str(Path(sys.executable).with_name("comrope"))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "TERM": "xterm"}
-ONE_EPOCH = replace(demo.EXPERIMENT, recipe=replace(demo.EXPERIMENT.recipe, epochs=1))
 NAMES = ["liere", "none", "ape", "comrope-ld"]  # the longest first: the others share the second worker
-FILES = {"results.json", "report.html"} | {
-    f"{name}.{kind}"
-    for name in ("accuracy_against_resolution", "accuracy_against_offset", "spectra", "training")
-    for kind in ("svg", "png")
-}
+FIGURES = ("accuracy_against_resolution", "accuracy_against_offset", "spectra", "training")
+FILES = {"results.json", "report.html", "tables.md"}
+FILES |= {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")}
+FILES |= {f"{name}.csv" for name in ("demo", "demo-check", "demo-training")}
+SIZES = [[24, 24], [32, 32], [32, 56], [48, 48], [64, 64], [96, 96]]
 
 
 @dataclass
@@ -41,7 +42,12 @@ class Run:
         return json.loads((self.folder / "results.json").read_text("utf-8"))
 
     def row(self, name: str) -> dict:
-        return next(run for run in self.results["runs"] if run["encoding"] == name)
+        return next(run for run in self.results["runs"] if run["experiment"]["encoding"] == name)
+
+
+def _offsets(run: dict) -> list[dict]:
+    """Rows at the size trained at, by offset, from none."""
+    return sorted((r for r in run["evaluation"] if r["size"] == [48, 48]), key=lambda r: r["offset"])
 
 
 def _start(*arguments: str, **streams) -> subprocess.Popen:
@@ -51,12 +57,13 @@ def _start(*arguments: str, **streams) -> subprocess.Popen:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> tuple[Run, dict]:
     """The command with two workers and four encodings; meanwhile one of them from Python, with one worker."""
-    folder = tmp_path_factory.mktemp("demo") / "result"
+    folder, other = tmp_path_factory.mktemp("demo") / "result", tmp_path_factory.mktemp("alone")
     arguments = ("--epochs", "1", "--workers", "2", "--encodings", *NAMES, "--out", str(folder))
     process = _start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         try:
-            alone = demo.run(["comrope-ld"], ONE_EPOCH, workers=1)
+            scale = DEMO.changed(seeds=(0,), encodings=("comrope-ld",), epochs=1)
+            alone = reproduce.run("demo", scale, other / "out", runs=other / "runs", workers=1)
             out, err = process.communicate(timeout=300)
         finally:
             process.kill()
@@ -67,91 +74,73 @@ def test_demo_writes_every_file_and_nothing_else(runs):
     run = runs[0]
     assert (run.code, run.stderr) == (0, "")
     assert {p.name for p in run.folder.iterdir()} == FILES
-    assert all(p.stat().st_size > 1000 for p in run.folder.iterdir())
+    assert all(p.stat().st_size > (100 if p.suffix == ".csv" else 1000) for p in run.folder.iterdir())
     assert [p.name for p in run.folder.parent.iterdir()] == ["result"]
     assert re.sub(r"\s", "", f"wrote {run.folder}") in re.sub(r"\s", "", run.stdout)
 
 
 def test_demo_prints_a_row_for_every_encoding(runs):
-    out = runs[0].stdout
-    rows = {name: re.findall(rf"^ ?{name} +(\d.*)$", out, re.MULTILINE) for name in NAMES}
-    sizes, offsets = len(demo.SIZES), len(demo.OFFSETS)
+    out = runs[0].stdout.partition("Top-1 accuracy")[2].partition("RoPE equation after")[0]
+    labels = [label(name) for name in NAMES]
     for name in NAMES:
-        (row,) = rows[name]
-        *shares, changed, residual = row.split()
-        result = runs[0].row(name)
-        measured = [*result["resolutions"], *result["offsets"]]
-        assert len(shares) == sizes + offsets
+        (row,) = re.findall(rf"^ ?{label(name)} +(\d.*)$", out, re.MULTILINE)
+        *shares, changed = row.split()
+        by_offset = _offsets(runs[0].row(name))
+        measured = [
+            r for size in SIZES for r in runs[0].row(name)["evaluation"] if r["size"] == size and not r["offset"]
+        ]
+        measured += by_offset
         assert [float(s) for s in shares] == pytest.approx([100 * m["correct"] / 450 for m in measured], abs=0.051)
-        assert int(changed) == max(m["changed"] for m in result["offsets"])
-        assert residual == "–" if name == "ape" else float(residual) >= 0
-    assert [out.index(f"\n {name} ") for name in NAMES] == sorted(out.index(f"\n {name} ") for name in NAMES)
-    assert all(f"{name}: trained and measured" in out for name in NAMES)
+        assert int(changed) == max(m["changed"] for m in by_offset)
+    places = [out.index(f"\n {name} ") for name in labels]
+    assert places == sorted(places)
 
 
 def test_results_have_their_structure(runs):
     results = runs[0].results
-    assert list(results) == ["command", "versions", "settings", "runs", "timing"]
+    assert list(results) == ["recipe", "title", "command", "versions", "scale", "notes", "tables", "runs"]
     assert results["command"].startswith("comrope demo --epochs 1 --workers 2 --encodings liere ")
     assert set(results["versions"]) == {"comrope", "torch", "timm", "python"}
-    settings = results["settings"]
-    assert settings["epochs"] == 1 and settings["seed"] == 0 and settings["perturbation"] == 1.0
-    assert (settings["num_train"], settings["num_test"]) == (1347, 450)
-    assert set(results["timing"]["train_seconds"]) == set(NAMES)
-    assert [run["encoding"] for run in results["runs"]] == NAMES
-    sizes = settings["sizes"]
-    assert settings["training_size"] in sizes and len(sizes) >= 5 and any(h != w for h, w in sizes)
-    assert min(s[0] for s in sizes) < settings["training_size"][0] < max(s[0] for s in sizes)
+    assert results["scale"]["asked"] == {"seeds": [0], "few_seeds": [0], "encodings": NAMES, "epochs": 1}
+    assert [run["experiment"]["encoding"] for run in results["runs"]] == NAMES
     for run in results["runs"]:
-        assert [row["size"] for row in run["resolutions"]] == sizes
-        assert [row["offset"] for row in run["offsets"]] == settings["offsets"] == [0.0, 0.5, 1.0, 2.0]
-        assert all(0 <= row["correct"] <= row["total"] == 450 for row in (*run["resolutions"], *run["offsets"]))
-        assert run["offsets"][0]["changed"] == 0
-        trained = next(r for r in run["resolutions"] if r["size"] == settings["training_size"])
-        assert trained["correct"] == run["offsets"][0]["correct"]
+        assert (run["data"]["train"]["count"], run["data"]["test"]["count"]) == (1347, 450)
+        assert [row["size"] for row in run["evaluation"] if not row["offset"]] == SIZES
+        assert [row["offset"] for row in _offsets(run)] == [0.0, 0.5, 1.0, 2.0]
+        assert all(0 <= row["correct"] <= row["total"] == 450 for row in run["evaluation"])
+        assert _offsets(run)[0]["changed"] == 0
         assert [row["epoch"] for row in run["history"]] == [1]
         assert run["num_parameters"] > run["num_encoding_parameters"] >= 0
 
 
 def test_encodings_differ_only_in_what_is_theirs(runs):
-    parts = {run["encoding"]: run for run in runs[0].results["runs"]}
+    parts = {run["experiment"]["encoding"]: run for run in runs[0].results["runs"]}
     rest = {run["num_parameters"] - run["num_encoding_parameters"] for run in parts.values()}
     assert len(rest) == 1
     assert parts["none"]["num_encoding_parameters"] == 0 < parts["comrope-ld"]["num_encoding_parameters"]
-    depth = runs[0].results["settings"]["depth"]
-    assert {name: len(run["check"]) for name, run in parts.items()} == {
-        "none": depth,
-        "ape": 0,
-        "comrope-ld": depth,
-        "liere": depth,
-    }
+    assert {len(run["check"]) for run in parts.values()} == {3}
     assert [name for name, run in parts.items() if run["frequencies"] is not None] == ["comrope-ld"]
-    assert len(parts["comrope-ld"]["frequencies"]) == depth
+    assert len(parts["comrope-ld"]["frequencies"]) == 3
 
 
 def test_commuting_encodings_are_flat_under_offsets_and_liere_is_not(runs):
     for name in ("none", "comrope-ld"):
-        assert all(row["changed"] <= 1 for row in runs[0].row(name)["offsets"])
+        assert all(row["changed"] <= 1 for row in _offsets(runs[0].row(name)))
         assert all(check["holds"] for check in runs[0].row(name)["check"])
     liere = runs[0].row("liere")
-    assert max(row["changed"] for row in liere["offsets"]) >= 10
+    assert max(row["changed"] for row in _offsets(liere)) >= 10
     assert not any(check["holds"] for check in liere["check"])
 
 
 def test_numbers_depend_on_neither_workers_nor_company(runs):
-    first, alone = runs[0].results, runs[1]
-    assert (first["timing"]["threads"], alone["timing"]["threads"]) == (2, 1)
-    assert alone["versions"] == first["versions"]
-    assert json.loads(json.dumps(alone["settings"])) == first["settings"]
-    assert alone["runs"] == [runs[0].row("comrope-ld")]
+    (alone,), first = runs[1]["runs"], runs[0].row("comrope-ld")
+    timeless = [
+        {key: value for key, value in run.items() if key not in ("timing", "command")} for run in (alone, first)
+    ]
+    assert timeless[0] == timeless[1]
 
 
-def test_results_are_what_json_gives_back(runs):
-    """Or a report of the run and one of its results.json would differ."""
-    assert json.loads(json.dumps(runs[1])) == runs[1]
-
-
-def test_the_report_names_what_was_compared(runs):
+def test_the_page_names_what_was_compared(runs):
     page = (runs[0].folder / "report.html").read_text("utf-8")
     assert all(label in page for label in ("No encoding", "APE", "ComRoPE-LD", "LieRE"))
     assert "comrope demo --epochs 1" in page
@@ -276,19 +265,16 @@ def test_stopped_demo_leaves_no_partial_result(stopped, name, made_before):
         assert contents == {p.name: p.read_text() for p in made_before.iterdir()}
 
 
-@pytest.mark.parametrize("names", [["none", "ropee"], [], ["rope", "rope"]])
+@pytest.mark.parametrize("names", [("none", "ropee"), ("rope", "rope")])
 def test_encodings_must_be_known_and_different(names):
     with pytest.raises(ConfigurationError, match=r"encodings: got .*none, ape, rope"):
-        demo.run(names)
+        DEMO.changed(encodings=names)
 
 
-def test_workers_are_at_least_one():
-    with pytest.raises(ConfigurationError, match="workers=0"):
-        demo.run(["none"], workers=0)
-
-
-def test_the_table_marks_the_training_size(runs):
-    with terminal.console.capture() as capture:
-        terminal.show(demo.table(runs[1]))
-    assert len(re.findall(r"×\d+\*", capture.get())) == 1
-    assert "×48*" in capture.get() and "σ = 1, seed 0" in capture.get()
+def test_at_other_scales_and_with_several_seeds_the_demo_has_means(runs, tmp_path):
+    scale = reproduce.SCALES["demo"].changed(seeds=(0, 1), encodings=("ape", "comrope-ap"), epochs=1)
+    found = reproduce.run("demo", scale, tmp_path / "out", workers=0)
+    heading, *rows = found["tables"][0]["rows"]
+    assert heading[1:4] == ["8×8 mean", "8×8 deviation", "8×8 count"] and len(rows) == 2
+    assert any("16×20" in name for name in heading) and any("16×16 (trained)" in name for name in heading)
+    assert any("Means of 2 seeds" in note for note in found["notes"])

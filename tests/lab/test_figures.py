@@ -1,41 +1,49 @@
-"""The demo's figures, on made-up results."""
+"""The demo's figures and what all share, on made-up results."""
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from comrope.lab import figures, report
+from comrope.lab.reproduce.demo import SCALE, demo
+from comrope.lab.reproduce.planes import draw_planes
+from comrope.lab.styles import STYLES, style
 from tests.lab.helpers import ENCODINGS, LABELS
 
-DRAWN = [name for name in ENCODINGS if name not in ("none", "ape", "liere")]
+DRAWN = [name for name in ENCODINGS if STYLES[name].no_planes == style("").no_planes]
+
+
+def _figures(results: dict) -> dict[str, Figure]:
+    return dict(demo(SCALE).outcome(results["runs"]).figures)
+
+
+def _percent(row: dict) -> float:
+    return 100 * row["correct"] / row["total"]
 
 
 @pytest.mark.parametrize(
-    ("draw", "expected"),
+    ("name", "expected"),
     [
+        ("accuracy_against_resolution", lambda run: [(i, _percent(r)) for i, r in enumerate(run["evaluation"][:6])]),
         (
-            figures.accuracy_against_resolution,
-            lambda run: sorted((r["size"][0], 100 * r["correct"] / r["total"]) for r in run["resolutions"]),
+            "accuracy_against_offset",
+            lambda run: [(r["offset"], _percent(r)) for r in (run["evaluation"][3], *run["evaluation"][6:])],
         ),
-        (
-            figures.accuracy_against_offset,
-            lambda run: [(r["offset"], 100 * r["correct"] / r["total"]) for r in run["offsets"]],
-        ),
-        (figures.training, lambda run: [(h["epoch"], h["loss"]) for h in run["history"]]),
+        ("training", lambda run: [(h["epoch"], h["loss"]) for h in run["history"]]),
     ],
 )
-def test_lines_carry_the_results(results, draw, expected):
-    (axes,) = draw(results).axes
-    assert [line.get_label() for line in axes.lines] == ENCODINGS
-    for line, run in zip(axes.lines, results["runs"], strict=True):
+def test_lines_carry_the_results(results, name, expected):
+    (axes,) = _figures(results)[name].axes
+    lines = axes.lines[: len(ENCODINGS)]
+    assert [line.get_label() for line in lines] == ENCODINGS
+    for line, run in zip(lines, results["runs"], strict=True):
         np.testing.assert_allclose(line.get_xydata(), expected(run))
-        assert line.get_color() == figures.style(run["encoding"]).colour
-    names = [text.get_text() for text in axes.texts]
-    assert set(LABELS) <= set(names)
+        assert line.get_color() == style(run["experiment"]["encoding"]).colour
+    assert set(LABELS) <= {text.get_text() for text in axes.texts}
     assert axes.get_xlabel() and axes.get_ylabel()
 
 
 def test_names_at_the_lines_ends_do_not_overlap(results):
-    figure = figures.accuracy_against_offset(results)
+    figure = _figures(results)["accuracy_against_offset"]
     (axes,) = figure.axes
     heights = sorted(text.get_position()[1] for text in axes.texts if text.get_text() in LABELS)
     points = axes.get_position().height * figure.get_figheight() * 72
@@ -43,36 +51,19 @@ def test_names_at_the_lines_ends_do_not_overlap(results):
     assert heights[0] >= 0 and heights[-1] <= 1
 
 
-def test_sizes_that_are_not_square_are_evenly_spaced(results):
-    for run in results["runs"]:
-        run["resolutions"].append({"size": [16, 64], "correct": 300, "total": 450})
-    (axes,) = figures.accuracy_against_resolution(results).axes
-    assert [t.get_text() for t in axes.get_xticklabels()] == [
-        "24 × 24",
-        "28 × 28",
-        "16 × 64",
-        "32 × 32",
-        "40 × 40",
-        "48 × 48",
-    ]
+def test_sizes_are_named_and_evenly_spaced(results):
+    (axes,) = _figures(results)["accuracy_against_resolution"].axes
+    sizes = ["24 × 24", "32 × 32", "32 × 56", "48 × 48", "64 × 64", "96 × 96"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == sizes
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0, 1, 2, 3, 4, 5]
-    assert np.asarray(axes.lines[0].get_ydata())[2] == pytest.approx(100 * 300 / 450)
-
-
-def test_a_diverged_run_leaves_the_others_drawn(results):
-    for entry in results["runs"][3]["history"]:
-        entry["loss"] = float("nan")
-    (axes,) = figures.training(results).axes
-    assert len(axes.lines) == len(ENCODINGS)
-    assert "RoPE-Mixed" not in [text.get_text() for text in axes.texts]
-    assert "RoPE-Mixed" in report.render(results)
+    assert {"at 96 × 96", "trained here"} <= {text.get_text() for text in axes.texts}
 
 
 def test_spectra_show_every_plane_of_every_layer(results):
-    results["runs"][4]["frequencies"][0][0][0][0][0] = 1e4  # a wild one must not shrink the others' panels
-    figure = figures.spectra(results)
+    frequencies = {run["experiment"]["encoding"]: run["frequencies"] for run in results["runs"]}
+    frequencies["string"][0][0][0][0][0] = 1e4  # a wild one must not shrink the others' panels
+    figure = draw_planes(frequencies)
     panels = figure.axes[: len(DRAWN)]
-    runs = {run["encoding"]: run for run in results["runs"]}
     limits = {panel.get_xlim() + panel.get_ylim() for panel in panels}
     assert len(limits) == 1 and max(limits.pop()) < 40
     for name, panel in zip(DRAWN, panels, strict=True):
@@ -80,23 +71,25 @@ def test_spectra_show_every_plane_of_every_layer(results):
         found = sorted(
             zip(np.asarray(scatter.get_array()).tolist(), *np.asarray(scatter.get_offsets()).T.tolist(), strict=True)
         )
-        layers = np.array(runs[name]["frequencies"]).reshape(2, 2, -1)
+        layers = np.array(frequencies[name]).reshape(2, 2, -1)
         assert found == sorted((i + 1, r, c) for i in range(2) for r, c in layers[i].T.tolist())
-        assert figures.style(name).label in panel.texts[0].get_text()
+        assert style(name).label in panel.texts[0].get_text()
     assert "outside" in panels[DRAWN.index("string")].texts[-1].get_text()
     notes = " ".join(text.get_text() for text in figure.texts)
-    assert all(label in notes for label in ("No encoding", "APE", "LieRE")) and "MT" not in notes
+    assert all(f"{style(name).label}: {style(name).no_planes}." in notes for name in ENCODINGS if name not in DRAWN)
+    assert "MT" not in notes
 
 
 def test_figures_without_any_spectrum_and_of_one_layer(results):
-    assert figures.spectra(results | {"runs": results["runs"][:2]}).axes == []
-    for run in results["runs"]:
-        run["frequencies"] = run["frequencies"] and run["frequencies"][:1]
-    assert len(figures.spectra(results).axes) == len(DRAWN)  # and no scale of depth
-    assert len(report.render(results | {"runs": results["runs"][-1:]})) > 10_000
+    assert draw_planes(dict.fromkeys(ENCODINGS)).axes == []
+    one_layer = {
+        n: run["frequencies"][:1] for n in DRAWN for run in results["runs"] if run["experiment"]["encoding"] == n
+    }
+    assert len(draw_planes(one_layer).axes) == len(DRAWN)  # and no scale of depth
 
 
-def test_colours_and_markers_tell_encodings_apart():
-    looks = [figures.style(name) for name in ENCODINGS]
+def test_every_encoding_has_a_style_that_tells_it_from_all_others():
+    assert list(STYLES) == ENCODINGS
+    looks = STYLES.values()
     assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(ENCODINGS)
-    assert [look.label for look in looks] == LABELS
+    assert len({look.label for look in looks}) == len({look.about for look in looks}) == len(ENCODINGS)

@@ -9,8 +9,6 @@ import pytest
 from comrope.errors import DataError
 from comrope.lab import results
 
-FIGURES = ("accuracy_against_resolution", "accuracy_against_offset", "spectra", "training")
-
 
 def _fill(folder: Path, text: str) -> None:
     folder.mkdir(exist_ok=True)
@@ -23,34 +21,9 @@ def _tree(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-def _made_up() -> dict:
-    runs = [
-        {
-            "encoding": name,
-            "num_parameters": 1000 + size,
-            "num_encoding_parameters": size,
-            "history": [{"epoch": 1, "loss": 2.0, "accuracy": 0.25}, {"epoch": 2, "loss": 1.5, "accuracy": 0.5}],
-            "resolutions": [{"size": [s, s], "correct": s, "total": 100} for s in (16, 24)],
-            "offsets": [{"offset": o, "correct": 24, "total": 100, "changed": 0} for o in (0.0, 1.0)],
-            "check": [{"name": "0", "commutator": 0.0, "equation": 0.0, "offset_drift": 0.0, "holds": True}],
-            "frequencies": [[[[[0.5, 1.0]]], [[[1.5, -2.0]]]]] if size else None,  # [layer][axis][head][block][plane]
-        }
-        for name, size in (("none", 0), ("comrope-ld", 18))
-    ]
-    settings = {"seed": 0, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "perturbation": 1.0}
-    model = {"width": 8, "depth": 1, "num_heads": 1, "patch_size": 8, "block_size": 4, "training_size": [24, 24]}
-    return {
-        "command": "comrope demo",
-        "versions": {"comrope": "0", "torch": "2", "timm": "1", "python": "3.11"},
-        "settings": {**settings, **model, "num_train": 300, "num_test": 100, "data": "made up"},
-        "runs": runs,
-        "timing": {"threads": 1, "seconds": 3.0, "train_seconds": {"none": 1.0, "comrope-ld": 2.0}},
-    }
-
-
 def test_success_appears_whole(tmp_path):
     target = tmp_path / "deep" / "result"
-    with results.whole_or_nothing(target) as folder:
+    with results.atomic_folder(target) as folder:
         assert not target.exists()
         _fill(folder, "new")
         (folder / "inner").mkdir()
@@ -68,7 +41,7 @@ def test_success_replaces_an_earlier_result(tmp_path):
     target = tmp_path / "result"
     _fill(target, "old")
     (target / "spectra.svg").write_text("old")
-    with results.whole_or_nothing(target) as folder:
+    with results.atomic_folder(target, ("spectra.*",)) as folder:
         _fill(folder, "new")
         assert (target / "results.json").read_text() == "old"  # until the new one is whole
     assert _tree(tmp_path) == {"result": None, "result/results.json": b"new", "result/report.html": b"new"}
@@ -77,7 +50,7 @@ def test_success_replaces_an_earlier_result(tmp_path):
 def test_an_empty_folder_is_filled(tmp_path):
     target = tmp_path / "result"
     target.mkdir()
-    with results.whole_or_nothing(target) as folder:
+    with results.atomic_folder(target) as folder:
         _fill(folder, "new")
     assert sorted(_tree(tmp_path)) == ["result", "result/report.html", "result/results.json"]
 
@@ -89,7 +62,7 @@ def test_failure_leaves_what_was_there(tmp_path, error, earlier):
     if earlier:
         _fill(target, "old")
     before = _tree(tmp_path)
-    with pytest.raises(error), results.whole_or_nothing(target) as folder:
+    with pytest.raises(error), results.atomic_folder(target) as folder:
         _fill(folder, "half")
         assert _tree(tmp_path) != before
         raise error
@@ -111,7 +84,7 @@ def test_failure_while_the_folders_change_places(tmp_path, monkeypatch, error, m
         move(source, destination)
 
     monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(error), results.whole_or_nothing(target) as folder:
+    with pytest.raises(error), results.atomic_folder(target) as folder:
         _fill(folder, "new")
     assert _tree(tmp_path) == before
 
@@ -119,7 +92,7 @@ def test_failure_while_the_folders_change_places(tmp_path, monkeypatch, error, m
 def test_a_file_is_refused(tmp_path):
     target = tmp_path / "result"
     target.write_text("mine")
-    with pytest.raises(DataError, match="is a file"), results.whole_or_nothing(target):
+    with pytest.raises(DataError, match="is a file"), results.atomic_folder(target):
         pytest.fail("entered")
     assert _tree(tmp_path) == {"result": b"mine"}
 
@@ -133,20 +106,20 @@ def test_a_folder_with_foreign_files_is_refused(tmp_path, beside):
         _fill(target, "old")
     (target / "thesis.tex").write_text("mine")
     before = _tree(tmp_path)
-    with pytest.raises(DataError, match="no result"), results.whole_or_nothing(target) as folder:
+    with pytest.raises(DataError, match="no result"), results.atomic_folder(target) as folder:
         _fill(folder, "new")
     assert _tree(tmp_path) == before
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="file"), results.whole_or_nothing(tmp_path / "file" / "result"):
+    with pytest.raises(DataError, match="file"), results.atomic_folder(tmp_path / "file" / "result"):
         pytest.fail("entered")
     assert _tree(tmp_path) == {"file": b"mine"}
 
 
 def test_read_takes_the_folder_or_the_file(tmp_path):
-    made_up = _made_up()
+    made_up = {"command": "comrope demo", "runs": [{"correct": 1}]}
     (tmp_path / "results.json").write_text(json.dumps(made_up), "utf-8")
     assert results.read(tmp_path) == results.read(tmp_path / "results.json") == made_up
 
@@ -164,23 +137,8 @@ def test_read_refuses_what_is_damaged(tmp_path, content):
         results.read(tmp_path)
 
 
-def test_save_writes_every_file(tmp_path):
-    made_up = _made_up()
-    results.save(made_up, tmp_path)
-    pictures = {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")}
-    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "report.html"} | pictures
-    assert results.read(tmp_path) == made_up
-    assert (tmp_path / "results.json").read_bytes().endswith(b"}\n")
-    assert "</html>" in (tmp_path / "report.html").read_text("utf-8")
-    for name in FIGURES:
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "</svg>" in (tmp_path / f"{name}.svg").read_text("utf-8")
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_json_has_no_word_for_is_refused(tmp_path, value):
-    made_up = _made_up()
-    made_up["runs"][0]["history"][0]["loss"] = value
-    with pytest.raises(ValueError), results.whole_or_nothing(tmp_path / "result") as folder:
-        results.save(made_up, folder)
+    with pytest.raises(ValueError), results.atomic_folder(tmp_path / "result") as folder:
+        results.write_json({"loss": value}, folder / "results.json")
     assert _tree(tmp_path) == {}

@@ -7,32 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from comrope.lab.reproduce import RECIPES, SCALES
-from comrope.lab.reproduce.scales import Scale
+from comrope.lab.reproduce import RECIPES, scale_of
 from comrope.lab.table import markdown
 
 PAGE = Path(__file__).parents[2] / "docs/results.md"
 FOLDERS = sorted(path.parent for path in PAGE.parent.glob("results/*/results.json"))
+DEMO = PAGE.parent / "demo"
 
 
-def _scale(found: dict) -> Scale:
-    asked = {key: tuple(v) if isinstance(v, list) else v for key, v in found["scale"]["asked"].items()}
-    asked.pop("few_seeds", None)
-    return SCALES[found["scale"]["name"]].changed(**asked)
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [*FOLDERS, DEMO], ids=lambda folder: folder.name)
 def test_tables_follow_from_the_runs(folder, monkeypatch, tmp_path):
     """Each table that a recipe makes of the raw results is the one that lies there."""
     monkeypatch.chdir(tmp_path)  # for data that figures need
     text = importlib.import_module("comrope.lab.reproduce.text")
     monkeypatch.setattr(text, "_long", lambda *_: [])  # measured anew each time, which takes half an hour
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    study = RECIPES[found["recipe"]](_scale(found))
-    wanted = [job.experiment for job in study.jobs]
+    plan = RECIPES[found["recipe"]](scale_of(found))
+    wanted = [job.experiment for job in plan.jobs]
     assert wanted == [w.from_json(run["experiment"]) for w, run in zip(wanted, found["runs"], strict=True)]
     tables = (folder / "tables.md").read_text(encoding="utf-8")
-    for table in study.outcome(found["runs"]).tables:
+    for table in plan.outcome(found["runs"]).tables:
         assert markdown(table) in tables, table.name
 
 

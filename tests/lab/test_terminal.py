@@ -7,7 +7,7 @@ import pytest
 
 from comrope.lab import terminal
 from comrope.lab.bench.tables import tables
-from comrope.lab.table import Table, markdown, page
+from comrope.lab.table import Table, markdown, markdown_file
 
 ROOT = Path(__file__).parents[2]
 BENCH = tables(json.loads((ROOT / "benchmarks/cpu-2-threads/results.json").read_text(encoding="utf-8")))
@@ -38,7 +38,15 @@ def test_columns_that_do_not_fit_come_below_with_the_names_again(monkeypatch):
     assert len([line for line in lines if "A title." in line]) == 1
 
 
+def test_headings_are_no_wider_than_their_cells_where_words_allow(monkeypatch):
+    table = Table("t", "", ("method", "labels changed", "48×48 (trained)"), [("RoPE", 3, "60.9")])
+    assert [line.split() for line in _shown(table, 50, monkeypatch)[1:3]] == [
+        ["labels", "48×48"],
+        ["method", "changed", "(trained)"],
+    ]
+
+
 def test_markdown_finds_no_tags_in_names():
     table = Table("t", "On <b>data</b>.", ("method",), [("<script>|x|</script>",)])
     assert markdown(table).splitlines()[-1] == "| &lt;script&gt;\\|x\\|&lt;/script&gt; |"
-    assert "<" not in page("a <i>", [table], ["<note>"])
+    assert "<" not in markdown_file("a <i>", [table], ["<note>"])

@@ -6,13 +6,15 @@ the baseline in the same round.
 
 import os
 import platform
-from importlib.metadata import version
 
 import torch
 
 from comrope.lab.bench import attached, measure, targets
 from comrope.lab.bench.clock import Progress
+from comrope.lab.bench.figure import figure
 from comrope.lab.bench.opponents import SHAPES
+from comrope.lab.bench.tables import measured_on, tables
+from comrope.lab.output import Outcome, versions
 
 
 def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progress: Progress) -> dict:
@@ -26,7 +28,8 @@ def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progr
         progress: is told what is being done.
     """
     shapes = [shape for shape in SHAPES if shape.num_tokens <= tokens]
-    found: dict = {"command": command, **environment(), "batch": batch, "depth": depth}
+    found: dict = {"title": "comrope bench", "notes": [], "command": command}
+    found |= {**environment(), "batch": batch, "depth": depth}
     found["rotations"] = []
     for shape in shapes:
         found["rotations"] += measure.rotations(shape, rounds, progress)
@@ -49,11 +52,16 @@ def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progr
     return found
 
 
+def outcome(found: dict) -> Outcome:
+    """Returns the tables and the figure of what `run` found."""
+    lead = f"Times and memory on {measured_on(found)}."
+    return Outcome(tables(found), {"bench": figure(found)}, lead=lead, about=(__doc__ or "").strip())
+
+
 def environment() -> dict:
     """What the figures depend on."""
-    packages = ("comrope", "torch", "timm", "transformers", "rotary-embedding-torch")
     return {
-        "versions": {**{p: version(p) for p in packages}, "python": platform.python_version()},
+        "versions": versions("comrope", "torch", "timm", "transformers", "rotary-embedding-torch"),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 
 from comrope.lab.bench.opponents import BASELINE, SHAPES
 from comrope.lab.figures import FAINT, GRID, INK
+from comrope.lab.styles import style
 
 
 def figure(found: dict) -> Figure:
@@ -14,7 +15,7 @@ def figure(found: dict) -> Figure:
     rows.sort(key=lambda r: -r["ratio"][1])
     for place, row in enumerate(rows):
         low, middle, high = row["ratio"]
-        colour = "#d55e00" if "ours" in row["opponent"] else FAINT
+        colour = style("comrope-ld").colour if "ours" in row["opponent"] else FAINT
         left.barh(place, middle, color=colour, height=0.7)
         left.plot([low, high], [place, place], color=INK, linewidth=1)
         left.annotate(f"{middle:.3g}", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
@@ -26,9 +27,9 @@ def figure(found: dict) -> Figure:
     )
     for name, colour in (
         (BASELINE, FAINT),
-        ("RoPE, ours", "#56b4e9"),
-        ("LD, ours", "#d55e00"),
-        ("MT, ours", "#009e73"),
+        ("RoPE, ours", style("rope").colour),
+        ("LD, ours", style("comrope-ld").colour),
+        ("MT, ours", style("comrope-mt").colour),
     ):
         points = [
             (shape.num_tokens, 1e3 * r["seconds"][1])

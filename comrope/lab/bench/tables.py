@@ -11,14 +11,19 @@ def tables(found: dict) -> list[Table]:
     return [
         _targets(found["targets"]),
         *_rotations(found["rotations"], found["threads"]),
-        _times(f"whole training step, {model}; ratios to the same ViT with our RoPE", found["training_steps"]),
-        _times(f"inference, {model}; ratios to the same ViT with our RoPE", found["inference"]),
+        _times(
+            "training", f"whole training step, {model}; ratios to the same ViT with our RoPE", found["training_steps"]
+        ),
+        _times("inference", f"inference, {model}; ratios to the same ViT with our RoPE", found["inference"]),
         *_attached(found.get("attached", [])),  # an earlier run has none
         _memory(
+            "memory",
             "peak memory of one forward and backward of the rotation, above what was held before",
             [row | {"opponent": f"{row['shape']}: {row['opponent']}"} for row in found["memory"]],
         ),
-        _memory(f"peak memory of a process in whole training steps, {model}", found["training_memory"]),
+        _memory(
+            "training-memory", f"peak memory of a process in whole training steps, {model}", found["training_memory"]
+        ),
     ]
 
 
@@ -31,40 +36,42 @@ def measured_on(found: dict) -> str:
 def _targets(rows: Sequence[dict]) -> Table:
     columns = ("", "target", "measured", "reached")
     cells = [(r["what"], r["target"], f"{r['measured']:.3g}", "yes" if r["reached"] else "no") for r in rows]
-    return Table("targets", "targets", columns, list(cells))
+    return Table("bench-targets", "targets", columns, list(cells))
 
 
 def _rotations(rows: Sequence[dict], threads: int) -> list[Table]:
     """One for each shape, a row an opponent: forward, forward and backward, and the bounds of both."""
     columns = ("", "forward, ms", "ratio", "forward + backward, ms", "ratio", "floor, MB", "floor, Mflop")
     made = []
-    for shape in dict.fromkeys(row["shape"] for row in rows):
+    for number, shape in enumerate(dict.fromkeys(row["shape"] for row in rows), 1):
         cells = []
         for name in dict.fromkeys(row["opponent"] for row in rows if row["shape"] == shape):
             both = [row for row in rows if (row["shape"], row["opponent"]) == (shape, name)]
             bounds = (f"{both[-1]['least_bytes'] / 1e6:.0f}", f"{both[-1]['least_operations'] / 1e6:.0f}")
             cells.append((name, *(cell for row in both for cell in timing(row)), *bounds))
         title = f"rotating q and k: {shape}, {threads} threads; ratios to transformers' RoPE"
-        made.append(Table("rotations", title, columns, cells))
+        made.append(Table(f"bench-rotations-{number}", title, columns, cells))
     return made
 
 
 def _attached(rows: Sequence[dict]) -> list[Table]:
     """One for each model, in training and in inference."""
     made = []
-    for host in dict.fromkeys(row["host"] for row in rows):
+    for number, host in enumerate(dict.fromkeys(row["host"] for row in rows), 1):
         for mode in ("training step", "inference"):
             here = [row for row in rows if (row["host"], row["mode"]) == (host, mode)]
-            made.append(_times(f"attached encodings, {mode}: {host}; ratios to its own RoPE", here))
+            name = f"attached-{number}-{mode.partition(' ')[0]}"
+            made.append(_times(name, f"attached encodings, {mode}: {host}; ratios to its own RoPE", here))
     return made
 
 
-def _times(title: str, rows: Sequence[dict]) -> Table:
-    return Table("times", title, ("", "ms", "ratio"), [(row["opponent"], *timing(row)) for row in rows])
+def _times(name: str, title: str, rows: Sequence[dict]) -> Table:
+    return Table(f"bench-{name}", title, ("", "ms", "ratio"), [(row["opponent"], *timing(row)) for row in rows])
 
 
-def _memory(title: str, rows: Sequence[dict]) -> Table:
-    return Table("memory", title, ("", "MB"), [(row["opponent"], f"{row['peak_bytes'] / 1e6:.0f}") for row in rows])
+def _memory(name: str, title: str, rows: Sequence[dict]) -> Table:
+    cells = [(row["opponent"], f"{row['peak_bytes'] / 1e6:.0f}") for row in rows]
+    return Table(f"bench-{name}", title, ("", "MB"), cells)
 
 
 def timing(row: dict) -> tuple[str, str]:

@@ -1,36 +1,40 @@
 """Every table and figure of the paper, and a few of our own: one recipe each, at one of three scales.
 
-A recipe is a function from a scale to a study: the runs it takes, and what to make of their results. Runs lie in a folder
+A recipe is a function from a scale to a plan: the runs it takes, and what to make of their results. Runs lie in a folder
 that recipes share, so that none is made twice, and what was stopped goes on where it was.
 """
 
+import inspect
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from comrope.encodings import ENCODINGS
-from comrope.errors import ConfigurationError
-from comrope.lab import results
-from comrope.lab.reproduce import output
+from comrope.errors import ComropeError, ConfigurationError, DataError
+from comrope.lab import output, results
+from comrope.lab.output import Outcome as Outcome
 from comrope.lab.reproduce.accuracy import fig6, fig7, table1, table10
 from comrope.lab.reproduce.costs import table7
+from comrope.lab.reproduce.demo import SCALE as DEMO
+from comrope.lab.reproduce.demo import demo
 from comrope.lab.reproduce.detection import fig4, table2
 from comrope.lab.reproduce.elements import table8
 from comrope.lab.reproduce.finetuning import table4
 from comrope.lab.reproduce.offsets import fig5
 from comrope.lab.reproduce.ours import axes, commutators, spectra, starts
+from comrope.lab.reproduce.plan import Plan as Plan
 from comrope.lab.reproduce.scales import SCALES as SCALES
 from comrope.lab.reproduce.scales import Scale as Scale
-from comrope.lab.reproduce.study import Outcome as Outcome
-from comrope.lab.reproduce.study import Study as Study
 from comrope.lab.reproduce.text import text
 from comrope.lab.reproduce.timing import table9
 from comrope.lab.reproduce.video import table3
 from comrope.lab.study import Report, run_all
 
-RECIPES: dict[str, Callable[[Scale], Study]] = {
+RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "table1": table1,
     "table2": table2,
     "fig4": fig4,
@@ -48,8 +52,9 @@ RECIPES: dict[str, Callable[[Scale], Study]] = {
     "spectra": spectra,
     "starts": starts,
     "text": text,
+    "demo": demo,
 }
-"""In the paper's order, then ours. Figure 3 comes with table 1, figure 8 with table 8."""
+"""In the paper's order, then ours. Figure 3 comes with table 1, figure 8 with table 8; `comrope demo` runs the last."""
 
 
 def run(
@@ -64,7 +69,7 @@ def run(
     show: Callable[[Outcome], None] = lambda outcome: None,
     **settings,
 ) -> dict[str, Any]:
-    """Runs a recipe, and writes its tables, figures and report.
+    """Runs a recipe, and writes its tables, figures and page.
 
     Args:
         name: of the recipe.
@@ -89,19 +94,77 @@ def run(
             f"there is no recipe {name!r}: expected one of {', '.join(RECIPES)} (figure 3 comes with "
             "table1, figure 8 with table8)."
         )
-    recipe = RECIPES[name]
-    study = recipe(scale)
-    there = {job.experiment.encoding for job in study.jobs} | set(study.encodings)
+    plan = RECIPES[name](scale)
+    there = {job.experiment.encoding for job in plan.jobs} | set(plan.encodings)
     foreign = [each for each in scale.encodings if each not in there]
     if foreign and scale.encodings != tuple(ENCODINGS):
         raise ConfigurationError(f"encodings: {name} has no {', '.join(foreign)}: leave them out.")
     runs = out.resolve().parent / f"runs-{scale.name}" if runs is None else runs
     writes = int(os.environ.get("RANK", "0")) == 0
-    with results.whole_or_nothing(out, also=(f"{name}.*", f"{name}-*")) if writes else nullcontext() as folder:
-        made = run_all(study.jobs, runs, workers=workers, command=command, report=report, **settings)
-        outcome = study.outcome(made)
-        found = output.as_json(name, study.title, scale, outcome, made, command)
+    patterns = (f"{name}.*", f"{name}-*", *plan.files)
+    with results.atomic_folder(out, patterns) if writes else nullcontext() as folder:
+        made = run_all(plan.jobs, runs, workers=workers, command=command, report=report, **settings)
+        outcome = _outcome(name, plan, scale, made)
+        found = {
+            "recipe": name,
+            "title": plan.title,
+            "command": command,
+            "versions": output.versions("comrope", "torch", "timm"),
+            "scale": json.loads(json.dumps(asdict(scale))),
+            "notes": outcome.notes,
+            "tables": [{"name": t.name, "title": t.title, "rows": t.spelt_out()} for t in outcome.tables],
+            "runs": made,
+        }
         if folder is not None:
-            output.write(found, recipe.__doc__ or "", scale, outcome, folder)
+            output.write(found, outcome, folder)
             show(outcome)
     return found
+
+
+def page_of(found: Mapping[str, Any]) -> str:
+    """Returns the page of a result that `run` wrote, made again of its runs.
+
+    Raises:
+        DataError: a part of it is missing or damaged, an earlier version of comrope wrote it, or the recipe measures times.
+    """
+    remedy = "Expected what `comrope demo` and `comrope reproduce` of this version write: give its command again."
+    try:
+        name, made = found["recipe"], found["runs"]
+        scale = scale_of(found)
+        plan = RECIPES[name](scale)
+        if plan.measures:
+            raise DataError(
+                f"results: {name} takes times when it is run, which its runs do not hold: give its command again, "
+                f"{found['command']}; runs that are there are not trained again."
+            )
+        asked = [job.experiment.encoding for job in plan.jobs]
+        if asked != [run["experiment"]["encoding"] for run in made]:
+            raise DataError(f"results: the runs are not those that {name} asks for. {remedy}")
+        return output.as_page(found, _outcome(name, plan, scale, made))
+    except KeyError as error:
+        raise DataError(f"results: {error} is missing or unknown. {remedy}") from error
+    except ComropeError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, StopIteration) as error:
+        raise DataError(f"results: some part is of another kind ({error}). {remedy}") from error
+
+
+def scale_of(found: Mapping[str, Any]) -> Scale:
+    """Returns the scale that a result was made at."""
+    asked: dict[str, Any] = found["scale"]["asked"]
+    asked = {key: tuple(v) if isinstance(v, list) else v for key, v in asked.items()}
+    asked.pop("few_seeds", None)
+    return {**SCALES, DEMO.name: DEMO}[found["scale"]["name"]].changed(**asked)
+
+
+def _outcome(name: str, plan: Plan, scale: Scale, made: list[dict[str, Any]]) -> Outcome:
+    """The plan's outcome with what all recipes have: how many samples were tested, a first sentence, the recipe's docstring."""
+    outcome = plan.outcome(made)
+    counts = sorted({run["data"]["test"]["count"] for run in made if "data" in run})
+    tested = f"Test samples of each run: {' or '.join(f'{count:,}' for count in counts)}." if counts else ""
+    lead = f"Scale “{scale.name}”."
+    if {run["kind"] for run in made} <= {"images"}:
+        size = " × ".join(map(str, scale.image_size))
+        lead = f"Scale “{scale.name}”: {scale.data}, model “{scale.model}”, {size} pixels."
+    notes = [note for note in (*outcome.notes, tested) if note]
+    return replace(outcome, notes=notes, lead=outcome.lead or lead, about=inspect.getdoc(RECIPES[name]) or "")

@@ -6,10 +6,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from comrope.lab.experiment import Recipe
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import BLOCK_SIZE, BLOCKED, Scale
-from comrope.lab.reproduce.study import Outcome, Study
 from comrope.lab.reproduce.tables import (
     Key,
     Result,
@@ -18,12 +19,12 @@ from comrope.lab.reproduce.tables import (
     difference,
     differences,
     gather,
-    label,
     means,
     on_seeds,
 )
 from comrope.lab.statistics import summary
 from comrope.lab.study import Job
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 PERTURBED = ("none", "ape", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
@@ -41,7 +42,7 @@ DEIT = {
 """DeiT's recipe (table 10), by the scale's name; its augmentation comes with augment="deit"."""
 
 
-def table1(scale: Scale) -> Study:
+def table1(scale: Scale) -> Plan:
     """Encodings at other resolutions than the one trained at, with and without coordinate perturbation (with figure 3).
 
     The paper: ViT-B/16 on ImageNet-1K from scratch at 224, 200 epochs, batch 6144, AdamW at 1e-3, block size 8; tested from
@@ -73,12 +74,12 @@ def table1(scale: Scale) -> Study:
         drawn = {"table1-fig3": _by_resolution(scale, found, 1.0)}
         if any(sigma == 0 for _, sigma in keys):
             drawn["table1-fig3-still"] = _by_resolution(scale, found, 0.0)
-        return Outcome(tables, drawn, [on_seeds(len(scale.seeds)), *_differs(scale)])
+        return Outcome(tables, drawn, [on_seeds(len(scale.seeds)), scale.differs])
 
-    return Study("Table 1 and figure 3: accuracy at other resolutions", jobs, outcome)
+    return Plan("Table 1 and figure 3: accuracy at other resolutions", jobs, outcome)
 
 
-def fig6(scale: Scale) -> Study:
+def fig6(scale: Scale) -> Plan:
     """The block size b: accuracy, training time and parameters.
 
     The paper varies b = 2, 4, 8 for ComRoPE-AP, -LD and LieRE and finds larger blocks better and slower (figure 6, a picture,
@@ -114,10 +115,10 @@ def fig6(scale: Scale) -> Study:
         ]
         return Outcome([Table("fig6", title, columns, rows)], {"fig6": figure}, notes)
 
-    return Study("Figure 6: block size", jobs, outcome)
+    return Plan("Figure 6: block size", jobs, outcome)
 
 
-def fig7(scale: Scale) -> Study:
+def fig7(scale: Scale) -> Plan:
     """The perturbation intensity σ that is trained with.
 
     The paper draws accuracy against σ (figure 7, a picture, no numbers) and settles on σ = 1. Here σ is in patches, drawn anew
@@ -158,10 +159,10 @@ def fig7(scale: Scale) -> Study:
             )
         return Outcome(tables, drawn, [on_seeds(len(scale.few_seeds))])
 
-    return Study("Figure 7: perturbation intensity", jobs, outcome)
+    return Plan("Figure 7: perturbation intensity", jobs, outcome)
 
 
-def table10(scale: Scale) -> Study:
+def table10(scale: Scale) -> Plan:
     """DeiT's recipe instead of the basic one: RoPE-Mixed, ComRoPE-AP and -LD.
 
     DeiT: RandAugment (9, 0.5), colour jitter, random erasing 0.25, mixup 0.8, CutMix 1, label smoothing 0.1, stochastic depth
@@ -183,10 +184,10 @@ def table10(scale: Scale) -> Study:
             by_size("table10", "Top-1 accuracy in % with DeiT's recipe.", scale, found, published),
             differences("table10-differences", "Between encodings.", scale, found, pairs, published),
         ]
-        notes = [on_seeds(len(scale.few_seeds)), "The paper does not say which σ table 10 has.", *_differs(scale)]
+        notes = [on_seeds(len(scale.few_seeds)), "The paper does not say which σ table 10 has.", scale.differs]
         return Outcome(tables, {}, notes)
 
-    return Study("Table 10: DeiT's recipe", jobs, outcome)
+    return Plan("Table 10: DeiT's recipe", jobs, outcome)
 
 
 def _by_resolution(scale: Scale, found: dict[Key, list[Result]], sigma: float) -> Figure:
@@ -203,7 +204,3 @@ def _by_resolution(scale: Scale, found: dict[Key, list[Result]], sigma: float) -
         scale="log",
         marked=(scale.image_size[0], "trained here"),
     )
-
-
-def _differs(scale: Scale) -> list[str]:
-    return [scale.differs] if scale.differs else []

@@ -11,11 +11,12 @@ import comrope
 from comrope import reference
 from comrope.encodings import Encoding
 from comrope.lab.images.model import MODELS
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import BLOCK_SIZE, Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import label
 from comrope.lab.rng import Stream, generator
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 NUM_AXES = 2
@@ -65,8 +66,8 @@ class Shape:
         return self.grid[0] * self.grid[1]
 
 
-def table7(scale: Scale) -> Study:
-    """Extra parameters, and operations of turning queries and keys: by formula, and counted in the encodings.
+def table7(scale: Scale) -> Plan:
+    """Extra parameters, and operations of rotating queries and keys: by formula, and counted in the encodings.
 
     The paper's extra parameters (L layers, width d, n tokens, N axes, block size b): APE nd, RoPE 0, LieRE LNdb, ComRoPE-AP
     Ldb, ComRoPE-LD Ld(b + N/b). Operations here are those of one layer and one image without its class token, forward, in
@@ -91,17 +92,17 @@ def table7(scale: Scale) -> Study:
             tables.append(Table(f"table7{suffix}", f"Extra parameters: {about}.", columns, parameters, 0))
             columns = ("method", "formula", "multiply-adds by formula", "counted", "small matrix functions", "counted")
             operations = [_published(shape), *(_operations(name, shape) for name in names if name != "ape")]
-            title = f"Turning q and k in one layer for one image, forward: {about}."
+            title = f"Rotating q and k in one layer for one image, forward: {about}."
             tables.append(Table(f"table7{suffix}-operations", title, columns, operations, 0))
         notes = [
-            "n counts patches, H heads; the spectral engine's turning of planes, 4·n·d multiply-adds element by element, is in "
-            "neither column, since the counter sees products of matrices alone.",
+            "n counts patches, H heads; the spectral engine's rotation of planes, 4·n·d multiply-adds element by element, is "
+            "in neither column, since the counter sees products of matrices alone.",
             "Our engine applies the blocks of a head together as one d/H × d/H matrix, one product of a good size, where b × b "
             "blocks would take n·d·b for q and for k.",
         ]
         return Outcome(tables, {}, notes)
 
-    return Study("Table 7: extra parameters and operations", [], outcome, COUNTED)
+    return Plan("Table 7: extra parameters and operations", [], outcome, COUNTED)
 
 
 def _parameters(name: str, shape: Shape) -> tuple[Cell, ...]:
@@ -110,21 +111,11 @@ def _parameters(name: str, shape: Shape) -> tuple[Cell, ...]:
     counted = sum(parameter.numel() for pe in owned for parameter in pe.parameters())
     if name in OURS:
         formula, value = OURS[name]
-        return (
-            label(name),
-            formula,
-            value(shape.layers, shape.width, shape.head_dim, NUM_AXES, BLOCK_SIZE),
-            counted,
-            "ours",
-        )
+        number = value(shape.layers, shape.width, shape.head_dim, NUM_AXES, BLOCK_SIZE)
+        return label(name), formula, number, counted, "ours"
     formula, value = paper.TABLE7[name]
-    return (
-        label(name),
-        formula,
-        int(value(shape.layers, shape.width, shape.num_patches, NUM_AXES, BLOCK_SIZE)),
-        counted,
-        "paper",
-    )
+    number = int(value(shape.layers, shape.width, shape.num_patches, NUM_AXES, BLOCK_SIZE))
+    return label(name), formula, number, counted, "paper"
 
 
 def _published(shape: Shape) -> tuple[Cell, ...]:
@@ -160,12 +151,12 @@ def _encoding(name: str, shape: Shape, **settings: Any) -> Encoding:
 
 
 @torch.no_grad()
-def _count(turn: Any, shape: Shape) -> tuple[int, int]:
-    """Multiply-adds of matrix products, and small matrix functions, of turning the queries and keys of an image."""
+def _count(rotate: Any, shape: Shape) -> tuple[int, int]:
+    """Multiply-adds of matrix products, and small matrix functions, of rotating the queries and keys of an image."""
     q, k = torch.zeros(2, 1, shape.num_heads, shape.num_patches, shape.head_dim)
     x = torch.rand(shape.num_patches, NUM_AXES, generator=generator(0, Stream.EXAMPLE))
     with FlopCounterMode(display=False) as products, _MatrixFunctions() as functions:
-        turn(q, k, x)
+        rotate(q, k, x)
     return products.get_total_flops() // 2, functions.count
 
 

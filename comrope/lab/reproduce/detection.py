@@ -10,12 +10,14 @@ from comrope.lab.detection.pictures import examples
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.reproduce import paper
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce.pictures import curves
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import Result, gather, label, on_seeds
+from comrope.lab.reproduce.tables import Result, gather, on_seeds
 from comrope.lab.statistics import Summary, paired, summary
 from comrope.lab.study import Job
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 COMPARED = ("ape", "rope-mixed", "liere", "comrope-ld", "comrope-mt")
@@ -67,7 +69,7 @@ SETTINGS = {
 """By the scale's name. The paper trains as ViT-CoMer does; "paper" is that protocol on ViTDet's pyramid."""
 
 
-def table2(scale: Scale) -> Study:
+def table2(scale: Scale) -> Plan:
     """Object detection: average precision with an encoding added to a pretrained backbone, angles starting at zero.
 
     The paper: ViT-S in ViT-CoMer under Mask R-CNN on COCO. AP 44.0 with APE, 44.5 with LieRE, 44.7 with ComRoPE-LD.
@@ -88,10 +90,10 @@ def table2(scale: Scale) -> Study:
             [t for t in tables if t.rows], {"table2-examples": examples(test, shown)}, _notes(scale, setting)
         )
 
-    return Study("Table 2: object detection", jobs, outcome)
+    return Plan("Table 2: object detection", jobs, outcome)
 
 
-def fig4(scale: Scale) -> Study:
+def fig4(scale: Scale) -> Plan:
     """Average precision against the epoch, and how many iterations an encoding needs to reach APE's final AP.
 
     The paper: ComRoPE-LD reaches APE's final metric in 29 % fewer iterations. Ours as for table 2. The learning rate falls
@@ -108,7 +110,7 @@ def fig4(scale: Scale) -> Study:
         table = _iterations(found)
         return Outcome([table] if table.rows else [], {"fig4": figure}, _notes(scale, setting))
 
-    return Study("Figure 4: average precision against the epoch", jobs, outcome)
+    return Plan("Figure 4: average precision against the epoch", jobs, outcome)
 
 
 def _jobs(scale: Scale) -> tuple[list[str], Setting, list[Job]]:

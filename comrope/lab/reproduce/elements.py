@@ -1,18 +1,20 @@
 """Table 8 and figure 8: how the elements of trained angle matrices are spread."""
 
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import densities
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import BLOCKED, Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import Result, gather, label, on_seeds
+from comrope.lab.reproduce.tables import Result, gather, on_seeds
 from comrope.lab.statistics import summary
 from comrope.lab.study import Job
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 BLOCK_SIZES = (2, 4, 8)
 
 
-def table8(scale: Scale) -> Study:
+def table8(scale: Scale) -> Plan:
     """Standard deviation (table 8) and density (figure 8) of the angle matrices' elements above the diagonal.
 
     The paper, b = 2, 4, 8: LieRE 0.326, 0.246, 0.195; AP 0.271, 0.208, 0.171; LD 0.384, 0.278, 0.238. AP's fixed
@@ -46,9 +48,9 @@ def table8(scale: Scale) -> Study:
         notes = [
             on_seeds(len(scale.few_seeds)),
             "Figure 8 puts the elements of all seeds together. Elements start with a standard deviation of √2 = 1.414.",
-            *([scale.differs] if scale.differs else []),
+            scale.differs,
         ]
         drawn = densities("Density of the trained angle matrices' elements", panels)
         return Outcome([table], {"table8-fig8": drawn}, notes)
 
-    return Study("Table 8 and figure 8: elements of the angle matrices", jobs, outcome)
+    return Plan("Table 8 and figure 8: elements of the angle matrices", jobs, outcome)

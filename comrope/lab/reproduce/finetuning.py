@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import Result, accuracies, gather, label, on_seeds
+from comrope.lab.reproduce.tables import Result, accuracies, gather, on_seeds
 from comrope.lab.statistics import paired, summary
 from comrope.lab.study import Job
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 TUNED = ("ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
@@ -37,7 +39,7 @@ TUNING = {
 """By the scale's name."""
 
 
-def table4(scale: Scale) -> Study:
+def table4(scale: Scale) -> Plan:
     """Fine-tuning a model that was trained with absolute positions, an encoding attached to its attention.
 
     The paper: CLIP's ViT-B/16 on ImageNet-1K, 4 epochs, batch 3456, learning rate 3e-4, learned angles starting at zero, so
@@ -72,11 +74,11 @@ def table4(scale: Scale) -> Study:
         notes = [
             on_seeds(len(scale.few_seeds)),
             "Vanilla RoPE has no start at zero angles: it is attached as it is.",
-            *([scale.differs] if scale.differs else []),
+            scale.differs,
         ]
         return Outcome([Table("table4", title, columns, rows)], {}, notes)
 
-    return Study("Table 4: fine-tuning", jobs, outcome)
+    return Plan("Table 4: fine-tuning", jobs, outcome)
 
 
 def _pretrained(scale: Scale, seed: int) -> ImageConfig:

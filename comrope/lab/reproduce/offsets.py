@@ -2,12 +2,14 @@
 
 from comrope.lab.classification import Condition, shifted
 from comrope.lab.figures import percent
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce.pictures import curves
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import Result, gather, label, on_seeds, row
+from comrope.lab.reproduce.tables import Result, gather, on_seeds, row
 from comrope.lab.statistics import summary
 from comrope.lab.study import Job
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 ENCODINGS = ("ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "comrope-mt")
@@ -19,12 +21,12 @@ FAR = {"demo": (1e3,), "small": (1e3, 1e6), "paper": (1e3, 1e6)}
 """Offsets far from any canvas trained on, in canvas widths."""
 
 
-def fig5(scale: Scale) -> Study:
+def fig5(scale: Scale) -> Plan:
     """All coordinates of an image moved together, on table 1's models trained with σ = 1.
 
     The paper: a random shift N(0, ρ²I) for each image (Eq. 12). LieRE loses accuracy as ρ grows, ComRoPE stays flat (figure 5,
     a picture without numbers). Ours adds what an adversary would choose: offsets far from any canvas trained on, and along each
-    axis and the steepest direction, in which a model's fastest plane turns most.
+    axis and the steepest direction, in which a model's fastest plane rotates most.
 
     Cost: no training beyond table 1's; each model measured under about a dozen conditions.
     """
@@ -72,7 +74,7 @@ def fig5(scale: Scale) -> Study:
         ]
         return Outcome(tables, {"fig5": figure}, notes)
 
-    return Study("Figure 5: coordinate offset", jobs, outcome)
+    return Plan("Figure 5: coordinate offset", jobs, outcome)
 
 
 def _conditions(scale: Scale, seed: int) -> list[Condition]:

@@ -9,17 +9,20 @@ import torch
 import comrope
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
-from comrope.lab import figures
 from comrope.lab.bench.clock import Step, compared, in_turn
 from comrope.lab.images.model import MODELS
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce.accuracy import FAMILY
 from comrope.lab.reproduce.pictures import scatter
+from comrope.lab.reproduce.plan import Plan
+from comrope.lab.reproduce.planes import draw_planes, planes_of
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, label, on_seeds
+from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, on_seeds
 from comrope.lab.rng import Stream, generator
+from comrope.lab.reproduce.tables import Result, accuracies, checks, difference, gather, on_seeds, quartiles
 from comrope.lab.statistics import Summary, summary
 from comrope.lab.study import Job
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 ROTATING = ("none", "rope", "rope-mixed", "string", "liere", *FAMILY)
@@ -35,11 +38,6 @@ STARTS = {
 COUNTING = "rope, a radian a patch"
 FASTER = 10
 """A learning rate of the angles, in those of the weights."""
-MEASURES = {
-    "commutator": "largest commutator",
-    "equation": "largest residual of the RoPE equation",
-    "offset_drift": "offset drift",
-}
 NUM_HEADS, HEAD_DIM = 2, 96
 _CANVASES = ((1024,), (32, 32), (8, 8, 16), (4, 4, 8, 8))
 CANVASES = {"demo": ((64,), (8, 8), (4, 4, 4), (2, 2, 4, 4)), "small": _CANVASES, "paper": _CANVASES}
@@ -48,7 +46,7 @@ ALIGNED = 10.0
 """Degrees from an axis within which a plane counts as aligned with it."""
 
 
-def commutators(scale: Scale) -> Study:
+def commutators(scale: Scale) -> Plan:
     """Do the trained angle matrices commute, and does the RoPE equation hold?
 
     The paper proves it by construction and does not measure it; LieRE's matrices commute with probability 0. Measured in
@@ -60,23 +58,17 @@ def commutators(scale: Scale) -> Study:
     jobs = [Job(scale.experiment(name, seed)) for name in names for seed in scale.seeds]
 
     def outcome(results: list[Result]) -> Outcome:
-        rows: list[tuple[Cell, ...]] = []
-        for name, each in gather(names, results).items():
-            layers = [layer for result in each for layer in result["check"]]
-            worst = [f"{max(layer[measure] for layer in layers):.1e}" for measure in MEASURES]
-            rows.append((label(name), len(layers), *worst, "yes" if all(layer["holds"] for layer in layers) else "no"))
-        columns = ("method", "layers × seeds", *MEASURES.values(), "holds in all")
         title = "After training (σ = 1): the largest over layers and seeds."
         notes = [
             "Commutator: ‖A₁A₂ − A₂A₁‖ / (‖A₁‖‖A₂‖). RoPE equation: elements of R(x)ᵀR(y) − R(y − x). Offset drift: change of "
             "an attention score when all positions move. Rounding alone leaves about 1e-14."
         ]
-        return Outcome([Table("commutators", title, columns, rows)], {}, notes)
+        return Outcome([checks("commutators", title, gather(names, results))], {}, notes)
 
-    return Study("Commutators after training", jobs, outcome)
+    return Plan("Commutators after training", jobs, outcome)
 
 
-def axes(scale: Scale) -> Study:
+def axes(scale: Scale) -> Plan:
     """One to four axes: what an encoding costs and whether the RoPE equation holds.
 
     The paper has two axes (images) and three (video). The laboratory's ViT has two, so this looks at encodings alone: the same
@@ -97,9 +89,8 @@ def axes(scale: Scale) -> Study:
             timed = {row["opponent"]: row for row in compared(seconds, next(iter(built)))}
             for name, pe in built.items():
                 (check,) = comrope.check(pe)
-                low, middle, high = timed[name]["ratio"]
                 milliseconds = 1e3 * timed[name]["seconds"][1]
-                ratio = f"{middle:.2f} ({low:.2f} – {high:.2f})"
+                ratio = quartiles(timed[name]["ratio"])
                 laws = (f"{check.commutator:.1e}", f"{check.equation:.1e}", "yes" if check.holds else "no")
                 rows.append(
                     (label(name), len(grid), milliseconds, ratio, sum(p.numel() for p in pe.parameters()), *laws)
@@ -107,17 +98,17 @@ def axes(scale: Scale) -> Study:
         rows.sort(key=lambda row: ROTATING.index(next(n for n in ROTATING if label(n) == row[0])))
         columns = ("method", "axes", "ms", "ratio", "parameters", "commutator", "RoPE equation", "holds")
         tokens = math.prod(CANVASES[scale.name][0])
-        title = f"Turning q and k of {tokens} tokens, {NUM_HEADS} heads of {HEAD_DIM}, forward and backward, by axes."
+        title = f"Rotating q and k of {tokens} tokens, {NUM_HEADS} heads of {HEAD_DIM}, forward and backward, by axes."
         notes = [
             "Angles are as drawn, not trained: with one axis every encoding commutes, LieRE too. Ratios are to "
             f"{label(names[0])} of the same round: median (lower – upper quartile)."
         ]
         return Outcome([Table("axes", title, columns, rows)], {}, notes)
 
-    return Study("Number of axes", [], outcome, ROTATING[1:])
+    return Plan("Number of axes", [], outcome, ROTATING[1:], measures=True)
 
 
-def spectra(scale: Scale) -> Study:
+def spectra(scale: Scale) -> Plan:
     """What frequencies are learned: how fast the planes of each layer turn, and along which axes.
 
     The paper looks at elements of the angle matrices only (figure 8); elements depend on the basis, frequencies do not.
@@ -131,7 +122,7 @@ def spectra(scale: Scale) -> Study:
         found = gather(names, results)
         rows: list[tuple[Cell, ...]] = []
         for name, each in found.items():
-            runs = [figures.frequency_planes({"frequencies": result["frequencies"]}) for result in each]
+            runs = [planes_of(result["frequencies"]) for result in each]
             for layer in range(len(each[0]["frequencies"])):
                 measured = [_measures(planes[layer]) for planes in runs if planes is not None]
                 if measured:
@@ -140,25 +131,25 @@ def spectra(scale: Scale) -> Study:
                     )
         columns = ("method", "layer", "median |ω|", "95 % below", "largest", f"within {ALIGNED:g}° of an axis, %")
         title = "Learned frequencies |ω| of planes, radians per canvas (σ = 1)."
-        first = {"runs": [{"encoding": name, "frequencies": each[0]["frequencies"]} for name, each in found.items()]}
+        first = draw_planes({name: each[0]["frequencies"] for name, each in found.items()})
         notes = [
             on_seeds(len(scale.seeds)),
             f"Directions at random would have {100 * 4 * ALIGNED / 180:.0f} % of planes within {ALIGNED:g}° of an axis; "
             f"ComRoPE-AP has all by construction. The figure is of seed {scale.seeds[0]}.",
         ]
-        return Outcome([Table("spectra", title, columns, rows)], {"spectra": figures.spectra(first)}, notes)
+        return Outcome([Table("spectra", title, columns, rows)], {"spectra": first}, notes)
 
-    return Study("Learned frequencies", jobs, outcome)
+    return Plan("Learned frequencies", jobs, outcome)
 
 
-def starts(scale: Scale) -> Study:
+def starts(scale: Scale) -> Plan:
     """Which start of the angles, and which learning rate of theirs, matters; and what RoPE does at the frequencies of others.
 
     The paper draws standard normal parameters and has one learning rate. All commuting encodings fold to RoPE-Mixed, so what
     differs between them is how they start and how they train: the same std gives planes of AP, LD and MT, which are
     eigenvalues of 8 × 8 matrices, larger frequencies than RoPE-Mixed's. AP and LD do not hold vanilla RoPE with b = 8.
-    The paper's RoPE turns by a radian a canvas at most; that its angles are fixed is not all that makes it differ from the
-    learned ones, and a RoPE that turns by a radian a patch, as where patches are counted, tells the two apart.
+    The paper's RoPE rotates by a radian a canvas at most; that its angles are fixed is not all that makes it differ from the
+    learned ones, and a RoPE that rotates by a radian a patch, as where patches are counted, tells the two apart.
 
     Cost: 5 encodings × (4 to 6 starts, and a larger learning rate with the default one) and 2 of RoPE a seed; the default is
     table 1's run.
@@ -209,7 +200,7 @@ def starts(scale: Scale) -> Study:
         )
         return Outcome(tables, {"starts": figure}, [on_seeds(len(scale.few_seeds))])
 
-    return Study("Starts and learning rates of the angles", jobs, outcome)
+    return Plan("Starts and learning rates of the angles", jobs, outcome)
 
 
 def _starts(scale: Scale, encoding: str) -> dict[str, dict[str, Any]]:

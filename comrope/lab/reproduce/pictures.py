@@ -1,4 +1,4 @@
-"""The figures of the recipes, in the look of `comrope.lab.figures`: one colour, marker and line an encoding."""
+"""The figures of the recipes: lines, points, densities; `planes.py` has frequencies."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from comrope.lab import figures
 from comrope.lab.statistics import Summary
 
+_MOST_TICKS = 16
 Curve = Sequence[tuple[float, Summary]]
 """Points (x, value over seeds)."""
 
@@ -23,28 +24,35 @@ def curves(
     x: str,
     y: str,
     scale: str = "linear",
+    y_scale: str = "linear",
+    names: Mapping[float, str] | None = None,
     marked: tuple[float, str] | None = None,
     value: str = "{:.1f}",
 ) -> Figure:
-    """A line an encoding through means over seeds, in a band of one standard deviation to each side.
+    """Draws a line for each encoding through means over seeds, in a band of one standard deviation to each side.
 
     Args:
         title: above it.
         lines: by encoding.
         x, y: labels of the axes.
-        scale: "linear", "log", or "symlog": linear from 0 to the smallest positive x.
+        scale, y_scale: "linear" or "log".
+        names: what stands at places of the x axis in place of numbers.
         marked: a place on the x axis, and what is there.
         value: how the last value of a line is written at its end.
     """
     figure, axes = figures.line_axes(title)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    axes.set_xscale(scale)
+    axes.set_yscale(y_scale)
+    if y_scale == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     places = sorted({point for line in lines.values() for point, _ in line})
-    if scale == "symlog":
-        axes.set_xscale("symlog", linthresh=min((p for p in places if p > 0), default=1.0), linscale=0.6)
-    else:
-        axes.set_xscale(scale)
-    figures.ticks(axes, places, [f"{place:g}" for place in places])
+    names = names or {place: f"{place:g}" for place in places}
+    step = max(1, math.ceil(len(places) / _MOST_TICKS))
+    figures.ticks(axes, places[step - 1 :: step], [names[place] for place in places[step - 1 :: step]])
     if marked is not None:
         figures.note_at(axes, *marked)
     for name, line in lines.items():
@@ -55,7 +63,7 @@ def curves(
             )
     drawn = [(name, [p for p, _ in line], [s.mean for _, s in line]) for name, line in lines.items()]
     ends = {xs[-1] for _, xs, _ in drawn if xs}
-    figures.draw_lines(axes, drawn, value, f"at {ends.pop():g}" if len(ends) == 1 else "where it ends")
+    figures.draw_lines(axes, drawn, value, f"at {names[ends.pop()]}" if len(ends) == 1 else "where it ends")
     return figure
 
 
@@ -71,18 +79,11 @@ def scatter(title: str, points: Mapping[str, Sequence[tuple[Summary, Summary]]],
     axes = figure.subplots()
     for name, each in points.items():
         look = figures.style(name)
-        across, up = zip(*each, strict=True)
-        axes.errorbar(
-            [s.mean for s in across],
-            [s.mean for s in up],
-            xerr=[s.deviation or 0 for s in across],
-            yerr=[s.deviation or 0 for s in up],
-            fmt=look.marker,
-            color=look.colour,
-            elinewidth=0.8,
-            markersize=6.5,
-            label=look.label,
+        (x_mean, x_bar), (y_mean, y_bar) = (
+            ([s.mean for s in side], [s.deviation or 0 for s in side]) for side in zip(*each, strict=True)
         )
+        drawn: dict[str, Any] = {"fmt": look.marker, "color": look.colour, "label": look.label}
+        axes.errorbar(x_mean, y_mean, xerr=x_bar, yerr=y_bar, elinewidth=0.8, markersize=6.5, **drawn)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -108,7 +109,7 @@ def densities(title: str, panels: Mapping[str, Mapping[str, Sequence[dict[str, A
         for across, axes in zip(("linear", "log"), drawn[:, column], strict=True):
             for name, each in histograms.items():
                 look = figures.style(name)
-                line = {"color": look.colour, "linestyle": look.dashes, "linewidth": look.width, "label": look.label}
+                line = {"color": look.colour, "linestyle": look.line, "linewidth": look.width, "label": look.label}
                 axes.plot(*_density(each, hide_empty=across == "log"), **line)
             axes.set_yscale(across)
             _plain(axes)

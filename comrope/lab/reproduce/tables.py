@@ -4,15 +4,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from comrope.lab.classification import Condition
-from comrope.lab.figures import percent, style
+from comrope.encodings import Encoding, kind_of
+from comrope.lab.figures import percent
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import Scale
 from comrope.lab.statistics import Difference, Summary, paired, summary
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 Result = dict[str, Any]
 Key = tuple[str, float]
 """Encoding and σ."""
+MEASURES = {
+    "commutator": "largest commutator",
+    "equation": "largest residual of the RoPE equation",
+    "offset_drift": "offset drift",
+}
+"""What `comrope.check` measures, as headings."""
 
 
 def gather(keys: Iterable[Any], results: Sequence[Result]) -> dict[Any, list[Result]]:
@@ -38,9 +46,24 @@ def difference(first: Sequence[Result], second: Sequence[Result], edge: int) -> 
     return paired(accuracies(first, edge), accuracies(second, edge))
 
 
-def label(encoding: str) -> str:
-    """As the figures write it."""
-    return style(encoding).label
+def checks(name: str, title: str, found: Mapping[str, Sequence[Result]]) -> Table:
+    """Returns a row for each encoding: the largest of each of MEASURES over layers and seeds; dashes where nothing rotates."""
+    rows: list[tuple[Cell, ...]] = []
+    for encoding, each in found.items():
+        answer = holds(encoding, each)
+        layers = [layer for result in each for layer in result["check"]]
+        worst = [None if answer is None else f"{max(layer[m] for layer in layers):.1e}" for m in MEASURES]
+        verdict = {None: None, True: "yes", False: "no"}[answer]
+        rows.append((label(encoding), None if answer is None else len(layers), *worst, verdict))
+    return Table(name, title, ("method", "layers × seeds", *MEASURES.values(), "holds in all"), rows)
+
+
+def holds(encoding: str, results: Sequence[Result]) -> bool | None:
+    """Whether `comrope.check` found the RoPE equation to hold in all layers; None of an encoding that does not rotate."""
+    layers = [layer for result in results for layer in result["check"]]
+    if not layers or not issubclass(kind_of(encoding), Encoding):
+        return None
+    return all(layer["holds"] for layer in layers)
 
 
 def by_size(
@@ -92,6 +115,12 @@ def differences(
 def means(results: Mapping[Any, Sequence[Result]], edge: int) -> dict[Any, Summary]:
     """Accuracy on square images over seeds, by key."""
     return {key: summary(accuracies(each, edge)) for key, each in results.items()}
+
+
+def quartiles(values: Sequence[float]) -> str:
+    """Returns (lower quartile, median, upper quartile) as text: "1.05 (1.02 – 1.09)"."""
+    low, middle, high = values
+    return f"{middle:.2f} ({low:.2f} – {high:.2f})"
 
 
 def on_seeds(count: int) -> str:

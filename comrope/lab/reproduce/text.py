@@ -6,12 +6,14 @@ from typing import Any
 
 from comrope.errors import ConfigurationError
 from comrope.lab.experiment import Recipe
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce.pictures import curves
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import Result, gather, label
+from comrope.lab.reproduce.tables import Result, gather, quartiles
 from comrope.lab.statistics import Summary, paired, summary
 from comrope.lab.study import Job
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 from comrope.lab.text.config import TextConfig
 from comrope.lab.text.long import FOLDED, OFFSET, costs, exactness
@@ -57,7 +59,7 @@ TEXT_SCALES = {
 """Seconds; and hours, two minutes a run on one core. The paper has no experiment on text, and so there is no third."""
 
 
-def text(scale: Scale) -> Study:
+def text(scale: Scale) -> Plan:
     """Causal language models on bytes, and sequences of up to 32k tokens: the paper names it as future work, ours.
 
     transformers' Llama architecture, trained from scratch on the standard library of the Python that runs, split by file; all
@@ -79,7 +81,7 @@ def text(scale: Scale) -> Study:
     jobs = [
         Job(
             replace(first[seed], encoding=name),
-            tuple(longer(base, SCALINGS if name != "none" else ("none",))),  # nothing turns that could be scaled
+            tuple(longer(base, SCALINGS if name != "none" else ("none",))),  # it has no frequencies to scale
         )
         for name in names
         for seed in seeds
@@ -110,7 +112,7 @@ def text(scale: Scale) -> Study:
         ]
         return Outcome(tables, _figures(scratch, plain, base.length), _notes(base, len(seeds)))
 
-    return Study("Language models and long sequences", jobs, outcome)
+    return Plan("Language models and long sequences", jobs, outcome, measures=True)
 
 
 _CONTINUED = (
@@ -186,8 +188,7 @@ def _long(names: Sequence[str], ours: TextScale) -> list[Table]:
         for training in (False, True) if length == ours.lengths[0] else (False,):
             rows = costs(subjects, length, ours.rounds, training=training, memory=ours.memory)
             for row in rows:
-                low, middle, high = row["ratio"]
-                cost = (row["seconds"][1], f"{middle:.2f} ({low:.2f} – {high:.2f})")
+                cost = (row["seconds"][1], quartiles(row["ratio"]))
                 memory = (row["bytes"] / 2**20, row["bytes"] / rows[0]["bytes"]) if ours.memory else (None, None)
                 way = "forward + backward" if training else "forward"
                 priced.append((_subject(row["opponent"]), length, way, *cost, *memory))

@@ -9,11 +9,13 @@ from comrope.lab.images.data import load
 from comrope.lab.images.loading import EvalImages
 from comrope.lab.images.memory import ImageSet
 from comrope.lab.images.problem import Classification, build
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import label
 from comrope.lab.rng import Stream, generator
+from comrope.lab.reproduce.tables import quartiles
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 TIMED = (("rope", None), ("liere", 8), ("comrope-ld", 4), ("comrope-ap", 4), ("comrope-ld", 8), ("comrope-ap", 8))
@@ -22,7 +24,7 @@ MOST_TIMED = 64
 """Images in a step that is timed: what one device can hold of a batch of thousands."""
 
 
-def table9(scale: Scale) -> Study:
+def table9(scale: Scale) -> Plan:
     """Time of a training epoch and of an evaluation, side by side in one process.
 
     The paper: RoPE 16 minutes an epoch and 32 seconds an evaluation, LieRE (b = 8) 21 and 36, ComRoPE-AP and -LD 19 to 20 and
@@ -43,11 +45,11 @@ def table9(scale: Scale) -> Study:
         for i, (stage, num_steps) in enumerate((("training", len(train) / batch), ("evaluation", len(test) / batch))):
             seconds = in_turn({key: both[i] for key, both in steps.items()}, scale.rounds, lambda name: None)
             for timed in compared(seconds, next(iter(steps))):
-                found[timed["opponent"], stage] = timed["seconds"][1] * num_steps, timed["ratio"]
+                found[timed["opponent"], stage] = timed["seconds"][1] * num_steps, quartiles(timed["ratio"])
         rows: list[tuple[Cell, ...]] = []
         base = paper.TABLE9["rope", None]
         for name, b in keys:
-            ours = [cell for stage in ("training", "evaluation") for cell in _timing(*found[_key(name, b), stage])]
+            ours = [cell for stage in ("training", "evaluation") for cell in found[_key(name, b), stage]]
             minutes, seconds = paper.TABLE9[name, b]
             theirs = (minutes, minutes / base[0], seconds, seconds / base[1])
             rows.append((label(name), b, *ours, *theirs))
@@ -59,21 +61,16 @@ def table9(scale: Scale) -> Study:
         title = f"Time on {len(train)} training and {len(test)} test images, batch {batch}, “{scale.model}”, {device}."
         notes = [
             f"Medians of {scale.rounds} rounds; ratios to {label(keys[0][0])} of a round, median (lower – upper quartile).",
-            *([scale.differs] if scale.differs else []),
+            scale.differs,
             "The paper's column AP, b = 4, is not labelled in our copy.",
         ]
         return Outcome([Table("table9", title, columns, rows)], {}, notes)
 
-    return Study("Table 9: time of an epoch and an evaluation", [], outcome, [name for name, _ in TIMED])
+    return Plan("Table 9: time of an epoch and an evaluation", [], outcome, [name for name, _ in TIMED], measures=True)
 
 
 def _key(name: str, block_size: int | None) -> str:
     return name if block_size is None else f"{name}, b = {block_size}"
-
-
-def _timing(seconds: float, ratio: list[float]) -> tuple[Cell, Cell]:
-    low, middle, high = ratio
-    return seconds, f"{middle:.2f} ({low:.2f} – {high:.2f})"
 
 
 def _steps(experiment: ImageConfig, train: ImageSet, test: ImageSet, batch_size: int) -> tuple[Step, Step]:

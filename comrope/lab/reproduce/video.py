@@ -7,13 +7,15 @@ from matplotlib.figure import Figure
 
 from comrope.lab.experiment import Recipe
 from comrope.lab.figures import INK, percent
+from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
+from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.study import Outcome, Study
-from comrope.lab.reproduce.tables import Key, Result, accuracies, by_size, differences, gather, label, on_seeds, row
+from comrope.lab.reproduce.tables import Key, Result, accuracies, by_size, differences, gather, on_seeds, row
 from comrope.lab.statistics import Summary, summary
 from comrope.lab.study import Job
+from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 from comrope.lab.video import problem
 from comrope.lab.video.config import VideoConfig, VideoOptions
@@ -67,7 +69,7 @@ VIDEO: dict[str, VideoScale] = {
 """Seconds, two minutes a run on one core, and days on a cluster."""
 
 
-def table3(scale: Scale) -> Study:
+def table3(scale: Scale) -> Plan:
     """Encodings in three axes, on video, at other resolutions and other numbers of frames than trained at.
 
     The paper: 8 layers, width 384, 8 heads, patches of one frame × 16 × 16, joint attention over all patches of 8 frames, on
@@ -75,7 +77,7 @@ def table3(scale: Scale) -> Study:
     ComRoPE-LD 60.39 %, AP 59.34 %, LieRE 58.23 %, RoPE 57.34 %, APE 53.18 %; at 224 all but APE are within a point.
     Perturbation moves rows and columns, never frames; each axis is scaled by its own extent. Ours adds no encoding at all,
     RoPE-Mixed and ComRoPE-MT at σ = 1, and other numbers of frames, which the paper does not test; and beside the paper's
-    RoPE, which turns by a radian a canvas at most, one that turns by a radian a patch.
+    RoPE, which rotates by a radian a canvas at most, one that rotates by a radian a patch.
 
     Cost: 14 trainings a seed (8 encodings and the other RoPE at σ = 1, 5 at σ = 0), each measured at every size and number of
     frames.
@@ -121,7 +123,7 @@ def table3(scale: Scale) -> Study:
         notes = [on_seeds(len(scale.few_seeds)), *_differs(like)]
         return Outcome(tables, drawn, notes)
 
-    return Study("Table 3: video", jobs, outcome)
+    return Plan("Table 3: video", jobs, outcome)
 
 
 def _only(result: Result, num_frames: int) -> Result:

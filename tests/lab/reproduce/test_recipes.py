@@ -14,6 +14,7 @@ from comrope.lab.reproduce import RECIPES, SCALES
 DEMO = SCALES["demo"]
 FEW = DEMO.changed(seeds=(0,), encodings=("rope", "comrope-ld"))
 RESOLUTIONS = ["8 [112]", "– [128]", "– [192]", "16 [224]", "– [256]", "– [320]", "– [384]", "32 [448]", "– [512]"]
+DEMOS = ("accuracy_against_resolution", "accuracy_against_offset", "spectra", "training")
 FILES = {
     "table1": ("table1", "table1-differences", "table1-perturbation", "table1-fig3.svg", "table1-fig3-still.png"),
     "fig5": ("fig5", "fig5-adversarial", "fig5.svg"),
@@ -28,6 +29,7 @@ FILES = {
     "axes": ("axes",),
     "spectra": ("spectra", "spectra.svg"),
     "starts": ("starts", "starts-differences", "starts.svg"),
+    "demo": ("demo", "demo-check", "demo-training", *(f"{name}.svg" for name in DEMOS)),
 }
 
 
@@ -57,12 +59,15 @@ def test_every_recipe_writes_its_tables_and_figures(name, runs, tmp_path):
     files = {path.name for path in out.iterdir()}
     expected = {file if "." in file else f"{file}.csv" for file in FILES[name]}
     assert files >= {"results.json", "tables.md", "report.html", *expected}
-    assert all(file.startswith(name) for file in files - {"results.json", "tables.md", "report.html"})
+    others = files - {"results.json", "tables.md", "report.html"}
+    assert all(file.startswith((name, *(DEMOS if name == "demo" else ()))) for file in others)
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == found
     assert found["command"] == f"comrope reproduce {name}" and found["scale"]["name"] == "demo"
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<table>") == len(found["tables"]) == sum(file.endswith(".csv") for file in files)
+    assert page.count("<table id=") == len(found["tables"]) == sum(file.endswith(".csv") for file in files)
     assert page.count("<svg") == sum(file.endswith(".svg") for file in files) and "http://" not in page.split("<svg")[0]
+    if not RECIPES[name](DEMO).measures:
+        assert reproduce.page_of(found) == page
     assert all(len(_rows(out / f"{table['name']}.csv")) == len(table["rows"]) - 1 > 0 for table in found["tables"])
 
 

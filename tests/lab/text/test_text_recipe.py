@@ -6,10 +6,9 @@ import json
 import pytest
 
 from comrope.errors import ConfigurationError
-from comrope.lab.reproduce import output
+from comrope.lab import reproduce
 from comrope.lab.reproduce.scales import SCALES
 from comrope.lab.reproduce.text import TEXT_SCALES, text
-from comrope.lab.study import run_all
 from tests.lab.text.helpers import write_texts
 
 COMPARED = ("none", "rope", "comrope-ld")
@@ -20,15 +19,10 @@ def written(tmp_path_factory):
     """The folder that the recipe fills."""
     data = write_texts(tmp_path_factory.mktemp("texts"), size=900)
     scale = SCALES["demo"].changed(data=str(data), seeds=(0, 1), encodings=COMPARED)
-    study = text(scale)
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("out")
-    results = run_all(study.jobs, runs, workers=0)
+    reproduce.run("text", scale, out, runs=runs, workers=0)
     # 3 encodings and 2 that continue, of 2 seeds; what they continue from is among the first
     assert len(list(runs.iterdir())) == 10
-    outcome = study.outcome(results)
-    output.write(
-        output.as_json("text", study.title, scale, outcome, results, ""), text.__doc__ or "", scale, outcome, out
-    )
     return out
 
 

@@ -1,0 +1,59 @@
+"""The one way out for results: tables, figures and notes as files in one folder, for the demo, the recipes and the bench."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from comrope.lab import page, results
+from comrope.lab.table import Table, csv_text, markdown_file
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found, and how its page says it."""
+
+    tables: Sequence[Table]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """By the name of their files."""
+    notes: Sequence[str] = ()
+    """What a reader has to know of the numbers: sentences."""
+    lead: str = ""
+    """What was done, in a sentence or two, at the top of the page."""
+    about: str = ""
+    """Prose for the end of the page."""
+    template: str = "page.html"
+    """Of the page, see `comrope.lab.page`."""
+
+
+def write(found: dict[str, Any], outcome: Outcome, folder: Path) -> None:
+    """Writes results.json, tables.md, report.html, a CSV for each table, and an SVG and a PNG for each figure.
+
+    Args:
+        found: what results.json is to hold, with `title`, `notes`, `command` and `versions`.
+        outcome: its tables and figures.
+        folder: empty, as `comrope.lab.results.atomic_folder` gives it.
+    """
+    results.write_json(found, folder / "results.json")
+    (folder / "tables.md").write_text(markdown_file(found["title"], outcome.tables, found["notes"]), encoding="utf-8")
+    for table in outcome.tables:
+        (folder / f"{table.name}.csv").write_text(csv_text(table), encoding="utf-8", newline="")
+    for name, figure in outcome.figures.items():
+        for kind in ("svg", "png"):
+            figure.savefig(folder / f"{name}.{kind}", dpi=150, facecolor="white", bbox_inches="tight")
+    (folder / "report.html").write_text(as_page(found, outcome), encoding="utf-8")
+
+
+def as_page(found: Mapping[str, Any], outcome: Outcome) -> str:
+    """Returns the page of an outcome."""
+    words = {"lead": outcome.lead, "about": outcome.about, "template": outcome.template}
+    return page.render(found, outcome.tables, outcome.figures, **words)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the installed version of each package, and Python's."""
+    return {package: version(package) for package in packages} | {"python": platform.python_version()}

@@ -1,0 +1,78 @@
+"""How each encoding is called, described and drawn: the same in every table, figure and page, one row an encoding."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Style:
+    """Words and looks of one encoding; plain strings, so that nothing here needs matplotlib."""
+
+    label: str
+    """As tables and figures write it."""
+    about: str = "no description"
+    """One line for a reader who does not know it."""
+    colour: str = "#4d4d4d"
+    marker: str = "o"
+    """Marker and line are matplotlib's."""
+    line: str = "-"
+    width: float = 1.2
+    """Of the line in points."""
+    no_planes: str = "it gave no frequencies"
+    """Why there is no spectrum to draw, where there is none."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is drawn thick and named in bold, as the ComRoPE family is."""
+        return self.width > 2
+
+
+STYLES = {
+    "none": Style(
+        "No encoding",
+        "no positions at all: the model sees a bag of patches and cannot know where any of them was",
+        "#8c8c8c", ".", ":", no_planes="it rotates nothing",
+    ),
+    "ape": Style(
+        "APE",
+        "absolute position encoding: a learned vector for each place is added to the token, sampled in between",
+        "#6b4c2a", "x", "--", no_planes="it adds a vector to the tokens",
+    ),
+    "rope": Style(
+        "RoPE",
+        "rotary encoding: each pair of channels is rotated by row or column times a fixed frequency",
+        "#56b4e9", "v", no_planes="its frequencies are fixed",
+    ),
+    "rope-mixed": Style(
+        "RoPE-Mixed", "RoPE with learned frequencies for both axes in every pair of channels", "#e69f00", "^"
+    ),
+    "string": Style("STRING", "Cayley-STRING: the same in a learned basis, common to a whole head", "#cc79a7", "p"),
+    "liere": Style(
+        "LieRE",
+        "learned rotations, one free matrix an axis, which do not commute",
+        "#000000", "X", "--", no_planes="its matrices do not commute, so no planes are common to both axes",
+    ),
+    "comrope-ap": Style(
+        "ComRoPE-AP", "axial partition: learned rotations, each block serving one axis", "#0072b2", "o", width=2.4
+    ),
+    "comrope-ld": Style(
+        "ComRoPE-LD",
+        "linearly dependent: learned rotations, all axes of a block sharing one matrix, scaled",
+        "#d55e00", "s", width=2.4,
+    ),
+    "comrope-mt": Style(
+        "ComRoPE-MT", "maximal torus: a free basis and free frequencies, every family that commutes", "#009e73", "D",
+        width=2.4,
+    ),
+}  # fmt: skip
+"""By the name in `comrope.encodings.ENCODINGS`. Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers
+say the same again. What does not commute or does not rotate is dashed or dotted."""
+
+
+def style(encoding: str) -> Style:
+    """The style of an encoding; a name that is not ours is its own label, drawn in grey."""
+    return STYLES.get(encoding, Style(encoding))
+
+
+def label(encoding: str) -> str:
+    """The label of an encoding."""
+    return style(encoding).label
