@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import comrope
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
-import comrope
 from comrope.lab.styles import label
 
 QUICK = ImageConfig(

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from comrope.lab.classification import plain, shifted
-from comrope.lab.images.model import MODELS
 from comrope.lab.experiment import Recipe
 from comrope.lab.figures import percent
+from comrope.lab.images.model import MODELS
 from comrope.lab.output import Outcome
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.plan import Plan

@@ -9,8 +9,8 @@ from comrope.lab.detection.metric import NAMES
 from comrope.lab.detection.pictures import examples
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
-from comrope.lab.reproduce import paper
 from comrope.lab.output import Outcome
+from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale

@@ -17,9 +17,8 @@ from comrope.lab.reproduce.pictures import scatter
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.planes import draw_planes, planes_of
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, on_seeds
-from comrope.lab.rng import Stream, generator
 from comrope.lab.reproduce.tables import Result, accuracies, checks, difference, gather, on_seeds, quartiles
+from comrope.lab.rng import Stream, generator
 from comrope.lab.statistics import Summary, summary
 from comrope.lab.study import Job
 from comrope.lab.styles import label

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from comrope.lab.classification import Condition
 from comrope.encodings import Encoding, kind_of
+from comrope.lab.classification import Condition
 from comrope.lab.figures import percent
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.scales import Scale

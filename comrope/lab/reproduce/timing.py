@@ -13,8 +13,8 @@ from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
-from comrope.lab.rng import Stream, generator
 from comrope.lab.reproduce.tables import quartiles
+from comrope.lab.rng import Stream, generator
 from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
