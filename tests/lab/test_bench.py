@@ -193,13 +193,10 @@ def test_performance_page_shows_every_target_as_measured():
     text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     both = [_found(run) for run in RUNS]
     rows = [{row["what"]: row for row in found["targets"]} for found in both]
-    for what in dict.fromkeys(name for each in rows for name in each):
-        cells = [
-            f" {r['measured']:.3g} | {'yes' if r['reached'] else 'no'} |" if (r := each.get(what)) else " — | — |"
-            for each in rows
-        ]
-        target = next(each[what] for each in rows if what in each)["target"]
-        line = f"| {what} | {target} |{''.join(cells)}"
+    assert rows[0].keys() == rows[1].keys()
+    for what, row in rows[0].items():
+        cells = [f" {each[what]['measured']:.3g} | {'yes' if each[what]['reached'] else 'no'} |" for each in rows]
+        line = f"| {what} | {row['target']} |{''.join(cells)}"
         assert line in text, line
     for found in both:
         tuned = found.get("allocator")

@@ -15,7 +15,7 @@ def tables(found: dict) -> list[Table]:
             "training", f"whole training step, {model}; ratios to the same ViT with our RoPE", found["training_steps"]
         ),
         _times("inference", f"inference, {model}; ratios to the same ViT with our RoPE", found["inference"]),
-        *_attached(found.get("attached", [])),  # an earlier run has none
+        *_attached(found["attached"]),
         _memory(
             "memory",
             "peak memory of one forward and backward of the rotation, above what was held before",

@@ -69,7 +69,7 @@ def targets(found: dict) -> list[Target]:
     lines.append(Target("inference, LD folded against RoPE: time", 1.00, False, inference["LD, folded"]))
     block = step["LD, block 64"] / step["LD, block 2"]
     lines.append(Target("block 64 against block 2, whole training step: time", 1.15, False, block))
-    attached = found.get("attached", [])  # runs before there were such rows have none
+    attached = found["attached"]
     for name in dict.fromkeys(row["host"] for row in attached):
         lines += _of_host(name, [row for row in attached if row["host"] == name])
     language = [shape for shape in SHAPES if shape.num_axes == 1]
