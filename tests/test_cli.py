@@ -60,7 +60,7 @@ def test_help_names_the_jobs(comrope):
 @pytest.mark.parametrize(
     ("job", "options"),
     [
-        ("demo", ["--out", "--seed", "--epochs", "--encodings", "--workers"]),
+        ("demo", ["--out", "--seed", "--epochs", "--encodings", "--parallel"]),
         ("report", ["--out", "PATH"]),
         (
             "train images",
@@ -106,8 +106,8 @@ def test_demo_refuses_a_file_as_its_folder(comrope, tmp_path):
 
 
 def test_demo_refuses_no_workers(comrope, tmp_path):
-    code, _, err = comrope("demo", "--out", tmp_path / "result", "--workers", "0")
-    assert code == 2 and _one_line(err) and "workers=0" in err
+    code, _, err = comrope("demo", "--out", tmp_path / "result", "--parallel", "0")
+    assert code == 2 and _one_line(err) and "parallel=0" in err
     assert list(tmp_path.iterdir()) == []
 
 

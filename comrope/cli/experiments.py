@@ -48,9 +48,9 @@ class Train(Generic[Config]):
         from comrope.lab import runs, terminal
 
         conditions = self.experiment.problem.conditions(self.experiment)
-        with terminal.run_progress() as report:
+        with terminal.run_progress() as on_progress:
             found = runs.run(
-                self.experiment, conditions, self.out, command=typed(), report=report, **vars(self.running)
+                self.experiment, conditions, self.out, command=typed(), on_progress=on_progress, **vars(self.running)
             )
         if terminal.speaks():
             terminal.show(terminal.evaluation(found))
@@ -83,8 +83,8 @@ class Evaluate(Generic[Options]):
         runs.read(self.folder)  # trained to the end
         conditions = experiment.problem.conditions(experiment, self.measurements)
         running = {"num_workers": self.num_workers, "unreadable": self.unreadable, "data": self.data}
-        with terminal.run_progress() as report:
-            found = runs.run(experiment, conditions, self.folder, report=report, **running)
+        with terminal.run_progress() as on_progress:
+            found = runs.run(experiment, conditions, self.folder, on_progress=on_progress, **running)
         if terminal.speaks():
             terminal.show(terminal.evaluation(found, conditions))
 
@@ -103,7 +103,7 @@ class Reproduce:
     scale: Literal["demo", "small", "paper"] = "demo"
     """demo: seconds, on digits. small: hours, on Fashion-MNIST, several seeds. paper: the published setting, on a cluster."""
     out: Path | None = None
-    """Folder for results.json, the tables, the figures and the report; runs/<recipe>-<scale> by default."""
+    """Folder for results.json, the tables, the figures and the page; runs/<recipe>-<scale> by default."""
     runs: Path | None = None
     """Folder of the runs, which recipes share; runs/runs-<scale> by default."""
     data: str | None = None
@@ -120,7 +120,7 @@ class Reproduce:
     """Length of every training, in place of the scale's own."""
     batch_size: int | None = None
     """Samples in a step, in place of the scale's own."""
-    workers: int = 2
+    parallel: int = 2
     """Runs at a time, each in a process of one thread; 0: one after the other, with all threads."""
     list: bool = False
     """Name all recipes, and stop."""
@@ -137,8 +137,8 @@ class Reproduce:
         out = self.out or Path("runs") / f"{self.recipe}-{self.scale}"
         names = ("data", "num_train", "num_test", "seeds", "encodings", "epochs", "batch_size")
         scale = reproduce.SCALES[self.scale].changed(**{name: getattr(self, name) for name in names})
-        with terminal.study_progress() as report:
-            settings = {"workers": self.workers, "command": typed(), "report": report, **vars(self.running)}
+        with terminal.study_progress() as on_progress:
+            settings = {"parallel": self.parallel, "command": typed(), "on_progress": on_progress, **vars(self.running)}
             made: list[reproduce.Outcome] = []
             reproduce.run(self.recipe, scale, out, runs=self.runs, show=made.append, **settings)
         for outcome in made:

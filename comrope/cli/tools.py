@@ -29,21 +29,21 @@ class Demo:
     """How long each model is trained; the demo's own setting by default."""
     encodings: tuple[str, ...] = ()
     """Which to compare; all by default."""
-    workers: int = 2
+    parallel: int = 2
     """Models trained at a time, each in a process of one thread. The numbers do not depend on it."""
 
     def run(self) -> None:
         from comrope.lab import reproduce, terminal
 
-        if self.workers < 1:
-            raise ConfigurationError(f"workers={self.workers}: expected 1 or more.")
+        if self.parallel < 1:
+            raise ConfigurationError(f"parallel={self.parallel}: expected 1 or more.")
         scale = reproduce.DEMO.changed(seeds=(self.seed,), encodings=self.encodings, epochs=self.epochs)
         made: list[reproduce.Outcome] = []
         with (
             terminal.study_progress() as on_progress,
             tempfile.TemporaryDirectory(prefix="comrope-demo-") as runs,
         ):
-            settings = {"workers": self.workers, "command": typed(), "report": on_progress, "show": made.append}
+            settings = {"parallel": self.parallel, "command": typed(), "on_progress": on_progress, "show": made.append}
             reproduce.run("demo", scale, self.out, runs=Path(runs), **settings)
         for outcome in made:
             terminal.result(self.out, outcome.tables, outcome.notes)

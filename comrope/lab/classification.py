@@ -89,21 +89,26 @@ class Condition:
 def evaluate(
     model: nn.Module, images: Samples, conditions: Sequence[Condition], *, batch_size: int = 150, num_workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """A row for each condition, with the number of correct answers.
+    """Returns rows, one for each condition, with the number of correct answers; each is measured when it is asked for.
 
     Called in several processes, each takes its share of the images; the counts are of all of them, each image counted once.
 
-    Yields:
-        The condition's fields, `correct` of `total` images, how many were `skipped` as unreadable, and how many labels are
-        `changed` from what the model says at that size with coordinates unmoved.
+    Returns:
+        In each row the condition's fields, `correct` of `total` images, how many were `skipped` as unreadable, and how many
+        labels are `changed` from what the model says at that size with coordinates unmoved.
     Raises:
         InputError: a size that the model's patches do not divide, before anything is measured.
     """
     if isinstance(model, ViT):
         for condition in conditions:
             model.grid(condition.canvas)
+    return _rows(model, images, conditions, batch_size=batch_size, num_workers=num_workers)
+
+
+def _rows(
+    model: nn.Module, images: Samples, conditions: Sequence[Condition], **settings: Any
+) -> Iterator[dict[str, Any]]:
     unmoved: dict[Condition, Tensor] = {}
-    settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     for condition in conditions:
         still = condition.still
         if still not in unmoved:

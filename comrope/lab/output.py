@@ -38,6 +38,7 @@ def write(found: dict[str, Any], outcome: Outcome, folder: Path) -> None:
         outcome: its tables and figures.
         folder: empty, as `comrope.lab.results.atomic_folder` gives it.
     """
+    shown = as_page(found, outcome)  # first: writing a figure moves parts of it by rounding
     results.write_json(found, folder / "results.json")
     (folder / "tables.md").write_text(markdown_file(found["title"], outcome.tables, found["notes"]), encoding="utf-8")
     for table in outcome.tables:
@@ -45,7 +46,7 @@ def write(found: dict[str, Any], outcome: Outcome, folder: Path) -> None:
     for name, figure in outcome.figures.items():
         for kind in ("svg", "png"):
             figure.savefig(folder / f"{name}.{kind}", dpi=150, facecolor="white", bbox_inches="tight")
-    (folder / "report.html").write_text(as_page(found, outcome), encoding="utf-8")
+    (folder / "report.html").write_text(shown, encoding="utf-8")
 
 
 def as_page(found: Mapping[str, Any], outcome: Outcome) -> str:

@@ -36,8 +36,8 @@ from comrope.lab.train import StepProgress, check_precision, sizes, train
 MOST_WORKERS = 1024
 """Processes that read data."""
 
-Report = Callable[[str, int, int, float], None]
-"""Told (stage, done, in all, samples a second) as a run goes on."""
+OnProgress = Callable[[str, int, int, float], None]
+"""Is called with (stage, done, total, samples per second) as a run goes on."""
 
 
 def run(
@@ -53,7 +53,7 @@ def run(
     unreadable: str = "fail",
     tensorboard: bool = False,
     data: str | None = None,
-    report: Report = lambda stage, done, total, speed: None,
+    on_progress: OnProgress = lambda stage, done, total, speed: None,
 ) -> dict[str, Any]:
     """Trains what is not trained yet, measures what is not measured yet, and returns the run's result.
 
@@ -99,7 +99,7 @@ def run(
     if result is not None and state.is_main_process:
         Checkpoints(folder / "checkpoints").remove()  # a kill may have come before that
     if result is not None and not _missing(result, conditions):
-        report("measured", 1, 1, 0.0)
+        on_progress("measured", 1, 1, 0.0)
         return result
     model = task = None
     if result is None:  # what is wrong with it is said before anything is written
@@ -114,21 +114,22 @@ def run(
         if result is None:
             run_folder.claim(folder, experiment, described, command, state)
             settings = {"micro_batch": micro_batch, "num_workers": num_workers, "compile": compile}
-            result = _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state)
+            result = _train(experiment, model, task, folder, settings, save_every, tensorboard, on_progress, state)
         missing = _missing(result, conditions)
         if missing:
             model = load_run(folder, sets[1])
             begun = time.perf_counter()
-            report("measuring", 0, len(missing), 0.0)
-            for done, row in enumerate(problem.evaluate(model, sets[1], missing, num_workers=num_workers), 1):
+            rows = problem.evaluate(model, sets[1], missing, num_workers=num_workers)
+            on_progress("measuring", 0, len(missing), 0.0)
+            for done, row in enumerate(rows, 1):
                 result["evaluation"].append(row)
                 result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
                 begun = time.perf_counter()
                 if state.is_main_process:  # at once: another condition may fail
                     results.write_json(result, folder / "result.json")
-                report("measuring", done, len(missing), 0.0)
+                on_progress("measuring", done, len(missing), 0.0)
             state.wait_for_everyone()
-    report("measured", 1, 1, 0.0)
+    on_progress("measured", 1, 1, 0.0)
     return result
 
 
@@ -186,13 +187,13 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     load_model(model, path)
 
 
-def _train(experiment, model, task, folder, settings, save_every, tensorboard, report, state) -> dict[str, Any]:
+def _train(experiment, model, task, folder, settings, save_every, tensorboard, on_progress, state) -> dict[str, Any]:
     if torch.cuda.is_available():
         model.to(state.device)
     log = Log(folder / "log.jsonl", state.is_main_process, tensorboard)
 
     def after_step(progress: StepProgress) -> None:
-        report("training", progress.step, progress.total, progress.samples_per_second)
+        on_progress("training", progress.step, progress.total, progress.samples_per_second)
         log.write(progress)
 
     checkpoints = Checkpoints(folder / "checkpoints", save_every)

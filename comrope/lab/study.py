@@ -23,12 +23,12 @@ from comrope.errors import ConfigurationError, WorkerError
 from comrope.lab import runs
 from comrope.lab.experiment import ExperimentConfig
 
-Report = Callable[[str, str, int, int, float], None]
-"""Told (name of the run, stage, done, in all, samples a second)."""
+OnRunProgress = Callable[[str, str, int, int, float], None]
+"""Is called with (name of the run, stage, done, total, samples per second)."""
 
 
-MOST_WORKERS = 1024
-"""Each is a process."""
+MOST_PARALLEL = 1024
+"""Each run is a process."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def run_all(
     jobs: Sequence[Job],
     folder: Path,
     *,
-    workers: int = 2,
+    parallel: int = 2,
     command: str = "",
-    report: Report = lambda name, stage, done, total, speed: None,
+    on_progress: OnRunProgress = lambda name, stage, done, total, speed: None,
     **settings,
 ) -> list[dict[str, Any]]:
     """Returns the results of all jobs, in their order.
@@ -53,33 +53,33 @@ def run_all(
     Args:
         jobs: the runs. Those that start from the weights of another one come after it.
         folder: the folder that the runs' own folders are in.
-        workers: runs at a time, each in a process of one thread, which decides no number. 0 runs one after the other here,
+        parallel: runs at a time, each in a process of one thread, which changes no number. 0 runs one after the other here,
             with all threads; so does every process that `torchrun` or `accelerate launch` started, all sharing each run.
         settings: further ones of `comrope.lab.runs.run`.
     """
-    if not 0 <= workers <= MOST_WORKERS:
-        raise ConfigurationError(f"workers={workers}: expected 0 to {MOST_WORKERS}.")
+    if not 0 <= parallel <= MOST_PARALLEL:
+        raise ConfigurationError(f"parallel={parallel}: expected 0 to {MOST_PARALLEL}.")
     settings |= {"command": command}
     jobs, wanted = _merged(jobs), jobs
-    if workers == 0 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if parallel == 0 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         for job in jobs:
-            _run(job, folder, settings, report)
+            _run(job, folder, settings, on_progress)
         return [runs.read(folder / job.experiment.name) for job in wanted]
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(reports,)) as pool:
+    with ProcessPoolExecutor(parallel, context, initializer=_start_worker, initargs=(reports,)) as pool:
         try:
             for wave in _waves(jobs):
                 futures = [pool.submit(_run_here, job, folder, settings) for job in wave]
                 while not all(future.done() and future.result() for future in futures):
                     with suppress(queue.Empty):
-                        report(*reports.get(timeout=0.2))
+                        on_progress(*reports.get(timeout=0.2))
             while not reports.empty():
-                report(*reports.get())
+                on_progress(*reports.get())
         except BrokenProcessPool as error:
             raise WorkerError(
                 "a worker was killed, by hand or for want of memory: give the same command again to go on, with fewer "
-                "--workers if it was memory."
+                "--parallel if it was memory."
             ) from error
         except BaseException:
             for child in multiprocessing.active_children():
@@ -102,13 +102,13 @@ def _waves(jobs: Sequence[Job]) -> list[list[Job]]:
     return [wave for wave in (free, [job for job in jobs if job not in free]) if wave]
 
 
-def _run(job: Job, folder: Path, settings: dict[str, Any], report: Report) -> dict[str, Any]:
+def _run(job: Job, folder: Path, settings: dict[str, Any], on_progress: OnRunProgress) -> dict[str, Any]:
     name = job.experiment.name
 
     def tell(stage: str, done: int, total: int, speed: float) -> None:
-        report(name, stage, done, total, speed)
+        on_progress(name, stage, done, total, speed)
 
-    return runs.run(job.experiment, job.conditions, folder / name, report=tell, **settings)
+    return runs.run(job.experiment, job.conditions, folder / name, on_progress=tell, **settings)
 
 
 _reports: Any = None  # in a worker process: the queue for its progress

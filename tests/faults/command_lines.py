@@ -30,7 +30,7 @@ TEXT = {
     "": "train text", "--data": "{texts}", "--num-train": "8", "--length": "32", "--test-length": "64", "--model": "tiny",
     "--epochs": "1", "--batch-size": "4", "--out": "{out}",
 }  # fmt: skip
-REPRODUCE = {"": "reproduce table1", "--workers": "0", "--epochs": "1", "--out": "{out}", "--runs": "{runs}"}
+REPRODUCE = {"": "reproduce table1", "--parallel": "0", "--epochs": "1", "--out": "{out}", "--runs": "{runs}"}
 DEMO = {"": "demo", "--epochs": "1", "--out": "{out}"}
 BENCH = {"": "bench", "--out": "{out}", "--rounds": "2", "--depth": "1", "--batch": "1"}
 REPORT = {"": "report {results}", "--out": "{out}"}
@@ -151,7 +151,7 @@ WRONG: list[tuple[dict[str, str], dict[str, tuple[str | None, ...]]]] = [
             "--encodings": (*NO_NAME, "rope no-such", "rope rope"),
             "--epochs": NO_COUNT,
             "--batch-size": (*NO_COUNT, HUGE),
-            "--workers": (*NO_WHOLE, "-1", HUGE),
+            "--parallel": (*NO_WHOLE, "-1", HUGE),
         },
     ),
     (
@@ -161,7 +161,7 @@ WRONG: list[tuple[dict[str, str], dict[str, tuple[str | None, ...]]]] = [
             "--seed": (*NO_WHOLE, "-1", HUGE),
             "--epochs": NO_COUNT,
             "--encodings": (*NO_NAME, "rope no-such", "rope rope"),
-            "--workers": (*NO_COUNT, HUGE),
+            "--parallel": (*NO_COUNT, HUGE),
         },
     ),
     (
@@ -302,7 +302,7 @@ CONTRADICTIONS = [
     (TEXT, "--encoding ape"),
     (TEXT, "--encoding comrope-ld --max-frequency 2"),
     (REPRODUCE, "--seed 1"),
-    (DEMO, "--workers 2 --workers 3"),
+    (DEMO, "--parallel 2 --parallel 3"),
     (DEMO, "rope"),
 ]
 """Options that do not go together, or not with the command."""

@@ -191,7 +191,7 @@ def test_what_was_measured_is_kept_where_the_rest_is_stopped(places, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(places["images"], run)
     with pytest.raises(KeyboardInterrupt):
-        runs.run(runs.experiment_of(run), plain([(12, 12), (16, 16)]), run, report=stop)
+        runs.run(runs.experiment_of(run), plain([(12, 12), (16, 16)]), run, on_progress=stop)
     assert [row["size"] for row in runs.read(run)["evaluation"]] == [[8, 8], [12, 12]]
 
 

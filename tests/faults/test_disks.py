@@ -40,7 +40,7 @@ def _fold(folder: Path) -> None:
 
 def _reproduce(folder: Path) -> None:
     scale = replace(reproduce.SCALES["demo"], seeds=(0,), encodings=("comrope-ap", "comrope-ld"))
-    reproduce.run("table8", scale, folder / "out", runs=folder / "runs", workers=0)
+    reproduce.run("table8", scale, folder / "out", runs=folder / "runs", parallel=0)
 
 
 WORK = {work.__name__[1:]: work for work in (_train, _evaluate, _save, _fold, _reproduce)}

@@ -40,7 +40,7 @@ def _stop_after(steps: int):
 
 def _broken_off(folder: Path, steps: int = 5) -> Path:
     with pytest.raises(Stopped):
-        runs.run(EXPERIMENT, PLAIN, folder, save_every=1, report=_stop_after(steps))
+        runs.run(EXPERIMENT, PLAIN, folder, save_every=1, on_progress=_stop_after(steps))
     return folder
 
 
@@ -176,7 +176,7 @@ def images(tmp_path):
 def test_images_that_vanish_between_two_parts_of_a_run_are_missed(tmp_path, images):
     root, experiment = images
     with pytest.raises(Stopped):
-        runs.run(experiment, PLAIN, tmp_path / "run", save_every=1, report=_stop_after(2))
+        runs.run(experiment, PLAIN, tmp_path / "run", save_every=1, on_progress=_stop_after(2))
     (root / "train" / "a" / "0.png").unlink()
     image_data._kept.cache_clear()  # as in another process
     with pytest.raises(DataError, match="train had count 12, now 11"):

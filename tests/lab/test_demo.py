@@ -58,12 +58,12 @@ def _start(*arguments: str, **streams) -> subprocess.Popen:
 def runs(tmp_path_factory) -> tuple[Run, dict]:
     """The command with two workers and four encodings; meanwhile one of them from Python, with one worker."""
     folder, other = tmp_path_factory.mktemp("demo") / "result", tmp_path_factory.mktemp("alone")
-    arguments = ("--epochs", "1", "--workers", "2", "--encodings", *NAMES, "--out", str(folder))
+    arguments = ("--epochs", "1", "--parallel", "2", "--encodings", *NAMES, "--out", str(folder))
     process = _start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         try:
             scale = DEMO.changed(seeds=(0,), encodings=("comrope-ld",), epochs=1)
-            alone = reproduce.run("demo", scale, other / "out", runs=other / "runs", workers=1)
+            alone = reproduce.run("demo", scale, other / "out", runs=other / "runs", parallel=1)
             out, err = process.communicate(timeout=300)
         finally:
             process.kill()
@@ -99,7 +99,7 @@ def test_demo_prints_a_row_for_every_encoding(runs):
 def test_results_have_their_structure(runs):
     results = runs[0].results
     assert list(results) == ["recipe", "title", "command", "versions", "scale", "notes", "tables", "runs"]
-    assert results["command"].startswith("comrope demo --epochs 1 --workers 2 --encodings liere ")
+    assert results["command"].startswith("comrope demo --epochs 1 --parallel 2 --encodings liere ")
     assert set(results["versions"]) == {"comrope", "torch", "timm", "python"}
     assert results["scale"]["asked"] == {"seeds": [0], "few_seeds": [0], "encodings": NAMES, "epochs": 1}
     assert [run["experiment"]["encoding"] for run in results["runs"]] == NAMES
@@ -176,7 +176,7 @@ class _Terminal:
         self.out = parent / "result"
         self.shown = b""
         self.leader, follower = pty.openpty()
-        arguments = ("--workers", "1", "--encodings", "comrope-ld", "none", "--out", str(self.out))
+        arguments = ("--parallel", "1", "--encodings", "comrope-ld", "none", "--out", str(self.out))
         self.process = _start(*arguments, stdin=follower, stdout=follower, stderr=subprocess.PIPE, text=True)
         os.close(follower)
         os.set_blocking(self.leader, False)
@@ -273,7 +273,7 @@ def test_encodings_must_be_known_and_different(names):
 
 def test_at_other_scales_and_with_several_seeds_the_demo_has_means(runs, tmp_path):
     scale = reproduce.SCALES["demo"].changed(seeds=(0, 1), encodings=("ape", "comrope-ap"), epochs=1)
-    found = reproduce.run("demo", scale, tmp_path / "out", workers=0)
+    found = reproduce.run("demo", scale, tmp_path / "out", parallel=0)
     heading, *rows = found["tables"][0]["rows"]
     assert heading[1:4] == ["8×8 mean", "8×8 deviation", "8×8 count"] and len(rows) == 2
     assert any("16×20" in name for name in heading) and any("16×16 (trained)" in name for name in heading)

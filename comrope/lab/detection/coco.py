@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import BoundingBoxFormat
 
@@ -108,8 +109,7 @@ class CocoSet:
         height, width = (self.images[index][side] for side in ("height", "width"))
         own = [a for a in self.annotations[index] if not a["iscrowd"]]
         boxes = torch.tensor([a["bbox"] for a in own], dtype=torch.float64).reshape(-1, 4)
-        boxes = functional.convert_bounding_box_format(boxes, BoundingBoxFormat.XYWH, BoundingBoxFormat.XYXY)
-        boxes = functional.clamp_bounding_boxes(boxes, BoundingBoxFormat.XYXY, (height, width))
+        boxes = clip_boxes_to_image(box_convert(boxes, "xywh", "xyxy"), (height, width))
         has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         kept = [a for a, holds in zip(own, has_area.tolist(), strict=True) if holds]
         target = {

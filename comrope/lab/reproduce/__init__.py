@@ -32,7 +32,7 @@ from comrope.lab.reproduce.scales import Scale as Scale
 from comrope.lab.reproduce.text import text
 from comrope.lab.reproduce.timing import table9
 from comrope.lab.reproduce.video import table3
-from comrope.lab.study import Report, run_all
+from comrope.lab.study import OnRunProgress, run_all
 
 RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "table1": table1,
@@ -63,9 +63,9 @@ def run(
     out: Path,
     *,
     runs: Path | None = None,
-    workers: int = 2,
+    parallel: int = 2,
     command: str = "",
-    report: Report = lambda name, stage, done, total, speed: None,
+    on_progress: OnRunProgress = lambda name, stage, done, total, speed: None,
     show: Callable[[Outcome], None] = lambda outcome: None,
     **settings,
 ) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def run(
         out: folder for results.json, tables.md, report.html, a CSV a table, an SVG and a PNG a figure; it appears whole or
             not at all.
         runs: folder of the runs themselves, shared by recipes; beside `out` and named by the scale if None.
-        workers: runs at a time, see `comrope.lab.study.run_all`; started by `torchrun`, all processes share each run, and the
+        parallel: runs at a time, see `comrope.lab.study.run_all`; started by `torchrun`, all processes share each run, and the
             first writes.
         command: what was typed, for the record.
-        report: is told (name of the run, stage, done, in all, samples a second).
+        on_progress: is called with (name of the run, stage, done, total, samples per second).
         show: is given what was found, in the process that writes.
         settings: further ones of `comrope.lab.runs.run`.
     Returns:
@@ -103,7 +103,7 @@ def run(
     writes = int(os.environ.get("RANK", "0")) == 0
     patterns = (f"{name}.*", f"{name}-*", *plan.files)
     with results.atomic_folder(out, patterns) if writes else nullcontext() as folder:
-        made = run_all(plan.jobs, runs, workers=workers, command=command, report=report, **settings)
+        made = run_all(plan.jobs, runs, parallel=parallel, command=command, on_progress=on_progress, **settings)
         outcome = _outcome(name, plan, scale, made)
         found = {
             "recipe": name,

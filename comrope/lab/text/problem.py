@@ -102,7 +102,7 @@ class NextByte(Task):
 def evaluate(
     model: nn.Module, text: EvalText, conditions: Sequence[Condition], *, num_workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """A row for each condition, with the nats that the test text costs: of the same bytes at every length.
+    """Returns rows, one for each condition, with the nats that the test text costs: of the same bytes at every length.
 
     Called in several processes, each takes its share of the stretches; the sums are of all of them.
 
@@ -111,14 +111,18 @@ def evaluate(
         text: stretches that every length divides.
         conditions: at which lengths, and how frequencies are scaled.
         num_workers: of no use here: text is in memory.
-    Yields:
-        The condition's fields, `nats` of all `bytes`, and `positions`, rows [first, last + 1, nats, bytes] of places
-        in the window: 0, 1, 2–3, 4–7, 8–15, ….
+    Returns:
+        In each row the condition's fields, `nats` of all `bytes`, and `positions`, rows [first, last + 1, nats, bytes] of
+        places in the window: 0, 1, 2–3, 4–7, 8–15, ….
     """
     assert isinstance(model, LlamaForCausalLM)
     for condition in conditions:
         if text.length % condition.length:
             raise ConfigurationError(_no_divisor(condition.length, text.length))
+    return _rows(model, text, conditions)
+
+
+def _rows(model: LlamaForCausalLM, text: EvalText, conditions: Sequence[Condition]) -> Iterator[dict[str, Any]]:
     for condition in conditions:
         factor = max(1.0, condition.length / model.config.max_position_embeddings)
         nats = nats_by_position(scaled(model, condition.scaling, factor), text, condition.length)

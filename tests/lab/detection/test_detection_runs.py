@@ -79,7 +79,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(tmp_path, whole, scenes
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            runs.run(about, [], tmp_path / "run", save_every=1, report=stopping)
+            runs.run(about, [], tmp_path / "run", save_every=1, on_progress=stopping)
     runs.run(about, problem.conditions(about), tmp_path / "run", save_every=1)
     ours, theirs = (folder / "weights.safetensors" for folder in (tmp_path / "run", whole))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -154,7 +154,7 @@ def test_table_2_and_figure_4_at_the_scale_of_a_demo(tmp_path, monkeypatch):
     made = {}
     for recipe in (detection.table2, detection.fig4):
         study = recipe(scale)
-        results = run_all(study.jobs, tmp_path / "runs-demo", workers=0)
+        results = run_all(study.jobs, tmp_path / "runs-demo", parallel=0)
         made[recipe.__name__] = study.outcome(results)
         assert all(json.loads(json.dumps(result)) == result for result in results)
     assert len(list((tmp_path / "runs-demo").iterdir())) == 2 + 2 * 2  # both recipes share them

@@ -9,6 +9,7 @@ from comrope.encodings import ENCODINGS
 from comrope.errors import ConfigurationError, DataError
 from comrope.lab import runs
 from comrope.lab.detection import problem
+from comrope.lab.detection.config import DetectionOptions
 from comrope.lab.detection.model import MODELS
 from comrope.lab.detection.pyramid import Pyramid
 from comrope.lab.detection.vit import DetectionViT
@@ -165,4 +166,7 @@ def test_settings_that_do_not_fit_are_named(tmp_path, scenes):
     file.write_text(file.read_text().replace('"dog"', '"cat"'))
     with pytest.raises(DataError, match="categories of train and val differ"):
         problem.datasets(experiment(root))
-    assert isinstance(ImageConfig(), ImageConfig) and problem.conditions(experiment(scenes), [(64, 64)])[0].long == 85
+    assert (
+        isinstance(ImageConfig(), ImageConfig)
+        and problem.conditions(experiment(scenes), DetectionOptions(resolutions=("64",)))[0].long == 85
+    )

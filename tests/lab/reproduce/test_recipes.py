@@ -55,7 +55,7 @@ def test_other_problems_recipes_are_tested_with_them():
 @pytest.mark.parametrize("name", FILES)
 def test_every_recipe_writes_its_tables_and_figures(name, runs, tmp_path):
     out = tmp_path / name
-    found = reproduce.run(name, DEMO, out, runs=runs, workers=0, command=f"comrope reproduce {name}")
+    found = reproduce.run(name, DEMO, out, runs=runs, parallel=0, command=f"comrope reproduce {name}")
     files = {path.name for path in out.iterdir()}
     expected = {file if "." in file else f"{file}.csv" for file in FILES[name]}
     assert files >= {"results.json", "tables.md", "report.html", *expected}
@@ -72,7 +72,7 @@ def test_every_recipe_writes_its_tables_and_figures(name, runs, tmp_path):
 
 
 def test_table1_has_the_paper_s_rows_and_columns(runs, tmp_path):
-    reproduce.run("table1", DEMO, tmp_path / "out", runs=runs, workers=0)
+    reproduce.run("table1", DEMO, tmp_path / "out", runs=runs, parallel=0)
     rows = _rows(tmp_path / "out" / "table1.csv")
     published = [row for row in rows if row["source"] == "paper"]
     assert {(row["method"], row["σ"]): row["16 [224] mean"] for row in published}["ComRoPE-LD", "1"] == "65.49"
@@ -87,7 +87,7 @@ def test_table1_has_the_paper_s_rows_and_columns(runs, tmp_path):
 def test_block_sizes_and_intensities_are_compared_within_a_seed(runs, tmp_path):
     two = DEMO.changed(seeds=(0, 1), encodings=("comrope-ld",))
     for name, column, usual in (("fig6", "block size", "8"), ("fig7", "σ", "0")):
-        reproduce.run(name, two, tmp_path / name, runs=runs, workers=0)
+        reproduce.run(name, two, tmp_path / name, runs=runs, parallel=0)
         reached = {row[column]: row for row in _rows(tmp_path / name / f"{name}.csv")}
         compared = (
             reached if name == "fig6" else {r[column]: r for r in _rows(tmp_path / name / f"{name}-differences.csv")}
@@ -102,7 +102,7 @@ def test_block_sizes_and_intensities_are_compared_within_a_seed(runs, tmp_path):
 def test_offsets_change_labels_of_what_does_not_commute_alone(runs, tmp_path):
     few = DEMO.changed(seeds=(0,), encodings=("ape", "liere", "comrope-ld"))
     longer = replace(few, recipe=replace(few.recipe, epochs=25))  # until images get different labels
-    found = reproduce.run("fig5", longer, tmp_path / "out", runs=runs, workers=0, save_every=1000)
+    found = reproduce.run("fig5", longer, tmp_path / "out", runs=runs, parallel=0, save_every=1000)
     assert all(run["evaluation"][0]["correct"] > 10 for run in found["runs"])
     for file in ("fig5.csv", "fig5-adversarial.csv"):
         for row in _rows(tmp_path / "out" / file):
@@ -112,7 +112,7 @@ def test_offsets_change_labels_of_what_does_not_commute_alone(runs, tmp_path):
 
 
 def test_only_liere_does_not_commute(runs, tmp_path):
-    reproduce.run("commutators", DEMO, tmp_path / "out", runs=runs, workers=0)
+    reproduce.run("commutators", DEMO, tmp_path / "out", runs=runs, parallel=0)
     holds = {row["method"]: row["holds in all"] for row in _rows(tmp_path / "out" / "commutators.csv")}
     assert {method for method, answer in holds.items() if answer == "no"} == {"LieRE"} and len(holds) == 8
 
@@ -120,7 +120,7 @@ def test_only_liere_does_not_commute(runs, tmp_path):
 def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path):
     told: list[list[tuple]] = [[], []]
     found = [
-        reproduce.run("table1", FEW, tmp_path / f"out{i}", workers=0, report=lambda *told_: told[i].append(told_))  # noqa: B023
+        reproduce.run("table1", FEW, tmp_path / f"out{i}", parallel=0, on_progress=lambda *told_: told[i].append(told_))  # noqa: B023
         for i in range(2)
     ]
     assert len(_trained(told[0])) == 4 and not _trained(told[1])
@@ -129,7 +129,7 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path):
 
 
 def test_a_stopped_study_leaves_no_result_and_goes_on(tmp_path):
-    reproduce.run("table1", FEW, tmp_path / "whole", runs=tmp_path / "runs of whole", workers=0)
+    reproduce.run("table1", FEW, tmp_path / "whole", runs=tmp_path / "runs of whole", parallel=0)
     first: list[tuple] = []
 
     def stop_at_the_third(*told) -> None:
@@ -138,10 +138,10 @@ def test_a_stopped_study_leaves_no_result_and_goes_on(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reproduce.run("table1", FEW, tmp_path / "out", workers=0, report=stop_at_the_third)
+        reproduce.run("table1", FEW, tmp_path / "out", parallel=0, on_progress=stop_at_the_third)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
     second: list[tuple] = []
-    reproduce.run("table1", FEW, tmp_path / "out", workers=0, report=lambda *told: second.append(told))
+    reproduce.run("table1", FEW, tmp_path / "out", parallel=0, on_progress=lambda *told: second.append(told))
     assert len(_trained(second)) == 2  # the one that was stopped, and the fourth
     for file in ("table1.csv", "table1-differences.csv"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -152,7 +152,7 @@ def test_what_is_no_result_is_not_touched(tmp_path):
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(DataError, match=r"thesis\.tex"):
-        reproduce.run("table1", FEW, out, workers=0)
+        reproduce.run("table1", FEW, out, parallel=0)
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and [p.name for p in out.iterdir()] == ["thesis.tex"]
 
 

@@ -20,7 +20,7 @@ def written(tmp_path_factory):
     data = write_texts(tmp_path_factory.mktemp("texts"), size=900)
     scale = SCALES["demo"].changed(data=str(data), seeds=(0, 1), encodings=COMPARED)
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("out")
-    reproduce.run("text", scale, out, runs=runs, workers=0)
+    reproduce.run("text", scale, out, runs=runs, parallel=0)
     # 3 encodings and 2 that continue, of 2 seeds; what they continue from is among the first
     assert len(list(runs.iterdir())) == 10
     return out

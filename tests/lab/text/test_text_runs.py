@@ -89,11 +89,11 @@ def test_interrupted_it_resumes_to_the_same_bits(texts, whole, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs.run(quick(texts), [], tmp_path / "run", save_every=1, report=stop)
+        runs.run(quick(texts), [], tmp_path / "run", save_every=1, on_progress=stop)
     assert not (tmp_path / "run" / "weights.safetensors").exists()
     steps = []
     found = runs.run(
-        quick(texts), [Condition(32)], tmp_path / "run", report=lambda stage, done, *_: steps.append((stage, done))
+        quick(texts), [Condition(32)], tmp_path / "run", on_progress=lambda stage, done, *_: steps.append((stage, done))
     )
     assert ("training", 1) not in steps and ("training", 6) in steps
     assert _same_weights(tmp_path / "run", whole)
@@ -153,7 +153,7 @@ def test_bits_per_byte_are_those_of_every_byte_at_its_place():
     ]
     assert rows[1]["nats"] != rows[2]["nats"]
     with pytest.raises(ConfigurationError, match="length=24"):
-        next(problem.evaluate(model, stretches, [Condition(24)]))
+        problem.evaluate(model, stretches, [Condition(24)])
 
 
 def test_lengths_go_on_doubling_with_scalings_beyond_the_trained_one():

@@ -11,7 +11,7 @@ SCALE = reproduce.SCALES["demo"]
 
 def test_the_demo_makes_tables_figures_and_strips(tmp_path):
     scale = SCALE.changed(data=f"motion:{tmp_path / 'motion'}", encodings=("none", "ape", "rope", "comrope-ld"))
-    found = reproduce.run("table3", scale, tmp_path / "out", runs=tmp_path / "runs", workers=0)
+    found = reproduce.run("table3", scale, tmp_path / "out", runs=tmp_path / "runs", parallel=0)
     assert len(found["runs"]) == 8 and all(run["kind"] == "video" for run in found["runs"])
     tables = {table["name"]: table["rows"] for table in found["tables"]}
     heading, *rows = tables["table3"]
@@ -34,7 +34,7 @@ def test_the_demo_makes_tables_figures_and_strips(tmp_path):
     reached = {r["num_frames"]: r["correct"] for r in run["evaluation"] if r["size"] == [32, 32]}
     at = by_frames[0].index("2 mean")
     assert by_frames[1][at] == pytest.approx(100 * reached[2] / 32)
-    again = reproduce.run("table3", scale, tmp_path / "out", runs=tmp_path / "runs", workers=0)
+    again = reproduce.run("table3", scale, tmp_path / "out", runs=tmp_path / "runs", parallel=0)
     assert [run["timing"] for run in again["runs"]] == [run["timing"] for run in found["runs"]]
 
 

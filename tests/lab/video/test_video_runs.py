@@ -107,7 +107,7 @@ def test_interrupted_it_resumes_to_the_same_bits(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs.run(experiment, [], tmp_path / "run", save_every=2, report=stop)
+        runs.run(experiment, [], tmp_path / "run", save_every=2, on_progress=stop)
     assert {folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-2", "step-4"}
     resumed = runs.run(experiment, [], tmp_path / "run", save_every=2)
     assert resumed["history"] == whole["history"]
