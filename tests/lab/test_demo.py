@@ -189,7 +189,7 @@ class _Terminal:
     def stop(self, send) -> None:
         """Waits until some steps are done, sends the signal, and writes down what follows."""
         deadline = time.monotonic() + 120
-        while not re.search(r"comrope-ld\s.*?\s[1-9]\d*/\d\d+", self.read()):
+        while not re.search(r"comrope-ld\S* training\s.*?\s[1-9]\d*/\d\d+", self.read()):
             assert self.process.poll() is None and time.monotonic() < deadline, self.read()
             time.sleep(0.05)
         self.during = sorted(p.name for p in self.parent.iterdir())
