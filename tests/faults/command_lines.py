@@ -220,7 +220,7 @@ WRONG: list[tuple[dict[str, str], dict[str, tuple[str | None, ...]]]] = [
                 "fold {saved} {saved}",
                 "fold {images}",
             ),
-            "--out": ("", "{empty}", "{full}", "{file}", "{file}/below", LONG, None),
+            "--out": ("", "{full}", "{file}", "{file}/below", LONG, None),
         },
     ),
 ]

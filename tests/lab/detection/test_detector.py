@@ -14,7 +14,6 @@ from comrope.lab.detection.model import MODELS
 from comrope.lab.detection.pyramid import Pyramid
 from comrope.lab.detection.vit import DetectionViT
 from comrope.lab.experiment import Recipe
-from comrope.lab.images.config import ImageConfig
 from tests.helpers import EVERY, LEARNED, assert_close, draw
 from tests.lab.detection.helpers import coco_folder, detector, experiment
 
@@ -166,7 +165,5 @@ def test_settings_that_do_not_fit_are_named(tmp_path, scenes):
     file.write_text(file.read_text().replace('"dog"', '"cat"'))
     with pytest.raises(DataError, match="categories of train and val differ"):
         problem.datasets(experiment(root))
-    assert (
-        isinstance(ImageConfig(), ImageConfig)
-        and problem.conditions(experiment(scenes), DetectionOptions(resolutions=("64",)))[0].long == 85
-    )
+    square = DetectionOptions(resolutions=("64",))
+    assert problem.conditions(experiment(scenes), square)[0].long == 85
