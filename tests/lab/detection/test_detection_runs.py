@@ -15,7 +15,7 @@ from comrope.errors import DataError
 from comrope.lab import reproduce, runs
 from comrope.lab.detection import problem
 from comrope.lab.detection.coco import Batch
-from comrope.lab.detection.config import DetectionConfig
+from comrope.lab.detection.config import DetectionConfig, DetectionOptions
 from comrope.lab.detection.metric import NAMES
 from comrope.lab.experiment import Recipe
 from comrope.lab.reproduce import detection
@@ -137,7 +137,7 @@ def test_a_folder_laid_out_as_coco_end_to_end_with_masks(tmp_path):
     about = experiment(root, "rope-mixed", recipe=Recipe(epochs=2, batch_size=3), **changes)
     with pytest.raises(DataError, match=r"lacks 1 of 6 images \(1\.jpg"):
         runs.run(about, [], tmp_path / "run")
-    asked = problem.conditions(about, [(48, 96), (32, 64)])
+    asked = problem.conditions(about, DetectionOptions(resolutions=("48x96", "32x64")))
     result = runs.run(about, asked, tmp_path / "run", unreadable="skip")
     assert result["history"][0]["skipped"] == 1
     assert result["history"][0]["loss_mask"] > 0
