@@ -18,7 +18,7 @@ COMPARED = ("none", "rope", "comrope-ld")
 def written(tmp_path_factory):
     """The folder that the recipe fills."""
     data = write_texts(tmp_path_factory.mktemp("texts"), size=900)
-    scale = SCALES["demo"].changed(data=str(data), seeds=(0, 1), encodings=COMPARED)
+    scale = SCALES["demo"].changed(data=str(data), num_train=80, num_test=4, seeds=(0, 1), encodings=COMPARED)
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("out")
     reproduce.run("text", scale, out, runs=runs, parallel=0)
     # 3 encodings and 2 that continue, of 2 seeds; what they continue from is among the first

@@ -10,7 +10,8 @@ SCALE = reproduce.SCALES["demo"]
 
 
 def test_the_demo_makes_tables_figures_and_strips(tmp_path):
-    scale = SCALE.changed(data=f"motion:{tmp_path / 'motion'}", encodings=("none", "ape", "rope", "comrope-ld"))
+    data = {"data": f"motion:{tmp_path / 'motion'}", "num_train": 64, "num_test": 32}
+    scale = SCALE.changed(**data, encodings=("none", "ape", "rope", "comrope-ld"))
     found = reproduce.run("table3", scale, tmp_path / "out", runs=tmp_path / "runs", parallel=0)
     assert len(found["runs"]) == 8 and all(run["kind"] == "video" for run in found["runs"])
     tables = {table["name"]: table["rows"] for table in found["tables"]}
