@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import comrope
-from comrope.lab.images.memory import digits
+from comrope.lab.images.in_memory import digits
 
 SIZE, LARGER = (32, 32), (48, 48)
 VIT = {"img_size": SIZE, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 10}

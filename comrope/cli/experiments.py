@@ -142,7 +142,4 @@ class Reproduce:
             made: list[reproduce.Outcome] = []
             reproduce.run(self.recipe, scale, out, runs=self.runs, show=made.append, **settings)
         for outcome in made:
-            for note in outcome.notes:
-                print(note)
-            terminal.show(*outcome.tables)
-            print(f"wrote {out}: report.html, results.json, the tables and the figures")
+            terminal.result(out, outcome.tables, outcome.notes)

@@ -7,15 +7,15 @@ from torch import nn
 
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.encodings.base import Encoding as Encoding
-from comrope.encodings.base import LearnedEncoding as LearnedEncoding
-from comrope.encodings.base import SpectralEncoding as SpectralEncoding
-from comrope.encodings.base import rotations as rotations
 from comrope.encodings.commuting import ComRoPEAP, ComRoPELD, ComRoPEMT, String
 from comrope.encodings.fixed import FixedFrequencies as FixedFrequencies
 from comrope.encodings.fixed import FixedSpectrum as FixedSpectrum
 from comrope.encodings.fixed import freeze as freeze
+from comrope.encodings.learned import LearnedEncoding as LearnedEncoding
 from comrope.encodings.liere import LieRE
 from comrope.encodings.rope import NoEncoding, Rope, RopeMixed
+from comrope.encodings.spectral import SpectralEncoding as SpectralEncoding
+from comrope.encodings.spectral import rotations as rotations
 from comrope.errors import ConfigurationError
 
 ENCODINGS: dict[str, type[nn.Module]] = {

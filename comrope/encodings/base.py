@@ -1,30 +1,24 @@
-"""Base classes of the rotary encodings: sizes, checked input, and three views of the angles.
+"""The base class of the rotary encodings: sizes, checked input, and three views of the angles.
 
 Parameters stay in float32 or float64 when the model is cast to a lower precision. Nothing is cached: everything is computed
 from the parameters in each call.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from comrope import reference
-from comrope._linalg import orthonormalise, plane_generators, project_basis_gradient
-from comrope._values import FARTHEST, described, is_floating, shape_of
+from comrope._values import is_floating, shape_of
 from comrope.encodings.arguments import (
     check_parameter_dtype,
     check_positions,
-    check_rope,
-    check_rotation_dtype,
     check_sizes,
-    check_std,
 )
 from comrope.errors import ConfigurationError, InputError
-from comrope.rotation import Rotation, Spectrum, compute_dtype
+from comrope.rotation import Spectrum, compute_dtype
 
 MAX_RADIANS = 1e9
 """Largest rotation angle for which `rotation_matrices` uses `matrix_exp`."""
@@ -219,211 +213,3 @@ class Encoding(PreciseModule, ABC):
         eye = torch.eye(self.num_axes, dtype=torch.float64, device=self.device)
         frequencies = torch.einsum("j,ni->nji", on_axis, eye).reshape(self.num_axes, 1, self.num_blocks, -1)
         return frequencies.expand(-1, self.num_heads, -1, -1)
-
-
-class SpectralEncoding(Encoding):
-    """An encoding whose angle matrices commute: they have one basis, and frequencies for each axis.
-
-    Subclasses define `_spectrum_inputs` and `_spectrum_from`.
-    """
-
-    @abstractmethod
-    def _spectrum_inputs(self) -> tuple[Tensor, ...]:
-        """Returns the tensors that `_spectrum_from` needs, such as parameters and buffers.
-
-        The first dimension of each must be the heads: `rotations` concatenates the tensors of several layers along it.
-        """
-
-    @classmethod
-    @abstractmethod
-    def _spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Returns the basis Q (H, m, b, b), or None for the identity, and the frequencies (N, H, m, b/2).
-
-        The result must be differentiable in `inputs` and depend on nothing else. `inputs` may be those of several layers, and H
-        is then the number of heads of all of them.
-        """
-
-    def _spectrum(self) -> tuple[Tensor | None, Tensor]:
-        return self._spectrum_from(*self._spectrum_inputs())
-
-    def spectrum(self) -> Spectrum:
-        with torch.no_grad():
-            basis, frequencies = self._spectrum()
-            if basis is None:
-                eye = torch.eye(self.block_size, device=frequencies.device)
-                basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
-            return Spectrum(*(t.to(torch.float64, copy=True) for t in (basis, frequencies)))
-
-    def angle_matrices(self) -> Tensor:
-        basis, frequencies = self._spectrum()
-        generators = plane_generators(frequencies.double())
-        return (generators if basis is None else basis @ generators @ basis.mT).to(self.dtype)
-
-    def rotation(
-        self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
-    ) -> Rotation:
-        """Returns what `forward` computes from the positions, for callers that have the projection weights.
-
-        pe(q, k, x) is pe.rotation(x).turn(q, k). An attention layer can apply the basis to its weights instead of tokens:
-
-            rotation = pe.rotation(x)
-            q, k = (F.linear(tokens, rotation.into_basis(w)) for w in (w_q, w_k))
-            q, k = rotation.turn(heads(q), heads(k), in_basis=True)
-
-        Args:
-            positions, key_positions: as for `forward`.
-            dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
-        """
-        return rotations([self], positions, key_positions, dtype=dtype)[0]
-
-    @classmethod
-    def _rotation_from(
-        cls, inputs: tuple[Tensor, ...], positions: Tensor, key_positions: Tensor, dtype: torch.dtype
-    ) -> Rotation:
-        """Returns the rotation by the spectrum of `inputs` at checked positions."""
-        basis, frequencies = cls._spectrum_from(*inputs)
-        if basis is not None and basis.requires_grad:
-            basis = project_basis_gradient(basis, frequencies.detach())
-        frequencies = frequencies.to(positions.device, torch.float64).flatten(2)  # (N, H, D/2)
-        phases = key_phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
-        if key_positions is not positions:
-            key_phases = torch.einsum("...ln,nhp->...lhp", key_positions.double(), frequencies)
-        return Rotation.at((phases, key_phases), dtype, basis)
-
-
-def rotations(
-    encodings: Sequence[SpectralEncoding],
-    positions: Tensor,
-    key_positions: Tensor | None = None,
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> list[Rotation]:
-    """Returns `SpectralEncoding.rotation` of every layer, computed together for all layers of the same class and sizes.
-
-    The small operators of decompositions, phases and tables then run once instead of once per layer.
-
-    Args:
-        encodings: the encodings of the layers, in order.
-        positions, key_positions: as for `Encoding.forward`, the same in all layers.
-        dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
-    """
-    if not isinstance(encodings, Sequence) or not all(isinstance(pe, SpectralEncoding) for pe in encodings):
-        raise InputError(f"encodings: got {encodings!r}, expected a list of encodings that commute.")
-    check_rotation_dtype(dtype)
-    groups: dict[tuple, list[int]] = {}
-    for i, pe in enumerate(encodings):
-        key = (type(pe), pe.head_dim, pe.num_axes, pe.block_size, pe.device, pe.dtype)
-        groups.setdefault(key, []).append(i)
-    by_layer: dict[int, Rotation] = {}
-    for layers in groups.values():
-        first = encodings[layers[0]]
-        x = first._check_positions(positions, "positions")
-        y = x if key_positions is None else first._check_positions(key_positions, "key_positions")
-        together = tuple(
-            torch.cat(each) for each in zip(*(encodings[i]._spectrum_inputs() for i in layers), strict=True)
-        )
-        parts = first._rotation_from(together, x, y, dtype).split([encodings[i].num_heads for i in layers])
-        by_layer.update(zip(layers, parts, strict=True))
-    return [by_layer[i] for i in range(len(encodings))]
-
-
-class LearnedEncoding(Encoding):
-    """An encoding with learned angles.
-
-    Args:
-        init: the initial angles. "normal" draws parameters with standard deviation `std`, so that elements of the
-            skew-symmetric matrices have √2·std. "identity" starts at zero angles: attention is unchanged, and gradients are
-            exact and not zero. "rope" starts as vanilla RoPE with `base` and `max_frequency`, plane p on axis p mod N.
-        std: for "normal"; 1 by default, as in the paper's released code.
-        base: for "rope"; 10000 by default.
-        max_frequency: for "rope": the largest frequency, in radians per unit of position; 1 by default. Relative positions
-            extend over 1 unit: there max_frequency=14 on a grid of 14 × 14 is RoPE on patch indices.
-
-    Subclasses call `_configure_init` in their constructor, and define `reset_parameters` and `_set_spectrum`.
-    """
-
-    def _configure_init(self, init: str, std: float | None, base: float | None, max_frequency: float | None) -> None:
-        """Checks the arguments and stores them as attributes, with defaults for None."""
-        if not isinstance(init, str) or init not in ("normal", "identity", "rope"):
-            raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope'.")
-        settings = (("std", std, "normal"), ("base", base, "rope"), ("max_frequency", max_frequency, "rope"))
-        for name, value, owner in settings:
-            if value is not None and init != owner:
-                raise ConfigurationError(
-                    f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}."
-                )
-        self.init = init
-        self.std = 1.0 if std is None else check_std(std)
-        self.base = 10000.0 if base is None else base
-        self.max_frequency = 1.0 if max_frequency is None else max_frequency
-        if init == "rope":
-            self.base, self.max_frequency = check_rope(self.base, self.max_frequency, self.head_dim, self.num_axes)
-
-    @abstractmethod
-    def reset_parameters(self) -> None:
-        """Sets the parameters to a new start as `init` says, drawing from torch's default random generator."""
-
-    @torch.no_grad()
-    def set_spectrum(self, basis: Tensor | None, frequencies: Tensor) -> None:
-        """Sets the parameters to the angles of a commuting encoding: `pe.set_spectrum(*other.spectrum())`.
-
-        Args:
-            basis: Q, (H, m, b, b), orthogonal; None for the identity.
-            frequencies: ω, (N, H, m, b/2), radians per unit of position.
-        Raises:
-            InputError: wrong shapes, values that are not finite, or a basis that is not orthogonal.
-            ConfigurationError: angles that this encoding cannot represent. After either error the parameters are unchanged.
-        """
-        b = self.block_size
-        blocks = (self.num_heads, self.num_blocks)
-        shapes = {"basis": (*blocks, b, b), "frequencies": (self.num_axes, *blocks, b // 2)}
-        for (name, shape), value in zip(shapes.items(), (basis, frequencies), strict=True):
-            if not isinstance(value, Tensor) and not (value is None and name == "basis"):
-                raise InputError(f"{name}: got {type(value).__name__}, expected a tensor {shape}.")
-            if value is not None and (value.is_nested or value.shape != shape):
-                raise InputError(f"{name}: got {shape_of(value)}, expected {shape}.")
-            if value is not None and (not is_floating(value) or value.is_meta):
-                raise InputError(
-                    f"{name}: got {described(value)}; expected floating-point numbers of 16 bits or more in a dense tensor."
-                )
-            if value is not None and not (value.abs() <= FARTHEST).all():
-                raise InputError(
-                    f"{name}: some values are NaN or infinite, or beyond {FARTHEST:g}: expected finite ones."
-                )
-        eye = torch.eye(b, dtype=torch.float64, device=self.device)
-        basis = eye.repeat(*blocks, 1, 1) if basis is None else basis.to(self.device, torch.float64)
-        defect = (basis.mT @ basis - eye).abs().max().item()
-        if not defect < 1e-4:
-            raise InputError(f"basis: QᵀQ is {defect:.1e} away from the identity, expected an orthogonal matrix.")
-        self._set_spectrum(orthonormalise(basis), frequencies.to(self.device, torch.float64))
-
-    def _set_spectrum(self, basis: Tensor, frequencies: Tensor) -> None:
-        """Sets the parameters to a checked float64 spectrum; ConfigurationError if the encoding cannot represent it.
-
-        The default is for encodings that cannot represent any.
-        """
-        raise ConfigurationError(
-            f"{type(self).__name__} has no spectrum to be set: its angle matrices need not commute."
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, init={self.init!r}"
-
-    def _block_parameter(self, *leading: int) -> nn.Parameter:
-        """Returns an uninitialised parameter of shape (*leading, H, m, b, b)."""
-        shape = (*leading, self.num_heads, self.num_blocks, self.block_size, self.block_size)
-        return nn.Parameter(torch.empty(shape, **self._factory_kwargs))
-
-    def _frequency_parameter(self) -> nn.Parameter:
-        """Returns an uninitialised parameter of shape (N, H, m, b/2)."""
-        shape = (self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
-        return nn.Parameter(torch.empty(shape, **self._factory_kwargs))
-
-    def _reset_frequencies(self, frequencies: Tensor) -> None:
-        """Sets free frequencies to a new start as `init` says."""
-        if self.init == "normal":
-            frequencies.normal_(0, math.sqrt(2) * self.std)
-        elif self.init == "identity":
-            frequencies.zero_()
-        else:
-            frequencies.copy_(self._rope_frequencies(self.base, self.max_frequency))

@@ -15,7 +15,8 @@ from comrope._linalg import (
     skew,
 )
 from comrope.encodings.arguments import check_flag
-from comrope.encodings.base import LearnedEncoding, SpectralEncoding
+from comrope.encodings.learned import LearnedEncoding
+from comrope.encodings.spectral import SpectralEncoding
 from comrope.errors import ConfigurationError
 from comrope.rotation import Generator, Rotation
 

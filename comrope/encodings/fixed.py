@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding
+from comrope.encodings.base import Encoding
+from comrope.encodings.learned import LearnedEncoding
 from comrope.encodings.rope import RopeMixed
+from comrope.encodings.spectral import SpectralEncoding
 from comrope.errors import InputError
 
 

@@ -11,7 +11,7 @@ from comrope._linalg import can_synchronise, plane_generators, skew
 from comrope._planes import full_precision
 from comrope._values import described, is_floating
 from comrope.encodings.arguments import check_rotation_dtype
-from comrope.encodings.base import LearnedEncoding
+from comrope.encodings.learned import LearnedEncoding
 from comrope.errors import InputError, NoSpectrumError
 from comrope.rotation import Spectrum, compute_dtype
 

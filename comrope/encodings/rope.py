@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from comrope.encodings.arguments import check_rope, check_rotation_dtype
-from comrope.encodings.base import Encoding, LearnedEncoding, SpectralEncoding
+from comrope.encodings.base import Encoding
+from comrope.encodings.learned import LearnedEncoding
+from comrope.encodings.spectral import SpectralEncoding
 from comrope.errors import ConfigurationError
 from comrope.rotation import Spectrum
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -78,7 +79,7 @@ def image_settings(experiment: Any) -> dict[str, tuple[str, bool]]:
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(ABC):
     """The settings that the experiments of all problems have in common; each problem has a subclass with its own."""
 
     kind: ClassVar[str]
@@ -114,9 +115,9 @@ class ExperimentConfig:
         return json.loads(json.dumps(asdict(self)))
 
     @property
+    @abstractmethod
     def problem(self) -> "Problem":
         """The functions that read the data, build the model, train and evaluate it; imported only when they are needed."""
-        raise NotImplementedError(f"{type(self).__name__}.problem")
 
     @property
     def name(self) -> str:

@@ -70,7 +70,7 @@ class Killed(Dataset):
 
 
 def test_a_reading_process_that_is_gone_is_named():
-    with pytest.raises(WorkerError, match=r"a process that reads data is gone .*fewer --num_workers"):
+    with pytest.raises(WorkerError, match=r"a process that reads data is gone .*fewer --num-workers"):
         next(read_batches(Killed(), [[0]], 1))
 
 

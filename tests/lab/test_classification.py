@@ -8,7 +8,7 @@ from comrope.errors import ConfigurationError
 from comrope.hosts import angle_parameters
 from comrope.lab.classification import Condition, direction, evaluate, plain, shifted
 from comrope.lab.classification import predict as predict_under
-from comrope.lab.images.memory import Images, digits
+from comrope.lab.images.in_memory import Images, digits
 from comrope.lab.rng import Stream, generator
 from comrope.lab.vit import ViT
 from tests.helpers import COMMUTING, draw

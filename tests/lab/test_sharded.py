@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import comrope
 from comrope.lab.images import problem
-from comrope.lab.images.memory import digits
+from comrope.lab.images.in_memory import digits
 from tests.lab.helpers import QUICK
 from tests.processes import in_two_processes
 

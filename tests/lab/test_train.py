@@ -14,7 +14,7 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.folder import image_folder
-from comrope.lab.images.memory import Images, digits
+from comrope.lab.images.in_memory import Images, digits
 from comrope.lab.images.problem import Classification
 from comrope.lab.train import Batches, train
 from comrope.lab.vit import ViT

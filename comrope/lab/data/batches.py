@@ -49,7 +49,7 @@ def read_batches(dataset: Any, keys: Iterable[Any], num_workers: int) -> Iterato
             raise
         raise WorkerError(
             f"a process that reads data is gone ({error}), killed by hand or for want of memory: give the same command again "
-            "to go on, with fewer --num_workers if it was memory."
+            "to go on, with fewer --num-workers if it was memory."
         ) from error
     finally:
         del found  # and with it the processes, which a traceback would keep

@@ -158,8 +158,8 @@ class TrainImages(Dataset):
         pairs = []
         for at, pixels in zip(found.places, found.images, strict=True):
             pair = pixels, self.images.target(keys[at][1], self.masks)
-            draws = generator(self.seed, Stream.MIRRORING, *keys[at])
-            pairs.append(_mirrored(*pair) if self.images.mirrors and torch.rand((), generator=draws) < 0.5 else pair)
+            rng = generator(self.seed, Stream.MIRRORING, *keys[at])
+            pairs.append(_mirrored(*pair) if self.images.mirrors and torch.rand((), generator=rng) < 0.5 else pair)
         return found._replace(images=[pixels for pixels, _ in pairs], targets=[target for _, target in pairs])
 
 

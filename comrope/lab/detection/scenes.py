@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from comrope.errors import DataError
-from comrope.lab.images.memory import Images, digits
+from comrope.lab.images.in_memory import Images, digits
 from comrope.lab.rng import Stream, seed_for
 
 EDGE, LONGEST = 96, 128

@@ -8,7 +8,7 @@ from comrope.lab.options import ClassifierOptions
 
 if TYPE_CHECKING:
     from comrope.lab.classification import Condition
-    from comrope.lab.images.memory import ImageSet
+    from comrope.lab.images.in_memory import ImageSet
     from comrope.lab.problem import Problem
 
 

@@ -9,7 +9,7 @@ from comrope.errors import ConfigurationError
 from comrope.lab.data.labelled import UNREADABLE, subset
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.folder import image_folder
-from comrope.lab.images.memory import ImageSet, digits, fashion_mnist
+from comrope.lab.images.in_memory import ImageSet, digits, fashion_mnist
 
 
 def datasets(config: ImageConfig, unreadable: str = "fail") -> tuple[ImageSet, ImageSet]:

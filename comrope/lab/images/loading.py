@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from comrope.errors import ConfigurationError
 from comrope.lab.data.batches import Batch
-from comrope.lab.images.memory import Images, ImageSet, crops
+from comrope.lab.images.in_memory import Images, ImageSet, crops
 from comrope.lab.rng import Stream, generator, seed_for
 
 Key = tuple[int, int, int]

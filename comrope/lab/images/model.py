@@ -12,7 +12,7 @@ import comrope
 from comrope.errors import ConfigurationError, DataError
 from comrope.lab.experiment import WEIGHTS
 from comrope.lab.images.config import ImageConfig
-from comrope.lab.images.memory import ImageSet
+from comrope.lab.images.in_memory import ImageSet
 from comrope.lab.vit import ViT, check_encoding
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ from comrope.lab.classification import evaluate as evaluate
 from comrope.lab.data.batches import Batch
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.data import datasets as datasets
+from comrope.lab.images.in_memory import ImageSet
 from comrope.lab.images.loading import TrainImages
-from comrope.lab.images.memory import ImageSet
 from comrope.lab.images.model import build as build
 from comrope.lab.images.model import check as check
 from comrope.lab.options import ClassifierOptions

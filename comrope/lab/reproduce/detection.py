@@ -1,7 +1,7 @@
 """Detection: table 2 and figure 4, on scenes of digits or on COCO."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from comrope.lab.detection import problem
 from comrope.lab.detection.config import DetectionConfig
@@ -13,7 +13,7 @@ from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
 from comrope.lab.reproduce.plan import Plan
-from comrope.lab.reproduce.scales import Scale
+from comrope.lab.reproduce.scales import Config, Scale
 from comrope.lab.reproduce.tables import Result, gather, on_seeds
 from comrope.lab.statistics import Summary, paired, summary
 from comrope.lab.study import Job
@@ -24,46 +24,39 @@ COMPARED = ("ape", "rope-mixed", "liere", "comrope-ld", "comrope-mt")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Data, detector and training of one scale."""
+class DetectionScale:
+    """What a scale's recipes for detection share."""
 
-    recipe: Recipe
-    data: str = "scenes"
-    num_train: int | None = None
-    num_test: int | None = None
-    model: str = "small"
-    head: str = "boxes"
-    short_edges: tuple[int, ...] = (96,)
-    long_edge: int = 128
-    drop_path: float = 0.0
-    pretraining: ImageConfig | None = field(default=None)
+    experiment: DetectionConfig
+    pretraining: ImageConfig | None = None
     """A classifier that the backbone comes from; None where timm has its weights."""
 
 
-_DIGITS = ImageConfig(
-    data="digits", model="timm:demo", encoding="ape", image_size=(32, 32), augment="basic", perturbation=0.0
-)
-SETTINGS = {
-    "demo": Setting(
-        Recipe(epochs=2, batch_size=4, learning_rate=2e-3),
-        num_train=12,
-        num_test=6,
-        pretraining=replace(_DIGITS, num_train=100, num_test=50, recipe=Recipe(epochs=1, batch_size=50)),
+_DIGITS = ImageConfig(data="digits", model="timm:demo", encoding="ape", image_size=(32, 32), perturbation=0.0)
+_QUICK = Recipe(epochs=2, batch_size=4, learning_rate=2e-3)
+_SMALL = Recipe(epochs=10, batch_size=4, learning_rate=2e-3, warmup=0.05)
+_PAPER = Recipe(epochs=12, batch_size=16, learning_rate=1e-4, weight_decay=0.05, warmup=0.01, precision="bf16")
+
+DETECTION: dict[str, DetectionScale] = {
+    "demo": DetectionScale(
+        DetectionConfig(num_train=12, num_test=6, recipe=_QUICK),
+        replace(_DIGITS, num_train=100, num_test=50, recipe=Recipe(epochs=1, batch_size=50)),
     ),
-    "small": Setting(
-        Recipe(epochs=10, batch_size=4, learning_rate=2e-3, warmup=0.05),
-        num_train=200,
-        num_test=60,
-        pretraining=replace(_DIGITS, recipe=Recipe(epochs=15, batch_size=50, learning_rate=2e-3)),
+    "small": DetectionScale(
+        DetectionConfig(num_train=200, num_test=60, recipe=_SMALL),
+        replace(_DIGITS, recipe=Recipe(epochs=15, batch_size=50, learning_rate=2e-3)),
     ),
-    "paper": Setting(
-        Recipe(epochs=12, batch_size=16, learning_rate=1e-4, weight_decay=0.05, warmup=0.01, precision="bf16"),
-        data="coco",
-        model="vit-s/16",
-        head="masks",
-        short_edges=(800,),
-        long_edge=1333,
-        drop_path=0.1,
+    "paper": DetectionScale(
+        DetectionConfig(
+            data="coco",
+            model="vit-s/16",
+            head="masks",
+            start="pretrained",
+            short_edges=(800,),
+            long_edge=1333,
+            drop_path=0.1,
+            recipe=_PAPER,
+        )
     ),
 }
 """By the scale's name. The paper trains as ViT-CoMer does; "paper" is that protocol on ViTDet's pyramid."""
@@ -78,16 +71,15 @@ def table2(scale: Scale) -> Plan:
 
     Cost: 5 trainings a seed, shared with figure 4.
     """
-    names, setting, jobs = _jobs(scale)
+    names, here, jobs = _jobs(scale)
 
     def outcome(results: list[Result]) -> Outcome:
-        found = _found(names, setting, scale, results)
+        found = _found(names, here, scale, results)
         tables = [_precisions(found), _against_ape(found)]
-        seed = scale.few_seeds[0]
-        test = problem.datasets(_experiment(scale, setting, names[0], seed))[1]
+        test = problem.datasets(here.experiment)[1]
         shown = {name: each[0]["evaluation"][0]["examples"] for name, each in found.items()}
         return Outcome(
-            [t for t in tables if t.rows], {"table2-examples": examples(test, shown)}, _notes(scale, setting)
+            [t for t in tables if t.rows], {"table2-examples": examples(test, shown)}, _notes(scale, here.experiment)
         )
 
     return Plan("Table 2: object detection", jobs, outcome)
@@ -101,56 +93,46 @@ def fig4(scale: Scale) -> Plan:
 
     Cost: none beside table 2's runs.
     """
-    names, setting, jobs = _jobs(scale)
+    names, here, jobs = _jobs(scale)
 
     def outcome(results: list[Result]) -> Outcome:
-        found = _found(names, setting, scale, results)
+        found = _found(names, here, scale, results)
         lines = {name: _curve(each) for name, each in found.items()}
         figure = curves("AP on the test images after each epoch", lines, x="epoch", y="AP (%)")
         table = _iterations(found)
-        return Outcome([table] if table.rows else [], {"fig4": figure}, _notes(scale, setting))
+        return Outcome([table] if table.rows else [], {"fig4": figure}, _notes(scale, here.experiment))
 
     return Plan("Figure 4: average precision against the epoch", jobs, outcome)
 
 
-def _jobs(scale: Scale) -> tuple[list[str], Setting, list[Job]]:
-    setting = _setting(scale)
-    names = scale.of(*COMPARED)
-    tuned = [_experiment(scale, setting, name, seed) for name in names for seed in scale.few_seeds]
-    jobs = [Job(experiment, tuple(problem.conditions(experiment))) for experiment in tuned]
-    if setting.pretraining is not None:
-        jobs = [Job(_pretrained(setting.pretraining, seed)) for seed in scale.few_seeds] + jobs
-    return names, setting, jobs
+def _jobs(scale: Scale) -> tuple[list[str], DetectionScale, list[Job]]:
+    """Returns the encodings, what `Scale.changed` leaves of the scale, and the jobs: pretraining first, then each encoding."""
+    names, here = scale.of(*COMPARED), DETECTION[scale.name]
+    base, before = scale.applied(here.experiment), here.pretraining
+    here = DetectionScale(base, before and replace(before, recipe=scale.lengthened(before.recipe)))
+    first = {seed: _with_seed(here.pretraining, seed) for seed in scale.few_seeds} if here.pretraining else {}
+    tuned = [_tuned(base, name, seed, first) for name in names for seed in scale.few_seeds]
+    jobs = [Job(classifier) for classifier in first.values()]
+    return names, here, jobs + [Job(config, tuple(problem.conditions(config))) for config in tuned]
 
 
-def _setting(scale: Scale) -> Setting:
-    """The scale's own, with what `Scale.changed` has changed: data, epochs, batch size."""
-    setting = SETTINGS[scale.name]
-    before = setting.pretraining
-    before = before and replace(before, recipe=scale.lengthened(before.recipe))
-    samples = {key: value for key, value in scale.asked.items() if key in ("data", "num_train", "num_test")}
-    return replace(setting, **samples, recipe=scale.lengthened(setting.recipe), pretraining=before)
+def _tuned(base: DetectionConfig, encoding: str, seed: int, first: Mapping[int, ImageConfig]) -> DetectionConfig:
+    start = first[seed].name if first else base.start
+    return _with_seed(replace(base, encoding=encoding, start=start), seed)
 
 
-def _pretrained(before: ImageConfig, seed: int) -> ImageConfig:
-    return replace(before, recipe=replace(before.recipe, seed=seed))
+def _with_seed(config: Config, seed: int) -> Config:
+    return replace(config, recipe=replace(config.recipe, seed=seed))
 
 
-def _experiment(scale: Scale, setting: Setting, encoding: str, seed: int) -> DetectionConfig:
-    shared = {key: value for key, value in vars(setting).items() if key not in ("recipe", "pretraining")}
-    start = "pretrained" if setting.pretraining is None else _pretrained(setting.pretraining, seed).name
-    return DetectionConfig(**shared, encoding=encoding, start=start, recipe=replace(setting.recipe, seed=seed))
+def _found(names: Sequence[str], here: DetectionScale, scale: Scale, results: list[Result]) -> dict[str, list[Result]]:
+    return gather(names, results[len(scale.few_seeds) if here.pretraining else 0 :])
 
 
-def _found(names: Sequence[str], setting: Setting, scale: Scale, results: list[Result]) -> dict[str, list[Result]]:
-    before = 0 if setting.pretraining is None else len(scale.few_seeds)
-    return gather(names, results[before:])
-
-
-def _notes(scale: Scale, setting: Setting) -> list[str]:
-    edges = f"shorter side {setting.short_edges[-1]}, longer ≤ {setting.long_edge} pixels"
+def _notes(scale: Scale, base: DetectionConfig) -> list[str]:
+    edges = f"shorter side {base.short_edges[-1]}, longer ≤ {base.long_edge} pixels"
     notes = [
-        f"Detection runs on {setting.data}, model “{setting.model}”, head “{setting.head}”, {edges}; a ViT under ViTDet's "
+        f"Detection runs on {base.data}, model “{base.model}”, head “{base.head}”, {edges}; a ViT under ViTDet's "
         "simple feature pyramid, where the paper has ViT-CoMer. All encodings keep the backbone's absolute positions.",
         on_seeds(len(scale.few_seeds)),
     ]

@@ -6,8 +6,8 @@ import comrope
 from comrope.lab.bench.clock import Step, compared, in_turn
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.data import load
+from comrope.lab.images.in_memory import ImageSet
 from comrope.lab.images.loading import EvalImages
-from comrope.lab.images.memory import ImageSet
 from comrope.lab.images.problem import Classification, build
 from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper

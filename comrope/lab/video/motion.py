@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from comrope.errors import ConfigurationError, DataError
-from comrope.lab.images.memory import Images, digits
+from comrope.lab.images.in_memory import Images, digits
 from comrope.lab.video import frames
 from comrope.lab.video.clips import Clips
 

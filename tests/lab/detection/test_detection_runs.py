@@ -176,7 +176,7 @@ def test_table_2_and_figure_4_at_the_scale_of_a_demo(tmp_path, monkeypatch):
         outcome.figures[name].savefig(tmp_path / f"{name}.png")
         assert outcome.notes[0].count("ViTDet") == 1
         assert all(len(row) == len(t.columns) for t in outcome.tables for row in t.rows)
-    assert reproduce.SCALES.keys() == detection.SETTINGS.keys()
+    assert reproduce.SCALES.keys() == detection.DETECTION.keys()
 
 
 def test_iterations_are_where_the_line_between_epochs_meets_the_goal():
@@ -194,8 +194,8 @@ def test_a_changed_scale_changes_every_training():
 
 
 def test_the_papers_setting_is_read_from_coco(tmp_path):
-    setting = detection.SETTINGS["paper"]
-    about = detection._experiment(SCALES["paper"], replace(setting, data=str(tmp_path)), "comrope-ld", 0)
+    scale = SCALES["paper"].changed(data=str(tmp_path), encodings=("comrope-ld",))
+    (about,) = (job.experiment for job in detection.table2(scale).jobs)
     assert isinstance(about, DetectionConfig) and (about.start, about.init) == ("pretrained", "identity")
     with pytest.raises(DataError, match=r"instances_train2017\.json does not exist"):
         problem.datasets(about)

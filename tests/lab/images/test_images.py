@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from comrope.errors import ConfigurationError, DataError
 from comrope.lab.images.data import load
-from comrope.lab.images.memory import Images, digits, fashion_mnist
+from comrope.lab.images.in_memory import Images, digits, fashion_mnist
 
 FIRST_TEST_LABELS = [2, 0, 4, 9, 4, 1, 2, 4, 6, 7, 9, 1]
 

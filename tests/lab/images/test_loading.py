@@ -15,8 +15,8 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab.data.batches import Batch, as_is
 from comrope.lab.images import loading
 from comrope.lab.images.folder import image_folder
+from comrope.lab.images.in_memory import Images, ImageSet, digits
 from comrope.lab.images.loading import EvalImages, TrainImages
-from comrope.lab.images.memory import Images, ImageSet, digits
 
 SIZE = (12, 20)
 KEYS = [(epoch, index, copy) for epoch in (0, 1) for index in (3, 0, 17, 5) for copy in (0, 1, 2)]

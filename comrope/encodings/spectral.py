@@ -1,0 +1,119 @@
+"""Encodings whose angle matrices commute: a basis and frequencies give the rotation, of one layer or of all together."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from comrope._linalg import plane_generators, project_basis_gradient
+from comrope.encodings.arguments import check_rotation_dtype
+from comrope.encodings.base import Encoding
+from comrope.errors import InputError
+from comrope.rotation import Rotation, Spectrum
+
+
+class SpectralEncoding(Encoding):
+    """An encoding whose angle matrices commute: they have one basis, and frequencies for each axis.
+
+    Subclasses define `_spectrum_inputs` and `_spectrum_from`.
+    """
+
+    @abstractmethod
+    def _spectrum_inputs(self) -> tuple[Tensor, ...]:
+        """Returns the tensors that `_spectrum_from` needs, such as parameters and buffers.
+
+        The first dimension of each must be the heads: `rotations` concatenates the tensors of several layers along it.
+        """
+
+    @classmethod
+    @abstractmethod
+    def _spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Returns the basis Q (H, m, b, b), or None for the identity, and the frequencies (N, H, m, b/2).
+
+        The result must be differentiable in `inputs` and depend on nothing else. `inputs` may be those of several layers, and H
+        is then the number of heads of all of them.
+        """
+
+    def _spectrum(self) -> tuple[Tensor | None, Tensor]:
+        return self._spectrum_from(*self._spectrum_inputs())
+
+    def spectrum(self) -> Spectrum:
+        with torch.no_grad():
+            basis, frequencies = self._spectrum()
+            if basis is None:
+                eye = torch.eye(self.block_size, device=frequencies.device)
+                basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
+            return Spectrum(*(t.to(torch.float64, copy=True) for t in (basis, frequencies)))
+
+    def angle_matrices(self) -> Tensor:
+        basis, frequencies = self._spectrum()
+        generators = plane_generators(frequencies.double())
+        return (generators if basis is None else basis @ generators @ basis.mT).to(self.dtype)
+
+    def rotation(
+        self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> Rotation:
+        """Returns what `forward` computes from the positions, for callers that have the projection weights.
+
+        pe(q, k, x) is pe.rotation(x).turn(q, k). An attention layer can apply the basis to its weights instead of tokens:
+
+            rotation = pe.rotation(x)
+            q, k = (F.linear(tokens, rotation.into_basis(w)) for w in (w_q, w_k))
+            q, k = rotation.turn(heads(q), heads(k), in_basis=True)
+
+        Args:
+            positions, key_positions: as for `forward`.
+            dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
+        """
+        return rotations([self], positions, key_positions, dtype=dtype)[0]
+
+    @classmethod
+    def _rotation_from(
+        cls, inputs: tuple[Tensor, ...], positions: Tensor, key_positions: Tensor, dtype: torch.dtype
+    ) -> Rotation:
+        """Returns the rotation by the spectrum of `inputs` at checked positions."""
+        basis, frequencies = cls._spectrum_from(*inputs)
+        if basis is not None and basis.requires_grad:
+            basis = project_basis_gradient(basis, frequencies.detach())
+        frequencies = frequencies.to(positions.device, torch.float64).flatten(2)  # (N, H, D/2)
+        phases = key_phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
+        if key_positions is not positions:
+            key_phases = torch.einsum("...ln,nhp->...lhp", key_positions.double(), frequencies)
+        return Rotation.at((phases, key_phases), dtype, basis)
+
+
+def rotations(
+    encodings: Sequence[SpectralEncoding],
+    positions: Tensor,
+    key_positions: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> list[Rotation]:
+    """Returns `SpectralEncoding.rotation` of every layer, computed together for all layers of the same class and sizes.
+
+    The small operators of decompositions, phases and tables then run once instead of once per layer.
+
+    Args:
+        encodings: the encodings of the layers, in order.
+        positions, key_positions: as for `Encoding.forward`, the same in all layers.
+        dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
+    """
+    if not isinstance(encodings, Sequence) or not all(isinstance(pe, SpectralEncoding) for pe in encodings):
+        raise InputError(f"encodings: got {encodings!r}, expected a list of encodings that commute.")
+    check_rotation_dtype(dtype)
+    groups: dict[tuple, list[int]] = {}
+    for i, pe in enumerate(encodings):
+        key = (type(pe), pe.head_dim, pe.num_axes, pe.block_size, pe.device, pe.dtype)
+        groups.setdefault(key, []).append(i)
+    by_layer: dict[int, Rotation] = {}
+    for layers in groups.values():
+        first = encodings[layers[0]]
+        x = first._check_positions(positions, "positions")
+        y = x if key_positions is None else first._check_positions(key_positions, "key_positions")
+        together = tuple(
+            torch.cat(each) for each in zip(*(encodings[i]._spectrum_inputs() for i in layers), strict=True)
+        )
+        parts = first._rotation_from(together, x, y, dtype).split([encodings[i].num_heads for i in layers])
+        by_layer.update(zip(layers, parts, strict=True))
+    return [by_layer[i] for i in range(len(encodings))]
