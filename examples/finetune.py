@@ -24,7 +24,7 @@ VIT = {"img_size": SIZE, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth
 def train(model, images, epochs: int, lr: float, seed: int):
     """AdamW; angles, if there are any, at three times the rate and without weight decay."""
     optimizer = torch.optim.AdamW(comrope.param_groups(model, lr=3 * lr, weight_decay=0.05), lr=lr)
-    pixels, draws = images.resized(SIZE), torch.Generator().manual_seed(seed)
+    pixels, draws = images.fitted(SIZE), torch.Generator().manual_seed(seed)
     model.train()
     for _ in range(epochs):
         for batch in torch.randperm(len(images), generator=draws).split(64):
@@ -36,7 +36,7 @@ def train(model, images, epochs: int, lr: float, seed: int):
 
 @torch.no_grad()
 def correct(model, images, size) -> int:
-    return (model(images.resized(size)).argmax(-1) == images.labels).sum().item()
+    return (model(images.fitted(size)).argmax(-1) == images.labels).sum().item()
 
 
 def main() -> dict:
@@ -47,8 +47,8 @@ def main() -> dict:
 
     attached = comrope.attach(copy.deepcopy(model), "comrope-ld", block_size=8)
     with torch.no_grad():
-        logits = model(test.resized(SIZE))
-        change = (attached(test.resized(SIZE)) - logits).abs().max().item()
+        logits = model(test.fitted(SIZE))
+        change = (attached(test.fitted(SIZE)) - logits).abs().max().item()
     further = {"as it was": copy.deepcopy(model), "with comrope-ld": attached}
     for other in further.values():
         train(other, training, epochs=4, lr=1e-3, seed=1)

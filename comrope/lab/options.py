@@ -11,11 +11,7 @@ from comrope.lab.experiment import MOST_PIXELS
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """The measurements of a classifier: it is evaluated at every combination of sizes, offsets and perturbations.
-
-    Raises:
-        ConfigurationError: a direction without offsets, or a seed without anything random.
-    """
+    """The measurements of a classifier: it is evaluated at every combination of sizes, offsets and perturbations."""
 
     resolutions: tuple[str, ...] = ()
     """Sizes of test images in pixels: 224, or 224x320 for height x width; that of training by default."""
@@ -28,7 +24,16 @@ class ClassifierOptions:
     seed: int | None = None
     """Seed of offsets and perturbations."""
 
-    def __post_init__(self):
+    def sizes(self) -> list[tuple[int, int]]:
+        """Returns the resolutions as (height, width)."""
+        return [parse_size(text) for text in self.resolutions]
+
+    def displacements(self) -> Iterator[tuple[float, str, float, int]]:
+        """Yields every combination of offsets and perturbations: (offset, its direction, perturbation, seed).
+
+        Raises:
+            ConfigurationError: a direction without offsets, or a seed without anything random.
+        """
         if self.direction is not None and not any(self.offsets):
             raise ConfigurationError(
                 f"--direction {self.direction} says where --offsets go: give some that are not 0, or leave it out."
@@ -38,19 +43,13 @@ class ClassifierOptions:
                 f"--seed {self.seed} is of --offsets and --perturbations: give some that are not 0, or leave it out."
             )
 
-    def sizes(self) -> list[tuple[int, int]]:
-        """The resolutions as (height, width)."""
-        return [parse_size(text) for text in self.resolutions]
-
-    def displacements(self) -> Iterator[tuple[float, str, float, int]]:
-        """Every combination of offsets and perturbations: (offset, its direction, perturbation, seed)."""
         for offset, sigma in itertools.product(self.offsets or (0.0,), self.perturbations or (0.0,)):
             direction = self.direction or "random" if offset else "random"
             yield offset, direction, sigma, (self.seed or 0) if offset or sigma else 0
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) from "224" or "224x320"; ConfigurationError for anything else."""
+    """Returns (height, width) from "224" or "224x320"; raises ConfigurationError for anything else."""
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigurationError(f"resolution {text!r}: expected pixels, as 224, or height x width, as 224x320.")

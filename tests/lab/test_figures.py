@@ -53,7 +53,7 @@ def test_names_at_the_lines_ends_do_not_overlap(results):
 
 def test_sizes_are_named_and_evenly_spaced(results):
     (axes,) = _figures(results)["accuracy_against_resolution"].axes
-    sizes = ["24 × 24", "32 × 32", "32 × 56", "48 × 48", "64 × 64", "96 × 96"]
+    sizes = ["24 × 24", "32 × 32", "48 × 40", "48 × 48", "64 × 64", "96 × 96"]
     assert [t.get_text() for t in axes.get_xticklabels()] == sizes
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0, 1, 2, 3, 4, 5]
     assert {"at 96 × 96", "trained here"} <= {text.get_text() for text in axes.texts}
