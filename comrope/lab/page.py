@@ -4,10 +4,8 @@
 """
 
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from comrope.errors import DataError
+from comrope.lab.results import atomic_file
 from comrope.lab.styles import STYLES, style
 from comrope.lab.table import Table
 
@@ -77,16 +76,11 @@ def write(page: str, path: Path) -> None:
     above = next((place for place in path.absolute().parents if place.exists()), None)
     if above is not None and not above.is_dir():
         raise DataError(f"{above} is a file, and {path} cannot lie in it: name another file for the page.")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, encoding="utf-8")
-        os.replace(draft, path)
+        with atomic_file(path) as draft:
+            draft.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}): name another file, or make room.") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+        raise DataError(f"{path} cannot be written ({error}): name another file.") from error
 
 
 def _shown(table: Table) -> dict[str, Any]:

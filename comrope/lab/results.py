@@ -1,4 +1,4 @@
-"""Results on disk: whole, or not there at all. What is written into them is `comrope.lab.output`'s."""
+"""Files and folders that are whole or not there at all. What a result's files hold is `comrope.lab.output`'s."""
 
 import errno
 import glob
@@ -22,6 +22,7 @@ _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, 
 _BROKEN_OFF = re.compile("PytorchStreamWriter|os error|I/O error", re.IGNORECASE)
 """How torch and safetensors put it."""
 DRAFT, LOCK = ".draft", "lock"
+UNCHANGED = "what was there is as it was"
 FILES = ("results.json", "tables.md", "report.html")
 """In every result."""
 
@@ -45,14 +46,14 @@ def atomic_folder(folder: Path, patterns: Sequence[str] = ()) -> Iterator[Path]:
     if foreign:
         raise DataError(f"{folder} holds what is no result of comrope ({', '.join(foreign[:3])}): name another folder.")
     missing = [place for place in folder.parents if not place.exists()]
-    with writing(folder, "what was there is as it was"):
+    with writing(folder, UNCHANGED):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{DRAFT}"):
             _tidy(left, folder)
         partial, lock = _begin(folder)
     former, whole = partial / "former", partial / "whole"
     try:
-        with writing(folder, "what was there is as it was"):
+        with writing(folder, UNCHANGED):
             whole.mkdir()
             yield whole
             try:
@@ -132,14 +133,36 @@ def read(path: Path) -> dict:
 
 def write_json(results: dict, path: Path) -> None:
     """Writes `results` in one step: an earlier file stays until the new one is whole."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        with writing(path, "what was there is as it was"):
-            draft.write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(draft, path)
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+    with atomic_file(path) as draft:
+        draft.write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def atomic_file(path: Path, so_far: str = UNCHANGED) -> Iterator[Path]:
+    """Yields where to write a file, which replaces `path` when all went well and vanishes otherwise.
+
+    The folder is made where it is missing. Waits for other processes that write the same file.
+
+    Args:
+        path: of the file. The draft has its suffix.
+        so_far: of what is left where the disk is full, a clause for the message.
+    Raises:
+        DataError: the file cannot be written.
+    """
+    draft = path.with_name(f".{path.stem}{DRAFT}{path.suffix}")
+    lock = draft.with_name(f"{draft.name}.lock")
+    with writing(path, so_far):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            try:
+                yield draft
+                with lock.open("rb") as like:  # some libraries make files that only their owner can read
+                    draft.chmod(os.fstat(like.fileno()).st_mode)
+                os.replace(draft, path)
+            finally:
+                for left in (draft, lock):
+                    with suppress(OSError):
+                        left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -215,12 +215,9 @@ def _train(experiment, model, task, folder, settings, save_every, tensorboard, o
         },
     }
     if state.is_main_process:
-        with results.writing(folder, "the last checkpoint has all of it"):
-            partial = folder / ".weights.draft"
-            save_model(model, str(partial))
-            partial.chmod((folder / "run.json").stat().st_mode)  # safetensors writes files that nobody else can read
-            result["weights"] = results.sum_of(partial)
-            partial.replace(folder / WEIGHTS)
+        with results.atomic_file(folder / WEIGHTS, "the last checkpoint has all of it") as draft:
+            save_model(model, str(draft))
+            result["weights"] = results.sum_of(draft)
         results.write_json(result, folder / "result.json")
         checkpoints.remove()
     state.wait_for_everyone()

@@ -6,20 +6,19 @@ and testing have different digits and different parts of the photographs. A scen
 
 import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import faster_coco_eval.core.mask as rle
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from comrope.errors import DataError
 from comrope.lab.images.in_memory import Images, digits
+from comrope.lab.results import atomic_folder, refuse_file, writing
 from comrope.lab.rng import Stream, seed_for
 
 EDGE, LONGEST = 96, 128
@@ -45,23 +44,15 @@ def scenes(folder: Path, num_train: int = 400, num_val: int = 100) -> Path:
     whole = folder / f"{num_train}-{num_val}"
     if whole.is_dir():
         return whole
-    try:
+    refuse_file(whole)
+    with writing(whole, "nothing was left there"):
         folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{whole.name}.", dir=folder))
-        try:
-            photographs = [image.astype(np.float32) / 255 for image in load_sample_images().images]
-            for split, num, ink in zip(range(2), (num_train, num_val), digits(), strict=True):
-                _write(partial, split, num, photographs, _known(ink))
-            partial.chmod(0o755)
-            if not whole.is_dir():
-                os.rename(partial, whole)
-        except OSError:
-            if not whole.is_dir():  # another process was first
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise DataError(f"{whole} cannot be written: {error}.") from error
+        with FileLock(folder / f".{whole.name}.lock"):
+            if not whole.is_dir():  # another process may have been first
+                with atomic_folder(whole) as draft:
+                    photographs = [image.astype(np.float32) / 255 for image in load_sample_images().images]
+                    for split, num, ink in zip(range(2), (num_train, num_val), digits(), strict=True):
+                        _write(draft, split, num, photographs, _known(ink))
     return whole
 
 

@@ -9,7 +9,6 @@ frame is coded by itself with one and the same quantiser, so that a patch's bits
 """
 
 import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image
 
 from comrope.errors import ConfigurationError, DataError
 from comrope.lab.images.in_memory import Images, digits
+from comrope.lab.results import atomic_file
 from comrope.lab.video import frames
 from comrope.lab.video.clips import Clips
 
@@ -125,13 +125,11 @@ def _clips(root: Path, part: str, count: int, unreadable: str) -> Clips:
 
 
 def _write(path: Path, video: np.ndarray) -> None:
-    """Whole or not at all, also where several processes write the same file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as scratch:
-            draft = Path(scratch) / path.name
+        with atomic_file(path) as draft:
             frames.write(draft, list(video), rate=RATE, codec="mpeg4", g="1", qmin="4", qmax="4")
-            draft.replace(path)
+    except DataError:
+        raise
     except frames.DAMAGE as error:
         raise DataError(
             f"{path} cannot be written ({error}): name another folder, as data='motion:<folder>'."
