@@ -72,6 +72,13 @@ def check_rotation_dtype(dtype: torch.dtype) -> None:
         )
 
 
+def check_directions(directions: str) -> str:
+    """Returns `directions`; ConfigurationError unless it is "axes" or "spread"."""
+    if directions not in ("axes", "spread"):
+        raise ConfigurationError(f"directions={directions!r}: expected 'axes' or 'spread'.")
+    return directions
+
+
 def check_rope(base: float, max_frequency: float, head_dim: int, num_axes: int) -> tuple[float, float]:
     """Returns `base` and `max_frequency` as floats; ConfigurationError unless vanilla RoPE exists for them and these sizes."""
     for name, value in (("base", base), ("max_frequency", max_frequency)):

@@ -17,6 +17,7 @@ from comrope.encodings.arguments import (
     check_positions,
     check_sizes,
 )
+from comrope.encodings.directions import spread_directions
 from comrope.errors import ConfigurationError, InputError
 from comrope.rotation import Spectrum, compute_dtype
 
@@ -203,13 +204,25 @@ class Encoding(PreciseModule, ABC):
             raise InputError(f"{name} are on {positions.device} and the angles on {own}: move all to one.")
         return positions
 
-    def _rope_frequencies(self, base: float, max_frequency: float) -> Tensor:
+    def _rope_frequencies(self, base: float, max_frequency: float, directions: Tensor | None = None) -> Tensor:
         """Returns vanilla RoPE's frequencies ω (paper, section 3), (N, H, m, b/2), in radians per unit, float64.
 
-        Plane p rotates with axis p mod N only, at frequency j = p div N of ω_max·base^(−2N·j/D), j = 0 … D/2N − 1.
+        Plane p rotates at |ω| = ω_max·base^(−2N·j/D), j = p div N, with axis p mod N only, or along `directions` (H, D/2, N).
         """
-        planes = torch.arange(self.head_dim // (2 * self.num_axes), dtype=torch.float64, device=self.device)
-        on_axis = max_frequency * base ** (-2 * self.num_axes * planes / self.head_dim)  # (D/2N,)
-        eye = torch.eye(self.num_axes, dtype=torch.float64, device=self.device)
-        frequencies = torch.einsum("j,ni->nji", on_axis, eye).reshape(self.num_axes, 1, self.num_blocks, -1)
-        return frequencies.expand(-1, self.num_heads, -1, -1)
+        num_planes = self.head_dim // 2
+        j = torch.arange(num_planes // self.num_axes, dtype=torch.float64, device=self.device)
+        speed = max_frequency * base ** (-2 * self.num_axes * j / self.head_dim)
+        speed = speed.repeat_interleave(self.num_axes)  # (D/2,)
+        if directions is None:
+            eye = torch.eye(self.num_axes, dtype=torch.float64, device=self.device)
+            directions = eye.repeat(num_planes // self.num_axes, 1).expand(self.num_heads, -1, -1)
+        frequencies = (speed.unsqueeze(-1) * directions).permute(2, 0, 1)  # (N, H, D/2)
+        return frequencies.reshape(self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
+
+    def _directions(self, name: str) -> Tensor | None:
+        """Returns the directions called "spread", (H, D/2, N), different in each head; None for "axes"."""
+        if name == "axes":
+            return None
+        num_planes = self.head_dim // 2
+        directions = spread_directions(self.num_heads * num_planes, self.num_axes)
+        return directions.view(self.num_heads, num_planes, self.num_axes).to(self.device)

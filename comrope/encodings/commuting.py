@@ -208,11 +208,12 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
         std: float | None = None,
         base: float | None = None,
         max_frequency: float | None = None,
+        directions: str | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self._configure_init(init, std, base, max_frequency)
+        self._configure_init(init, std, base, max_frequency, directions)
         self.basis_generator = self._block_parameter()
         self.frequencies = self._frequency_parameter()
         self.register_buffer("initial_basis", torch.empty_like(self.basis_generator))
@@ -266,13 +267,14 @@ class String(LearnedEncoding, SpectralEncoding):
         std: float | None = None,
         base: float | None = None,
         max_frequency: float | None = None,
+        directions: str | None = None,
         learn_frequencies: bool = True,
         device=None,
         dtype=None,
     ):
         block_size = head_dim if block_size is None else block_size
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self._configure_init(init, std, base, max_frequency)
+        self._configure_init(init, std, base, max_frequency, directions)
         check_flag(learn_frequencies=learn_frequencies)
         if not learn_frequencies and init != "rope":
             raise ConfigurationError(f"learn_frequencies=False with init={init!r}: fixed frequencies want init='rope'.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from comrope._linalg import orthonormalise
 from comrope._values import FARTHEST, described, is_floating, shape_of
-from comrope.encodings.arguments import check_rope, check_std
+from comrope.encodings.arguments import check_directions, check_rope, check_std
 from comrope.encodings.base import Encoding
 from comrope.errors import ConfigurationError, InputError
 
@@ -24,16 +24,25 @@ class LearnedEncoding(Encoding):
         base: for "rope"; 10000 by default.
         max_frequency: for "rope": the largest frequency, in radians per unit of position; 1 by default. Relative positions
             extend over 1 unit: there max_frequency=14 on a grid of 14 × 14 is RoPE on patch indices.
+        directions: for "rope", of encodings that can rotate neighbouring planes along different directions: "axes" or "spread",
+            see `Rope`; "axes" by default.
 
     Subclasses call `_configure_init` in their constructor, and define `reset_parameters` and `_set_spectrum`.
     """
 
-    def _configure_init(self, init: str, std: float | None, base: float | None, max_frequency: float | None) -> None:
+    def _configure_init(
+        self,
+        init: str,
+        std: float | None,
+        base: float | None,
+        max_frequency: float | None,
+        directions: str | None = None,
+    ) -> None:
         """Checks the arguments and stores them as attributes, with defaults for None."""
         if not isinstance(init, str) or init not in ("normal", "identity", "rope"):
             raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope'.")
-        settings = (("std", std, "normal"), ("base", base, "rope"), ("max_frequency", max_frequency, "rope"))
-        for name, value, owner in settings:
+        of_rope = {"base": base, "max_frequency": max_frequency, "directions": directions}
+        for name, value, owner in (("std", std, "normal"), *((*item, "rope") for item in of_rope.items())):
             if value is not None and init != owner:
                 raise ConfigurationError(
                     f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}."
@@ -42,6 +51,7 @@ class LearnedEncoding(Encoding):
         self.std = 1.0 if std is None else check_std(std)
         self.base = 10000.0 if base is None else base
         self.max_frequency = 1.0 if max_frequency is None else max_frequency
+        self.directions = "axes" if directions is None else check_directions(directions)
         if init == "rope":
             self.base, self.max_frequency = check_rope(self.base, self.max_frequency, self.head_dim, self.num_axes)
 
@@ -112,4 +122,4 @@ class LearnedEncoding(Encoding):
         elif self.init == "identity":
             frequencies.zero_()
         else:
-            frequencies.copy_(self._rope_frequencies(self.base, self.max_frequency))
+            frequencies.copy_(self._rope_frequencies(self.base, self.max_frequency, self._directions(self.directions)))

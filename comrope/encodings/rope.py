@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from comrope.encodings.arguments import check_rope, check_rotation_dtype
+from comrope.encodings.arguments import check_directions, check_rope, check_rotation_dtype
 from comrope.encodings.base import Encoding
 from comrope.encodings.learned import LearnedEncoding
 from comrope.encodings.spectral import SpectralEncoding
@@ -51,11 +51,17 @@ class NoEncoding(Encoding):
 
 
 class Rope(SpectralEncoding):
-    """Axial vanilla RoPE: plane p rotates with axis p mod N only, at ω_max·base^(−2N·(p div N)/D) radians per unit.
+    """Vanilla RoPE: plane p rotates with axis p mod N only, at ω_max·base^(−2N·(p div N)/D) radians per unit.
 
     Nothing is learned. The paper uses base 10000 and ω_max = 1, also for relative positions in [0, 1], where no plane rotates
     by more than one radian over the image. max_frequency=14 on a grid of 14 × 14 is RoPE on patch indices. `block_size` only
     groups the planes in `angle_matrices()` and `spectrum()`.
+
+    Args:
+        base: ratio that the frequencies fall by from the first plane to (nearly) the last.
+        max_frequency: ω_max, in radians per unit of position.
+        directions: "axes", as above (axial RoPE), or "spread": each plane of each head rotates at the same speed |ω| along a
+            direction of its own, evenly spread over the sphere. With one axis they are the same.
     """
 
     def __init__(
@@ -67,14 +73,23 @@ class Rope(SpectralEncoding):
         *,
         base: float = 10000.0,
         max_frequency: float = 1.0,
+        directions: str = "axes",
         device=None,
         dtype=None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self.base, self.max_frequency = check_rope(base, max_frequency, head_dim, num_axes)
+        self.directions = check_directions(directions)
+        self._unit = self._directions(directions)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self._unit is not None:  # stays float64, as all constants
+            self._unit = self._directions(self.directions)
+        return self
 
     def _spectrum_inputs(self):
-        return (self._rope_frequencies(self.base, self.max_frequency).transpose(0, 1),)
+        return (self._rope_frequencies(self.base, self.max_frequency, self._unit).transpose(0, 1),)
 
     @classmethod
     def _spectrum_from(cls, frequencies):
@@ -98,11 +113,12 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
         std: float | None = None,
         base: float | None = None,
         max_frequency: float | None = None,
+        directions: str | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        self._configure_init(init, std, base, max_frequency)
+        self._configure_init(init, std, base, max_frequency, directions)
         self.frequencies = self._frequency_parameter()
         self.reset_parameters()
 

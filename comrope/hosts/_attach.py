@@ -309,7 +309,7 @@ def _build(
     if learned:
         settings.setdefault("init", "identity" if convention.frequencies is None else "rope")
     from_host = learned and settings["init"] == "rope" and convention.frequencies is not None
-    for given in ("base", "max_frequency"):
+    for given in ("base", "max_frequency", "directions"):
         if from_host and given in settings:
             raise ConfigurationError(f"{given}= has no use here: init='rope' starts from the RoPE that the model has.")
     weight = layer.weight

@@ -99,7 +99,13 @@ class ExperimentConfig(ABC):
     std: float | None = None
     """Standard deviation of the angles with init="normal"."""
     max_frequency: float | None = None
-    """Radians per unit of position that the fastest planes of "rope", and of init="rope", turn; 1 if None."""
+    """Radians per unit of position that the fastest planes of "rope", and of init="rope", rotate by; 1 if None."""
+    base: float | None = None
+    """Ratio of the fastest to the slowest frequencies of "rope", and of init="rope"; 10000 if None."""
+    directions: str | None = None
+    """Directions of the planes of "rope", and of init="rope": "axes" or "spread"; "axes" if None."""
+    frozen: bool = False
+    """Whether the encoding's learned angles stay as they start."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -134,7 +140,7 @@ class ExperimentConfig(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the encoding that are not its own defaults."""
-        names = ("block_size", "init", "std", "max_frequency")
+        names = ("block_size", "init", "std", "max_frequency", "base", "directions")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _title(self) -> str:

@@ -25,6 +25,7 @@ from torch import nn
 
 from comrope.encodings import kind_of
 from comrope.errors import ConfigurationError, DataError
+from comrope.hosts import angle_parameters
 from comrope.lab import results, run_folder
 from comrope.lab.checkpoints import Checkpoints
 from comrope.lab.data.labelled import about
@@ -105,6 +106,8 @@ def run(
     if result is None:  # what is wrong with it is said before anything is written
         check_precision(experiment.recipe)
         model = problem.build(experiment, sets[0], folder.parent)
+        if experiment.frozen:
+            _freeze(model, experiment)
         task = problem.task(model, *sets, experiment)
         sizes(experiment.recipe, len(task.dataset), state.num_processes, micro_batch)
     with run_folder.alone(folder, state):
@@ -131,6 +134,17 @@ def run(
             state.wait_for_everyone()
     on_progress("measured", 1, 1, 0.0)
     return result
+
+
+def _freeze(model: nn.Module, experiment: ExperimentConfig) -> None:
+    """Leaves the angles out of training; raises ConfigurationError if there are none."""
+    angles = angle_parameters(model)
+    if not angles:
+        raise ConfigurationError(
+            f"frozen=True with encoding={experiment.encoding!r}, which learns no angles: leave it out."
+        )
+    for parameter in angles.values():
+        parameter.requires_grad_(False)
 
 
 def _missing(result: dict[str, Any], conditions: Sequence[Any]) -> list[Any]:

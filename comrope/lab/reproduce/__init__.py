@@ -17,13 +17,14 @@ from comrope.encodings import ENCODINGS
 from comrope.errors import ComropeError, ConfigurationError, DataError
 from comrope.lab import output, results
 from comrope.lab.output import Outcome as Outcome
-from comrope.lab.reproduce.accuracy import fig6, fig7, table1, table10
+from comrope.lab.reproduce.accuracy import fig6, fig7, longer, table1, table10
 from comrope.lab.reproduce.costs import table7
 from comrope.lab.reproduce.demo import SCALE as DEMO
 from comrope.lab.reproduce.demo import demo
 from comrope.lab.reproduce.detection import fig4, table2
 from comrope.lab.reproduce.elements import table8
 from comrope.lab.reproduce.finetuning import table4
+from comrope.lab.reproduce.learning import learning
 from comrope.lab.reproduce.offsets import fig5
 from comrope.lab.reproduce.ours import axes, commutators, spectra, starts
 from comrope.lab.reproduce.plan import Plan as Plan
@@ -51,6 +52,8 @@ RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "axes": axes,
     "spectra": spectra,
     "starts": starts,
+    "learning": learning,
+    "longer": longer,
     "text": text,
     "demo": demo,
 }

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 import comrope
@@ -12,10 +11,11 @@ from comrope.errors import ConfigurationError
 from comrope.lab.bench.clock import Step, compared, in_turn
 from comrope.lab.images.model import MODELS
 from comrope.lab.output import Outcome
-from comrope.lab.reproduce.accuracy import FAMILY
+from comrope.lab.reproduce.accuracy import COUNTING, FAMILY
+from comrope.lab.reproduce.curve import Condition, curve_tables
 from comrope.lab.reproduce.pictures import scatter
 from comrope.lab.reproduce.plan import Plan
-from comrope.lab.reproduce.planes import draw_planes, planes_of
+from comrope.lab.reproduce.planes import ALIGNED, all_planes, built, draw_planes, planes_of, speeds
 from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.tables import Result, accuracies, checks, difference, gather, on_seeds, quartiles
 from comrope.lab.rng import Stream, generator
@@ -34,15 +34,12 @@ STARTS = {
     "identity": {"init": "identity"},
 }
 """Settings of an encoding with learned angles, by name; the first is its own default."""
-COUNTING = "rope, a radian a patch"
 FASTER = 10
 """A learning rate of the angles, in those of the weights."""
 NUM_HEADS, HEAD_DIM = 2, 96
 _CANVASES = ((1024,), (32, 32), (8, 8, 16), (4, 4, 8, 8))
 CANVASES = {"demo": ((64,), (8, 8), (4, 4, 4), (2, 2, 4, 4)), "small": _CANVASES, "paper": _CANVASES}
 """Tokens on one to four axes, by the scale's name."""
-ALIGNED = 10.0
-"""Degrees from an axis within which a plane counts as aligned with it."""
 
 
 def commutators(scale: Scale) -> Plan:
@@ -81,12 +78,12 @@ def axes(scale: Scale) -> Plan:
     def outcome(results: list[Result]) -> Outcome:
         rows: list[tuple[Cell, ...]] = []
         for grid in CANVASES[scale.name]:
-            built = {name: _encoding(name, len(grid)) for name in names}
+            each = {name: _encoding(name, len(grid)) for name in names}
             places = comrope.positions.grid(grid)
             rounds = max(2, scale.rounds // 2)
-            seconds = in_turn({n: _step(pe, places) for n, pe in built.items()}, rounds, lambda name: None)
-            timed = {row["opponent"]: row for row in compared(seconds, next(iter(built)))}
-            for name, pe in built.items():
+            seconds = in_turn({n: _step(pe, places) for n, pe in each.items()}, rounds, lambda name: None)
+            timed = {row["opponent"]: row for row in compared(seconds, next(iter(each)))}
+            for name, pe in each.items():
                 (check,) = comrope.check(pe)
                 milliseconds = 1e3 * timed[name]["seconds"][1]
                 ratio = quartiles(timed[name]["ratio"])
@@ -123,7 +120,7 @@ def spectra(scale: Scale) -> Plan:
         for name, each in found.items():
             runs = [planes_of(result["frequencies"]) for result in each]
             for layer in range(len(each[0]["frequencies"])):
-                measured = [_measures(planes[layer]) for planes in runs if planes is not None]
+                measured = [speeds(planes[layer]) for planes in runs if planes is not None]
                 if measured:
                     rows.append(
                         (label(name), layer + 1, *(summary(list(column)) for column in zip(*measured, strict=True)))
@@ -176,7 +173,7 @@ def starts(scale: Scale) -> Plan:
             reached = [summary(accuracies(each, edge)) for edge in scale.few_edges]
             first = found[name, next(iter(ways[name])), 1]
             gained = None if first is each else difference(each, first, trained)
-            sizes = [_measures(_all_planes(scale, name, ways[name][start], result)) for result in each]
+            sizes = [speeds(all_planes(scale, result)) for result in each]
             median, most = (summary([size[i] for size in sizes]) for i in (0, 1))
             rows.append((*about, *reached, gained, median, most))
             drawn.setdefault(name, []).append((most, summary(accuracies(each, trained))))
@@ -191,6 +188,14 @@ def starts(scale: Scale) -> Plan:
         if against:
             title = f"Minus {label('rope')} that turns {COUNTING.partition(', ')[2]}, in percentage points."
             tables.append(Table("starts-differences", title, columns, against))
+        one_curve = {
+            edge: [
+                Condition(label(key[0]), [speeds(all_planes(scale, r))[1] for r in each], accuracies(each, edge))
+                for key, each in found.items()
+            ]
+            for edge in scale.few_edges
+        }
+        tables += curve_tables("starts", one_curve)
         figure = scatter(
             "Accuracy by how fast the planes turn, each point a start or a learning rate (σ = 1)",
             drawn,
@@ -231,35 +236,10 @@ def _step(pe: Encoding, positions: torch.Tensor) -> Step:
     return step
 
 
-def _measures(planes: np.ndarray) -> tuple[float, ...]:
-    """Median, 95 % quantile and largest |ω| of planes (n, 2), and the share in % near an axis."""
-    size = np.hypot(*planes.T)
-    angle = np.degrees(np.arctan2(*np.sort(np.abs(planes), axis=1).T))  # from the nearer axis, 0 … 45
-    return (
-        float(np.median(size)),
-        float(np.quantile(size, 0.95)),
-        float(size.max()),
-        100 * float((angle <= ALIGNED).mean()),
-    )
-
-
-def _all_planes(scale: Scale, encoding: str, settings: dict[str, Any], result: Result) -> np.ndarray:
-    """(planes, 2) of all layers after training; RoPE's, which a run does not write down, are those of its settings."""
-    layers = result["frequencies"]
-    if not layers:
-        layers = [_built(scale, encoding, settings).spectrum().frequencies.tolist()]
-    return np.concatenate([np.asarray(layer, dtype=float).reshape(2, -1).T for layer in layers])
-
-
 def _possible(scale: Scale, encoding: str, settings: dict[str, Any]) -> bool:
     """Whether the family holds such a start."""
     try:
-        _built(scale, encoding, settings)
+        built(scale, encoding, settings)
     except ConfigurationError:
         return False
     return True
-
-
-def _built(scale: Scale, encoding: str, settings: dict[str, Any]) -> Encoding:
-    sizes = {"num_heads": scale.num_heads, "head_dim": scale.head_dim, "num_axes": 2}
-    return comrope.encoding(encoding, **sizes, **settings)  # pyright: ignore[reportReturnType]

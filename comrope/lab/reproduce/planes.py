@@ -12,10 +12,39 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+import comrope
+from comrope.encodings import Encoding
 from comrope.lab.figures import FAINT, GRID, INK, TEXT, WIDTH, add_text, add_title, style
+from comrope.lab.images.config import ImageConfig
+from comrope.lab.reproduce.scales import Scale
 
 Frequencies = Sequence[Any] | None
 """[layer][axis][head][block][plane] in radians per canvas; None where an encoding has none."""
+ALIGNED = 10.0
+"""Degrees from an axis within which a plane counts as aligned with it."""
+
+
+def speeds(planes: np.ndarray) -> tuple[float, ...]:
+    """Returns median, 95 % quantile and largest |ω| of planes (n, 2), and the share in % near an axis."""
+    size = np.hypot(*planes.T)
+    angle = np.degrees(np.arctan2(*np.sort(np.abs(planes), axis=1).T))  # from the nearer axis, 0 … 45
+    near = 100 * float((angle <= ALIGNED).mean())
+    return float(np.median(size)), float(np.quantile(size, 0.95)), float(size.max()), near
+
+
+def all_planes(scale: Scale, result: dict[str, Any]) -> np.ndarray:
+    """Returns (planes, 2) of all layers after training; RoPE's, which a run does not write down, are those of its settings."""
+    layers = result["frequencies"]
+    if not layers:
+        config = ImageConfig.from_json(result["experiment"])
+        layers = [built(scale, config.encoding, config.settings).spectrum().frequencies.tolist()]
+    return np.concatenate([np.asarray(layer, dtype=float).reshape(2, -1).T for layer in layers])
+
+
+def built(scale: Scale, encoding: str, settings: dict[str, Any]) -> Encoding:
+    """Returns an encoding as the scale's model has it in a layer; raises ConfigurationError for settings it does not hold."""
+    sizes = {"num_heads": scale.num_heads, "head_dim": scale.head_dim, "num_axes": 2}
+    return comrope.encoding(encoding, **sizes, **settings)  # pyright: ignore[reportReturnType]
 
 
 def draw_planes(frequencies: Mapping[str, Frequencies]) -> Figure:
