@@ -26,7 +26,7 @@ from comrope.lab.reproduce.elements import table8
 from comrope.lab.reproduce.finetuning import table4
 from comrope.lab.reproduce.learning import learning
 from comrope.lab.reproduce.offsets import fig5
-from comrope.lab.reproduce.ours import axes, commutators, spectra, starts
+from comrope.lab.reproduce.ours import axes, commutators, grids, spectra, starts
 from comrope.lab.reproduce.plan import Plan as Plan
 from comrope.lab.reproduce.scales import SCALES as SCALES
 from comrope.lab.reproduce.scales import Scale as Scale
@@ -52,6 +52,7 @@ RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "axes": axes,
     "spectra": spectra,
     "starts": starts,
+    "grids": grids,
     "learning": learning,
     "longer": longer,
     "text": text,

@@ -98,6 +98,16 @@ def fit(conditions: Sequence[Condition]) -> Fit:
     )
 
 
+def steepness(conditions: Sequence[Condition]) -> float | None:
+    """Returns c of the curve through the means of conditions; None if all accuracies are the same or no curve fits."""
+    if not np.ptp(_means(conditions)[1]):
+        return None
+    try:
+        return float(_parameters(conditions)[2])
+    except RuntimeError:  # what curve_fit raises if it does not converge
+        return None
+
+
 def left_out(conditions: Sequence[Condition], family: str) -> Difference:
     """Returns accuracies of a family minus what the curve through all others says of them, paired by seed."""
     inside = [each for each in conditions if each.family == family]

@@ -39,7 +39,7 @@ def learning(scale: Scale) -> Plan:
     names = scale.of(*dict.fromkeys(name for name, _ in _starts(scale)))
     recipes = {recipe.epochs: recipe for recipe in _recipes(scale)}
     starts = [start for start in _starts(scale) if start[0] in names]
-    keys = [(*start, learned, epochs) for start in starts for epochs in recipes for learned in (False, True)]
+    keys = [(*start, learned, epochs) for epochs in recipes for start in starts for learned in (False, True)]
     conditions = scale.squares(scale.few_edges)
     jobs = [Job(_config(scale, key, seed, recipes[key[3]]), conditions) for key in keys for seed in scale.seeds]
 

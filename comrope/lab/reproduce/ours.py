@@ -12,7 +12,7 @@ from comrope.lab.bench.clock import Step, compared, in_turn
 from comrope.lab.images.model import MODELS
 from comrope.lab.output import Outcome
 from comrope.lab.reproduce.accuracy import COUNTING, FAMILY
-from comrope.lab.reproduce.curve import Condition, curve_tables
+from comrope.lab.reproduce.curve import MODEL, Condition, curve_tables, steepness
 from comrope.lab.reproduce.pictures import scatter
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.planes import ALIGNED, all_planes, built, draw_planes, planes_of, speeds
@@ -36,6 +36,7 @@ STARTS = {
 """Settings of an encoding with learned angles, by name; the first is its own default."""
 FASTER = 10
 """A learning rate of the angles, in those of the weights."""
+GRID_STDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 NUM_HEADS, HEAD_DIM = 2, 96
 _CANVASES = ((1024,), (32, 32), (8, 8, 16), (4, 4, 8, 8))
 CANVASES = {"demo": ((64,), (8, 8), (4, 4, 4), (2, 2, 4, 4)), "small": _CANVASES, "paper": _CANVASES}
@@ -205,6 +206,56 @@ def starts(scale: Scale) -> Plan:
         return Outcome(tables, {"starts": figure}, [on_seeds(len(scale.few_seeds))])
 
     return Plan("Starts and learning rates of the angles", jobs, outcome)
+
+
+def grids(scale: Scale) -> Plan:
+    """Is it radians over the image or radians a patch that tell a good start from a slow one?
+
+    The paper has one grid, 14 × 14, and positions from 0 to 1. Here RoPE-Mixed starts from several standard deviations, trained
+    on images of the scale's size and of twice that, upsampled: the same contents, on twice as many patches along each side.
+    If speed matters over the image, one curve belongs to both; if it matters from patch to patch, the curve of the larger grid
+    rises at twice the speed.
+
+    Cost: 5 starts × 2 sizes a seed; the larger size has four times as many tokens.
+    """
+    scale.of("rope-mixed")
+    sizes = [tuple(factor * side for side in scale.image_size) for factor in (1, 2)]
+    keys = [(size, std) for size in sizes for std in GRID_STDS]
+    jobs = [
+        Job(
+            scale.experiment("rope-mixed", seed, image_size=size, std=None if std == 1 else std),
+            scale.squares((size[0],)),
+        )
+        for size, std in keys
+        for seed in scale.few_seeds
+    ]
+
+    def outcome(results: list[Result]) -> Outcome:
+        found = gather(keys, results)
+        rows: list[tuple[Cell, ...]] = []
+        curves: dict[tuple[int, ...], list[Condition]] = {}
+        for (size, std), each in found.items():
+            patches = size[0] // MODELS[scale.model]["patch_size"]
+            fastest = [speeds(all_planes(scale, result))[1] for result in each]
+            reached = accuracies(each, size[0])
+            most = summary(fastest)
+            rows.append(
+                (f"{patches} × {patches}", f"{std:g}", len(each), summary(reached), most, f"{most.mean / patches:.2f}")
+            )
+            curves.setdefault(size, []).append(Condition("RoPE-Mixed", fastest, reached))
+        columns = ("patches", "std", "seeds", "top-1 % at that size", "95 % below, over the image", "a patch")
+        tables = [Table("grids", "Accuracy of RoPE-Mixed by the start's std (σ = 1).", columns, rows)]
+        if len(scale.few_seeds) > 1:
+            fits: list[tuple[Cell, ...]] = []
+            for size, conditions in curves.items():
+                patches = size[0] // MODELS[scale.model]["patch_size"]
+                rise = steepness(conditions)
+                fits.append((f"{patches} × {patches}", rise, None if rise is None else f"{rise / patches:.2f}"))
+            columns = ("patches", "c, radians over the image", "c, radians a patch")
+            tables.append(Table("grids-curve", f"{MODEL}, fitted to each grid.", columns, fits))
+        return Outcome(tables, {}, [on_seeds(len(scale.few_seeds))])
+
+    return Plan("Speed over the image or from patch to patch", jobs, outcome)
 
 
 def _starts(scale: Scale, encoding: str) -> dict[str, dict[str, Any]]:
