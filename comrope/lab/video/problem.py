@@ -40,7 +40,7 @@ class Condition(classification.Condition):
             raise ConfigurationError(f"frames={self.num_frames}: expected 1 to {MOST_FRAMES} frames of a clip.")
 
     @property
-    def canvas(self) -> tuple[int, ...]:
+    def image_size(self) -> tuple[int, ...]:
         return (self.num_frames, *self.size)
 
     @property
@@ -81,9 +81,9 @@ class Classification(Task):
         settings = {"resize_ratio": config.resize_ratio, "flip": flip, "seed": config.recipe.seed}
         self.dataset = TrainClips(clips, *shape, **settings)
         self._sigma = config.perturbation
-        canvas = (config.num_frames, *config.image_size)
-        self._positions = model.positions(canvas)  # perturbed on the CPU: the same random numbers on every device
-        self._patch = [1 / n for n in model.grid(canvas)]
+        size = (config.num_frames, *config.image_size)
+        self._positions = model.positions(size)  # perturbed on the CPU: the same random numbers on every device
+        self._patch = [1 / n for n in model.grid(size)]
         self._prefix = model.num_prefix_tokens
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:
