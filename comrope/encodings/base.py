@@ -160,7 +160,7 @@ class Encoding(PreciseModule, ABC):
         max_angles = torch.linalg.matrix_norm(angles).flatten(1).amax(1)  # per unit along each axis, an upper bound
         if not matrices.is_meta and (positions.double().abs() @ max_angles > MAX_RADIANS).any():
             raise InputError(
-                f"positions: some turn by more than {MAX_RADIANS:g} radians, where matrix_exp is not right any more: expected "
+                f"positions: some rotate by more than {MAX_RADIANS:g} radians, where matrix_exp is inexact: expected "
                 "nearer ones, or use rotation(positions), which is right anywhere."
             )
         return matrices.to(self.dtype)

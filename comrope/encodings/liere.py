@@ -37,7 +37,9 @@ class DenseRotation(NamedTuple):
     @staticmethod
     def _rotate(x: Tensor, matrices: Tensor) -> Tensor:
         if not is_floating(x):
-            raise InputError(f"got {described(x)} to turn; expected floating-point numbers of 16 bits or more, dense.")
+            raise InputError(
+                f"got {described(x)} to rotate; expected floating-point numbers of 16 bits or more, dense."
+            )
         with full_precision(x.device):
             return reference.apply(matrices.to(compute_dtype(x)), x).to(x.dtype)
 

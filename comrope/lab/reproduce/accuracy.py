@@ -119,7 +119,7 @@ def fig6(scale: Scale) -> Plan:
 
 
 def fig7(scale: Scale) -> Plan:
-    """The perturbation intensity σ that is trained with.
+    """The perturbation intensity σ in training.
 
     The paper draws accuracy against σ (figure 7, a picture, no numbers) and settles on σ = 1. Here σ is in patches, drawn anew
     at every step from a Gaussian cut off at the patch's edge.

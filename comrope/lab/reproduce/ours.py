@@ -142,7 +142,7 @@ def spectra(scale: Scale) -> Plan:
 
 
 def starts(scale: Scale) -> Plan:
-    """Which start of the angles, and which learning rate of theirs, matters; and what RoPE does at the frequencies of others.
+    """Which initial angles and which learning rate of the angles matter, and how RoPE does with faster frequencies.
 
     The paper draws standard normal parameters and has one learning rate. All commuting encodings fold to RoPE-Mixed, so
     what differs between them is how they start and how they train: the same std gives planes of AP, LD and MT, which
