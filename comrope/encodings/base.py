@@ -128,13 +128,13 @@ class Encoding(PreciseModule, ABC):
         if k.shape[1] != self.num_heads:
             raise InputError(f"k has {k.shape[1]} heads, but this encoding has num_heads={self.num_heads} key heads.")
         dtype = torch.promote_types(compute_dtype(q), k.dtype)
-        return self.rotation(positions, key_positions, dtype=dtype).turn(q, k)
+        return self.rotation(positions, key_positions, dtype=dtype).rotate(q, k)
 
     @abstractmethod
     def rotation(
         self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
     ) -> Any:
-        """Returns what `forward` computes from the positions. It has the methods `turn(q, k)`, `queries(q)` and `keys(k)`."""
+        """Returns what `forward` computes from the positions. It has the methods `rotate(q, k)`, `queries(q)` and `keys(k)`."""
 
     @abstractmethod
     def angle_matrices(self) -> Tensor:

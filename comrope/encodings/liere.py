@@ -22,7 +22,7 @@ class DenseRotation(NamedTuple):
     matrices: Tensor
     key_matrices: Tensor
 
-    def turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Returns R(x)q and R(y)k, with shapes and dtypes unchanged."""
         return self.queries(q), self.keys(k)
 

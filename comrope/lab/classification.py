@@ -74,7 +74,7 @@ class Condition:
 
     @property
     def perturbed(self) -> tuple[bool, ...]:
-        """Which axes the perturbation moves."""
+        """Whether the perturbation moves positions along each axis."""
         return (True, True)
 
     def dataset(self, images: Any) -> Any:

@@ -93,21 +93,21 @@ def draw_lines(axes: Axes, lines: list[tuple[str, list[float], list[float]]], va
     x_last = axes.get_xlim()[1]
     wanted = [float(to_axes.transform((x_last, y))[1]) * points for y, _, _ in ends]
     placed = [y / points for y in _spread(wanted, gap=1.45 * TEXT, low=0.5 * TEXT, high=points - 0.5 * TEXT)]
-    leaders = [[(1.0, true / points), (1.035, place)] for true, place in zip(wanted, placed, strict=True)]
+    leaders = [[(1.0, true / points), (1.035, y)] for true, y in zip(wanted, placed, strict=True)]
     colours = [look.colour for _, look, _ in ends]
     axes.add_collection(
         LineCollection(leaders, colors=colours, linewidths=0.9, transform=axes.transAxes, clip_on=False), autolim=False
     )
     add_text(axes, 1.36, 1.015, values, size=TEXT - 1, color=FAINT, transform=axes.transAxes, va="bottom", ha="right")
-    for (_, look, shown), place in zip(ends, placed, strict=True):
+    for (_, look, shown), y in zip(ends, placed, strict=True):
         axes.scatter(
-            [1.05], [place], s=38, marker=look.marker, color=look.colour,
+            [1.05], [y], s=38, marker=look.marker, color=look.colour,
             linewidths=1.4 if look.marker == "x" else 0, transform=axes.transAxes, clip_on=False,
         )  # fmt: skip
         weight = "bold" if look.ours else "normal"
         keywords = {"color": INK, "weight": weight, "transform": axes.transAxes, "va": "center_baseline"}
-        add_text(axes, 1.07, place, look.label, size=TEXT, **keywords)
-        add_text(axes, 1.36, place, shown, size=TEXT, ha="right", **keywords)
+        add_text(axes, 1.07, y, look.label, size=TEXT, **keywords)
+        add_text(axes, 1.36, y, shown, size=TEXT, ha="right", **keywords)
 
 
 def _spread(wanted: list[float], *, gap: float, low: float, high: float) -> list[float]:

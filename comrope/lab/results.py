@@ -103,7 +103,7 @@ def refuse_file(folder: Path) -> None:
 def _clean_up(left: Path, folder: Path) -> None:
     """Removes the draft folder of a killed process; an earlier result that it had moved there is restored."""
     try:
-        with FileLock(left / LOCK, timeout=0):  # a running process holds it
+        with FileLock(left / LOCK, timeout=0):  # raises Timeout while its process runs
             if (left / "former").exists() and not folder.exists():
                 os.replace(left / "former", folder)
             shutil.rmtree(left, ignore_errors=True)

@@ -132,5 +132,5 @@ def _end_with_parent() -> None:
 
 
 def _run_here(job: Job, folder: Path, settings: dict[str, Any]) -> bool:
-    _run(job, folder, settings, lambda *told: _reports.put(told))
+    _run(job, folder, settings, lambda *progress: _reports.put(progress))
     return True

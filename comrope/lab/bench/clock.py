@@ -17,9 +17,10 @@ Step = Callable[[], None]
 def in_turn(
     steps: dict[str, Callable[[], None]], rounds: int, progress: Callable[[str], None], turn: float = 0
 ) -> dict[str, list[float]]:
-    """Returns the seconds of every step in every round, after two warm-up rounds. In a round each step has one turn.
+    """Returns the seconds of every step in every round, after two warm-up rounds.
 
-    In its turn a step is repeated until `turn` seconds are over, and the median of the repetitions is recorded.
+    In a round the steps are run in turn. A step is repeated until `turn` seconds are over, and the median of the
+    repetitions is recorded.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 2):
@@ -32,7 +33,7 @@ def in_turn(
 
 
 def _repeated(step: Step, turn: float) -> Iterator[float]:
-    """Yields the seconds of each repetition of a step in a turn, of one repetition at least."""
+    """Yields the seconds of each repetition of a step within `turn` seconds, of one repetition at least."""
     begun = last = time.perf_counter()
     while last == begun or last < begun + turn:
         step()

@@ -102,7 +102,7 @@ def _in_weights(pe: Encoding, x: Tensor) -> Rotate:
 
     def rotate(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         rotation = pe.rotation(x)
-        return (*rotation.turn(q, k, in_basis=True), rotation.into_basis(weight))
+        return (*rotation.rotate(q, k, in_basis=True), rotation.into_basis(weight))
 
     return rotate
 

@@ -63,9 +63,8 @@ def subset(samples: Samples, num: int | None, what: str) -> Samples:
     if not 1 <= num <= len(samples):
         raise ConfigurationError(f"{what}: got {num}, expected 1 to {len(samples)}.")
     labels = samples.labels.numpy()
-    shuffled = np.random.RandomState(0).permutation(
-        len(labels)
-    )  # unlike Generator's, its numbers are the same in every version of numpy
+    # RandomState's numbers, unlike Generator's, are the same in every version of numpy.
+    shuffled = np.random.RandomState(0).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     rank = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class
     return samples.take(np.sort(by_class[np.argsort(rank, kind="stable")[:num]]).tolist())
@@ -176,7 +175,7 @@ def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
         OSError: a folder cannot be read.
     """
     real = os.path.realpath(folder)
-    if any(place == real or place.startswith(f"{real}{os.sep}") for place in above):
+    if any(path == real or path.startswith(f"{real}{os.sep}") for path in above):
         logging.getLogger("comrope").warning("%s leads back to a folder that it is in: not followed", folder)
         return
     entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda entry: entry.name)

@@ -16,7 +16,7 @@ class Plan:
     jobs: Sequence[Job]
     outcome: Callable[[list[dict[str, Any]]], Outcome]
     encodings: Sequence[str] = ()
-    """The encodings that the recipe can compare, beside those of the jobs."""
+    """The encodings that the recipe can compare, besides those of the jobs."""
     files: Sequence[str] = ()
     """Patterns of the names of its files that do not start with the recipe's name."""
     measures: bool = False
