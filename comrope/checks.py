@@ -60,7 +60,7 @@ def check(module: nn.Module, *, num_positions: int = 32, seed: int = 0) -> Repor
     Args:
         module: an `Encoding`, or any module that contains some.
         num_positions: the number of random positions. They are standard normal, and scaled down if the angle matrices are so
-            large that a unit of position is many turns.
+            large that a unit of position is many full rotations.
         seed: of the positions, queries and keys. The global generator is not used.
     Returns:
         One `Check` per encoding.

@@ -64,15 +64,15 @@ def apply(rotation: Tensor, x: Tensor) -> Tensor:
     fits = x.ndim == 4 and x.shape[2:] == (length, num_blocks * block_size) and x.shape[1] % num_heads == 0
     if not fits or (rotation.ndim == 6 and rotation.shape[0] != x.shape[0]):
         raise InputError(
-            f"got {tuple(x.shape)} to turn by rotations {tuple(rotation.shape)}: expected (B, heads, {length}, "
+            f"got {tuple(x.shape)} to rotate by {tuple(rotation.shape)}: expected (B, heads, {length}, "
             f"{num_blocks * block_size}) with heads a multiple of {num_heads}."
         )
     batch, heads, length, head_dim = x.shape
     blocks = x.to(rotation.dtype).reshape(batch, num_heads, heads // num_heads, length, num_blocks, block_size)
     if rotation.ndim == 5:
         rotation = rotation.unsqueeze(0)  # shared by the batch
-    turned = torch.einsum("blhmcd,bhglmd->bhglmc", rotation, blocks)
-    return turned.reshape(batch, heads, length, head_dim)
+    rotated = torch.einsum("blhmcd,bhglmd->bhglmc", rotation, blocks)
+    return rotated.reshape(batch, heads, length, head_dim)
 
 
 def _check_tensor(x: Tensor, name: str, bits: int = 16) -> None:

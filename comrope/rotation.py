@@ -81,7 +81,7 @@ class Rotation(NamedTuple):
         each = (pairs(self.phases, -2), pairs(self.tables, 1), parts(self.basis, 0), generators)
         return [Rotation(*of_layer) for of_layer in zip(*each, strict=True)]
 
-    def turn(self, q: Tensor, k: Tensor, *, in_basis: bool = False) -> tuple[Tensor, Tensor]:
+    def rotate(self, q: Tensor, k: Tensor, *, in_basis: bool = False) -> tuple[Tensor, Tensor]:
         """Returns the rotated queries and keys, Rot(φ)·Qᵀq and Rot(φ)·Qᵀk.
 
         Args:
@@ -114,7 +114,7 @@ class Rotation(NamedTuple):
         Args:
             y: the output of a projection, which no other code may use.
             heads: returns the parts of a tensor like y to rotate, as views (B, H, g, L, D).
-            in_basis: as for `turn`.
+            in_basis: as for `rotate`.
         """
         return ApplyRotationInPlace.apply(y, *self._engine_inputs(compute_dtype(y), 0), in_basis, heads)  # pyright: ignore
 
@@ -155,8 +155,8 @@ class Rotation(NamedTuple):
                 Grouped queries have the heads of a group next to each other.
         Returns:
             Qᵀ times the rows of each head and block, same shape; the weight itself if there is no basis. The gradient flows to
-            the weight only. That of Q comes from `turn(…, in_basis=True)`, without the rounding of a product of weights in half
-            precision.
+            the weight only. That of Q comes from `rotate(…, in_basis=True)`, without the rounding of a product of weights in
+            half precision.
         """
         _, heads, _, _, planes, _ = self.tables[0].shape
         num_rows = 2 * heads * planes

@@ -137,7 +137,7 @@ def test_a_basis_in_the_weights_in_chunks(name):
     for at in _chunks(10, 3):
         rotation = pe.rotation(x[at], dtype=torch.float64)
         q, k = (heads(tokens[:, at] @ rotation.into_basis(w).mT) for w in (w_q, w_k))
-        parts.append(rotation.turn(q, k, in_basis=True))
+        parts.append(rotation.rotate(q, k, in_basis=True))
     value = nonlinear(scores(*(torch.cat(t, dim=2) for t in zip(*parts, strict=True))))
     exact = oracle(pe, heads(tokens @ w_q.mT), heads(tokens @ w_k.mT), x)
     expected = gradients(nonlinear(exact), leaves)
@@ -155,7 +155,7 @@ def test_one_rotation_for_several_layers(name):
     for tokens in layers[0]:
         tokens[:, :, 3:] = 0
     rotation = pe.rotation(x, dtype=torch.float64)
-    value = sum(nonlinear(scores(*rotation.turn(q, k))) for q, k in layers)
+    value = sum(nonlinear(scores(*rotation.rotate(q, k))) for q, k in layers)
     expected = gradients(sum(nonlinear(oracle(pe, q, k, x)) for q, k in layers), trainable(pe))
     for leaf, gradient in gradients(value, trainable(pe)).items():
         assert_close(gradient, expected[leaf], 1e-10, leaf)

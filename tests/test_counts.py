@@ -92,7 +92,7 @@ def _step(name, *, batch=2, tokens=40, in_basis=False, **settings) -> _Operators
         q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
         operators = _OperatorsWithin()
         with operators:
-            rotated = pe.rotation(x).turn(q, k, in_basis=in_basis)
+            rotated = pe.rotation(x).rotate(q, k, in_basis=in_basis)
             torch.autograd.backward(rotated, (grad, grad))
         if count:
             return operators
@@ -141,7 +141,7 @@ def test_number_of_passes_over_the_tokens(name, in_basis, most):
 def test_sums_for_closed_gaps_are_computed_only_if_there_are_closed_gaps(init):
     pe = build("comrope-ld", dtype=torch.float32, block_size=8, init=init)
     q, k, grad = (draw(2, 2, 40, 16, seed=i, dtype=torch.float32).requires_grad_() for i in range(3))
-    rotated = pe.rotation(draw(40, 2)).turn(q, k, in_basis=True)
+    rotated = pe.rotation(draw(40, 2)).rotate(q, k, in_basis=True)
     with torch.profiler.profile(record_shapes=True) as profile:
         torch.autograd.backward(rotated, (grad, grad))
     over_tokens = [

@@ -112,7 +112,7 @@ def _squared_errors(pe, seed, dtype, in_weights) -> tuple[float, float]:
     if in_weights:
         rotation = pe.rotation(x)
         projection = rotation.into_basis(weight.float()).to(dtype)
-        ours = rotation.turn(*heads(torch.nn.functional.linear(tokens.to(dtype), projection)), in_basis=True)
+        ours = rotation.rotate(*heads(torch.nn.functional.linear(tokens.to(dtype), projection)), in_basis=True)
     else:
         ours = pe(q.to(dtype), k.to(dtype), x)
     return tuple(((found - true).norm() / true.norm()).item() ** 2 for found in (gradient(ours, pe), rounded))  # pyright: ignore

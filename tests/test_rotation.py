@@ -250,7 +250,7 @@ def test_a_basis_in_the_weights_equals_the_basis_on_the_tokens(name, shared):
         return q, k.unflatten(-1, (pe.num_heads, pe.head_dim)).transpose(1, 2)
 
     rotation = pe.rotation(x, dtype=torch.float64)
-    ours = scores(*rotation.turn(*project(rotation.into_basis), in_basis=True))
+    ours = scores(*rotation.rotate(*project(rotation.into_basis), in_basis=True))
     theirs = call(pe, *project(lambda rows: rows), x)
     assert_close(ours, theirs, 1e-12, "scores")
     leaves |= trainable(pe)

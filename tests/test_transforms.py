@@ -186,7 +186,7 @@ def test_forward_mode_with_the_basis_in_the_weights(name):
                 return scores(*self.pe(q, q.flip(0), X))
             rotation = self.pe.rotation(X, dtype=torch.float64)
             q = heads(tokens @ rotation.into_basis(weight).mT)
-            return scores(*rotation.turn(q, q.flip(0), in_basis=True))
+            return scores(*rotation.rotate(q, q.flip(0), in_basis=True))
 
     def heads(projected):
         return projected.unflatten(-1, (2, 16)).transpose(1, 2)

@@ -10,15 +10,15 @@ import comrope
 from comrope.errors import ComropeError, ConfigurationError, DivergedError
 
 UNREAD = 128 + 13
-"""The exit status of a command whose output nobody reads any more, as in `comrope … | head`: that of SIGPIPE in a shell."""
+"""The exit status if the output pipe was closed, as by `comrope … | head`: that of SIGPIPE in a shell."""
 
 
 def main() -> None:
-    """Entry point: errors of ours are one line on stderr (exit 2; 3 where a training diverged), Ctrl-C is exit 130."""
-    if sys.stdout is None:  # closed by whoever started this
+    """Runs the command line. Errors of ours are one line on stderr (exit 2; 3 if training diverged); Ctrl-C is exit 130."""
+    if sys.stdout is None:  # closed by the parent process
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names of files may have bytes that are no text
+        if isinstance(stream, TextIOWrapper):  # file names may not be valid UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -26,12 +26,13 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        # Otherwise Python prints another error when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(UNREAD)
 
 
 def _run() -> None:
-    # Not by way of SIGINT, which a shell ignores for what it runs in the background.
+    # Not by SIGINT, which a shell makes background processes ignore.
     signal.signal(signal.SIGTERM, _stop)
     if sys.argv[1:] == ["--version"]:
         print(f"comrope {comrope.__version__}")
@@ -62,7 +63,7 @@ def _run() -> None:
 
 
 def _parsed() -> Any:
-    """The command that was typed."""
+    """Returns the command that was typed, parsed."""
     import tyro
 
     from comrope.cli import experiments, tools
@@ -84,7 +85,7 @@ def _parsed() -> Any:
 
 
 def _refuse_repeated(arguments: list[str]) -> None:
-    """Of an option that is given twice only the last would count; of several values all come after one option."""
+    """Raises ConfigurationError for an option that is given twice: only the last would count. Values share one option."""
     seen = set()
     for argument in arguments:
         if argument.startswith("--") or argument == "-o":

@@ -17,14 +17,14 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class _Running:
-    """How a run is carried out: nothing here changes its result, but for rounding."""
+    """Options that do not change the result of a run, but for rounding."""
 
     micro_batch: int | None = None
-    """Samples that one process takes at a time; the rest of its share of a batch is accumulated."""
+    """Samples that one process takes at a time; gradients of its share of a batch are accumulated."""
     num_workers: int = 0
     """Number of processes that read data, for each process that trains."""
     save_every: int | None = None
-    """Steps between two checkpoints; those of an epoch by default."""
+    """Steps between two checkpoints; by default one epoch."""
     compile: bool = False
     """Compile the model with torch.compile."""
     unreadable: Literal["fail", "skip"] = "fail"
@@ -35,7 +35,7 @@ class _Running:
 
 @dataclass(frozen=True)
 class Train(Generic[Config]):
-    """Train a model, and evaluate it as it was trained. Give the same command again to go on after a kill."""
+    """Train a model, and evaluate it as it was trained. After an interruption, give the same command again to go on."""
 
     stopped: ClassVar[str] = GO_ON
 
@@ -59,7 +59,7 @@ class Train(Generic[Config]):
 
 @dataclass(frozen=True)
 class Evaluate(Generic[Options]):
-    """Evaluate a trained run under every combination of the options; what was measured before is read."""
+    """Evaluate a trained run under every combination of the options; earlier measurements are not repeated."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of the run, as `comrope train` wrote it."""
@@ -80,7 +80,7 @@ class Evaluate(Generic[Options]):
             raise ConfigurationError(
                 f"{self.folder} is a run on {experiment.kind}: give `comrope evaluate {experiment.kind} {self.folder}`."
             )
-        runs.read(self.folder)  # trained to the end
+        runs.read(self.folder)  # raises an error unless training is finished
         conditions = experiment.problem.conditions(experiment, self.measurements)
         running = {"num_workers": self.num_workers, "unreadable": self.unreadable, "data": self.data}
         with terminal.run_progress() as on_progress:
@@ -91,15 +91,15 @@ class Evaluate(Generic[Options]):
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Reproduce a table or figure of the paper: train what it needs, measure, and set our numbers beside the paper's.
+    """Reproduce a table or figure of the paper: train and evaluate its models, and compare with the paper's numbers.
 
-    What is trained already is taken from --runs, so that a stopped command goes on when it is given again.
+    Models that are trained already are taken from --runs, so a stopped command goes on when it is given again.
     """
 
     stopped: ClassVar[str] = GO_ON
 
     recipe: tyro.conf.Positional[str] = ""
-    """Which: see --list."""
+    """Name of the table or figure; --list shows all."""
     scale: Literal["demo", "small", "paper"] = "demo"
     """demo: seconds, on digits. small: hours, on Fashion-MNIST, several seeds. paper: the published setting, on a cluster."""
     out: Path | None = None
@@ -107,23 +107,23 @@ class Reproduce:
     runs: Path | None = None
     """Folder of the runs, which recipes share; runs/runs-<scale> by default."""
     data: str | None = None
-    """Data set in place of the scale's own, such as ImageNet-1K's folder; all of its samples are taken."""
+    """Data set in place of the scale's own, such as the folder of ImageNet-1K. All of its samples are used."""
     num_train: int | None = None
-    """So many training samples, in place of the scale's own number."""
+    """Number of training samples, in place of the scale's own."""
     num_test: int | None = None
-    """So many test samples, likewise."""
+    """Number of test samples, likewise."""
     seeds: tuple[int, ...] = ()
     """Seeds in place of the scale's own."""
     encodings: tuple[str, ...] = ()
-    """Which to compare; the recipe's own by default."""
+    """Encodings to compare; the recipe's own by default."""
     epochs: int | None = None
-    """Length of every training, in place of the scale's own."""
+    """Number of epochs of every training, in place of the scale's own."""
     batch_size: int | None = None
-    """Samples in a step, in place of the scale's own."""
+    """Batch size, in place of the scale's own."""
     parallel: int = 2
-    """Runs at a time, each in a process of one thread; 0: one after the other, with all threads."""
+    """Number of runs at a time, each in a process of one thread. 0: one after the other, with all threads."""
     list: bool = False
-    """Name all recipes, and stop."""
+    """List all recipes, and exit."""
     running: tyro.conf.OmitArgPrefixes[_Running] = field(default_factory=_Running)
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Commands that answer at once or in minutes: `demo`, `report`, `bench`, and `check` and `fold` for models on disk."""
+"""The commands `demo`, `report` and `bench`, and `check` and `fold` for models on disk."""
 
 import sys
 import tempfile
@@ -16,7 +16,7 @@ MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class Demo:
-    """Train the same small ViT with every encoding on real images, compare and verify them, write a page about it.
+    """Train the same small ViT with every encoding on real images, compare and verify them, and write a page about them.
 
     Takes a few minutes on two cores and downloads nothing. The same seed gives the same numbers.
     """
@@ -24,13 +24,13 @@ class Demo:
     out: Path = Path("runs/demo")
     """Folder for results.json, report.html, the tables and the figures. An earlier result there is replaced."""
     seed: int = 0
-    """Of the weights, the batches, the crops, the perturbations and the offsets."""
+    """Seed of the weights, the batches, the crops, the perturbations and the offsets."""
     epochs: int | None = None
-    """How long each model is trained; the demo's own setting by default."""
+    """Epochs of training; the demo's own number by default."""
     encodings: tuple[str, ...] = ()
-    """Which to compare; all by default."""
+    """Encodings to compare; all by default."""
     parallel: int = 2
-    """Models trained at a time, each in a process of one thread. The numbers do not depend on it."""
+    """Number of models trained at a time, each in a process of one thread. The results do not depend on it."""
 
     def run(self) -> None:
         from comrope.lab import reproduce, terminal
@@ -67,9 +67,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Bench:
-    """Time every way of rotating queries and keys, side by side; whole ViT-B/16 training steps, inference, peak memory.
+    """Measure implementations of the rotation side by side: time, whole training steps, inference and peak memory.
 
-    Takes an hour or more on two cores. Prints ratios to plain RoPE, and every target beside what was measured.
+    Takes an hour or more on two cores. Prints ratios to plain RoPE, and all targets with their measured values.
     """
 
     out: Path = Path("runs/bench")
@@ -77,7 +77,7 @@ class Bench:
     threads: int = 2
     """Processor threads."""
     rounds: int = 7
-    """Turns that each way of rotating takes; whole models take three times as many."""
+    """Number of rounds in which each rotation is timed; whole models take three times as many."""
     batch: int = 4
     """Images in a training step."""
     depth: int = 12
@@ -114,9 +114,9 @@ class Check:
     """
 
     model: tyro.conf.Positional[Path]
-    """Folder that comrope.save wrote, or of a run."""
+    """Folder that comrope.save wrote, or the folder of a run."""
     data: str | None = None
-    """Where the data of a run are now, if they were moved."""
+    """Where the data of the run are now, if they were moved."""
 
     def run(self) -> None:
         existing(self.model, "saved model, as comrope.save or `comrope train` writes it")
@@ -135,7 +135,7 @@ class Fold:
     model: tyro.conf.Positional[Path]
     """Folder that comrope.save wrote."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Folder to write; must not be there yet."""
+    """Folder to write; it must not exist yet."""
 
     def run(self) -> None:
         existing(self.model, "saved model, as comrope.save writes it")
@@ -152,7 +152,7 @@ class Fold:
 
 
 def _model_in(folder: Path, data: str | None) -> Any:
-    """The model of a folder, whether `comrope.save` or a training wrote it; of a run, whose data tell classes."""
+    """Returns the model in a folder of `comrope.save` or of a run. A run needs its data, which determine the classes."""
     if (folder / "run.json").exists():
         from comrope.lab import runs
 

@@ -68,7 +68,7 @@ def check_rotation_dtype(dtype: torch.dtype) -> None:
     """Raises InputError unless tokens can be rotated in this dtype: float32 or float64."""
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise InputError(
-            f"dtype={dtype}: tokens are turned in float32 or float64, whatever their own dtype: use one of these."
+            f"dtype={dtype}: tokens are rotated in float32 or float64, whatever their own dtype: use one of these."
         )
 
 

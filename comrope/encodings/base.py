@@ -129,13 +129,13 @@ class Encoding(PreciseModule, ABC):
         if k.shape[1] != self.num_heads:
             raise InputError(f"k has {k.shape[1]} heads, but this encoding has num_heads={self.num_heads} key heads.")
         dtype = torch.promote_types(compute_dtype(q), k.dtype)
-        return self.rotation(positions, key_positions, dtype=dtype).turn(q, k)
+        return self.rotation(positions, key_positions, dtype=dtype).rotate(q, k)
 
     @abstractmethod
     def rotation(
         self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
     ) -> Any:
-        """Returns what `forward` computes from the positions. It has the methods `turn(q, k)`, `queries(q)` and `keys(k)`."""
+        """Returns what `forward` computes from the positions. It has the methods `rotate(q, k)`, `queries(q)` and `keys(k)`."""
 
     @abstractmethod
     def angle_matrices(self) -> Tensor:
@@ -161,7 +161,7 @@ class Encoding(PreciseModule, ABC):
         max_angles = torch.linalg.matrix_norm(angles).flatten(1).amax(1)  # per unit along each axis, an upper bound
         if not matrices.is_meta and (positions.double().abs() @ max_angles > MAX_RADIANS).any():
             raise InputError(
-                f"positions: some turn by more than {MAX_RADIANS:g} radians, where matrix_exp is not right any more: expected "
+                f"positions: some rotate by more than {MAX_RADIANS:g} radians, where matrix_exp is inexact: expected "
                 "nearer ones, or use rotation(positions), which is right anywhere."
             )
         return matrices.to(self.dtype)

@@ -46,7 +46,7 @@ class _ScaledSkewEncoding(LearnedEncoding, SpectralEncoding):
         self._configure_init(init, std, base, max_frequency)
         if init == "rope" and num_axes > 1 and block_size > 2:
             raise ConfigurationError(
-                f"init='rope' with block_size={block_size} and num_axes={num_axes}: neighbouring planes of vanilla RoPE turn "
+                f"init='rope' with block_size={block_size} and num_axes={num_axes}: neighbouring planes of vanilla RoPE rotate "
                 "with different axes, which one block of AP or LD cannot do. Use block_size=2, or comrope-mt, which can."
             )
         self.base_matrices = self._block_parameter()
@@ -80,7 +80,7 @@ class _ScaledSkewEncoding(LearnedEncoding, SpectralEncoding):
         error = (frequencies - s * mu).abs().max()
         if error > 1e-6 * frequencies.abs().max():
             raise ConfigurationError(
-                f"{type(self).__name__} does not hold these angles: in one block its planes turn alike with all axes, up to "
+                f"{type(self).__name__} does not hold these angles: in one block its planes rotate alike with all axes, up to "
                 f"scale, which misses by {error:.1e} radians per unit with these frequencies. Use block_size=2, or "
                 "comrope-mt, which holds all that commute."
             )

@@ -22,7 +22,7 @@ class DenseRotation(NamedTuple):
     matrices: Tensor
     key_matrices: Tensor
 
-    def turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Returns R(x)q and R(y)k, with shapes and dtypes unchanged."""
         return self.queries(q), self.keys(k)
 
@@ -37,7 +37,9 @@ class DenseRotation(NamedTuple):
     @staticmethod
     def _rotate(x: Tensor, matrices: Tensor) -> Tensor:
         if not is_floating(x):
-            raise InputError(f"got {described(x)} to turn; expected floating-point numbers of 16 bits or more, dense.")
+            raise InputError(
+                f"got {described(x)} to rotate; expected floating-point numbers of 16 bits or more, dense."
+            )
         with full_precision(x.device):
             return reference.apply(matrices.to(compute_dtype(x)), x).to(x.dtype)
 

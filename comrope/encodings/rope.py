@@ -14,7 +14,7 @@ from comrope.rotation import Spectrum
 class _IdentityRotation:
     """A rotation that returns queries and keys unchanged."""
 
-    def turn(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return q, k
 
     def queries(self, q: Tensor) -> Tensor:

@@ -56,11 +56,11 @@ class SpectralEncoding(Encoding):
     ) -> Rotation:
         """Returns what `forward` computes from the positions, for callers that have the projection weights.
 
-        pe(q, k, x) is pe.rotation(x).turn(q, k). An attention layer can apply the basis to its weights instead of tokens:
+        pe(q, k, x) is pe.rotation(x).rotate(q, k). An attention layer can apply the basis to its weights instead of tokens:
 
             rotation = pe.rotation(x)
             q, k = (F.linear(tokens, rotation.into_basis(w)) for w in (w_q, w_k))
-            q, k = rotation.turn(heads(q), heads(k), in_basis=True)
+            q, k = rotation.rotate(heads(q), heads(k), in_basis=True)
 
         Args:
             positions, key_positions: as for `forward`.

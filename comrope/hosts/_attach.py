@@ -146,7 +146,7 @@ def _check_attachable(model: nn.Module, name: str) -> None:
     if not isinstance(name, str):
         raise ConfigurationError(f"name={name!r}: expected the name of an encoding, one of {', '.join(ENCODINGS)}.")
     if issubclass(ENCODINGS.get(name, Encoding), AbsoluteEncoding):
-        raise ConfigurationError("'ape' adds to tokens and turns no queries and keys: attach a rotary encoding.")
+        raise ConfigurationError("'ape' adds to tokens and does not rotate queries and keys: attach a rotary encoding.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigurationError(
             f"{type(model).__name__} has parameters on the meta device, and what has no values cannot be proved: load or draw "

@@ -163,7 +163,7 @@ class _LayerTest:
         rotated = self.output(convention, self.random)
         effect = _max_difference(rotated, unrotated)
         if not effect > 1e-9 * size:
-            return "turning its queries and keys changes nothing that it says, so it has no scores of queries and keys"
+            return "rotating its queries and keys changes nothing that it says, so it has no scores of queries and keys"
         residual = _max_difference(self.output(convention, self.random, self.shift), rotated)
         if residual > MAX_RESIDUAL * effect:
             return (

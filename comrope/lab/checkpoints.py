@@ -1,6 +1,6 @@
 """Checkpoints of a run, from which training continues after a kill. Each is written atomically.
 
-A checkpoint may be damaged later: checksums of its files tell, and the checkpoint before it is kept for that case.
+Checksums of its files reveal a checkpoint that was damaged later; the checkpoint before it is kept for that case.
 """
 
 import json

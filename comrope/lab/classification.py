@@ -42,7 +42,7 @@ class Condition:
     """Offset ρ in canvas widths."""
     direction: str = "random"
     """"random": each image moves by its own N(0, ρ²I) (Eq. 12). Else all move by ρ along the "first-axis", the "last-axis", or
-    the "steepest" direction, in which the fastest plane of the model turns most."""
+    the "steepest" direction, in which the fastest plane of the model rotates most."""
     perturbation: float = 0.0
     """Standard deviation σ of the perturbation in patches, drawn for each image (Eq. 11)."""
     seed: int = 0
@@ -68,13 +68,13 @@ class Condition:
         return replace(self, offset=0.0, direction="random", perturbation=0.0, seed=0)
 
     @property
-    def canvas(self) -> tuple[int, ...]:
-        """The size that the model's positions are made for."""
+    def image_size(self) -> tuple[int, ...]:
+        """The size of a sample, as the model's `grid` and `positions` take it."""
         return self.size
 
     @property
     def perturbed(self) -> tuple[bool, ...]:
-        """Which axes the perturbation moves."""
+        """Whether the perturbation moves positions along each axis."""
         return (True, True)
 
     def dataset(self, images: Any) -> Any:
@@ -89,19 +89,19 @@ class Condition:
 def evaluate(
     model: nn.Module, images: Samples, conditions: Sequence[Condition], *, batch_size: int = 150, num_workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Returns rows, one for each condition, with the number of correct answers; each is measured when it is asked for.
+    """Returns rows, one for each condition, with the number of correct answers; a row is measured when it is asked for.
 
-    Called in several processes, each takes its share of the images; the counts are of all of them, each image counted once.
+    If several processes call this together, each takes its share of the images. The counts are over all processes.
 
     Returns:
-        In each row the condition's fields, `correct` of `total` images, how many were `skipped` as unreadable, and how many
-        labels are `changed` from what the model says at that size with coordinates unmoved.
+        In each row the condition's fields, `correct` of `total` images, the number `skipped` because they cannot be
+        read, and the number of predicted labels `changed` from those at the same size with coordinates unmoved.
     Raises:
         InputError: a size that the model's patches do not divide, before anything is measured.
     """
     if isinstance(model, ViT):
         for condition in conditions:
-            model.grid(condition.canvas)
+            model.grid(condition.image_size)
     return _rows(model, images, conditions, batch_size=batch_size, num_workers=num_workers)
 
 
@@ -155,16 +155,16 @@ def _share(num_images: int) -> range:
 
 
 def _positions(model: nn.Module, num_images: int, condition: Condition) -> Tensor | None:
-    """The positions of all tokens, (L, N), or (num_images, L, N) if each image has its own; None if the model knows them."""
+    """Returns the tokens' positions, (L, N), or (num_images, L, N) if images differ; None if the model sets its own."""
     if not isinstance(model, ViT):
         if condition.moves:
             raise ConfigurationError(
                 f"{type(model).__name__} reads its positions off the image: only the laboratory's ViT can have them moved."
             )
         return None
-    positions = model.positions(condition.canvas)
+    positions = model.positions(condition.image_size)
     if condition.perturbation:
-        patch = [1 / n for n in model.grid(condition.canvas)]
+        patch = [1 / n for n in model.grid(condition.image_size)]
         settings: dict[str, Any] = {
             "num_prefix_tokens": model.num_prefix_tokens,
             "batch_size": num_images,
@@ -201,7 +201,7 @@ def _steepest(angles: Tensor, rounds: int = 30) -> tuple[Tensor, float]:
     """Returns the unit vector u, (N,), with the largest ‖Σ u_i A_i‖₂ of any block, and that norm: by ascent from each axis.
 
     For a unit vector v, |vᴴ(Σ u_i A_i)v| is largest in u at u_i ∝ vᴴA_i v / i, and largest in v at the leading eigenvector:
-    taking turns never goes down, and one turn is enough where the matrices commute.
+    alternating never lowers it, and one alternation is enough if the matrices commute.
     """
     u = torch.eye(len(angles), dtype=torch.float64)[:, None].repeat(1, angles.shape[1], 1)  # (starts, blocks, N)
     height = torch.zeros(u.shape[:2], dtype=torch.float64)
@@ -215,10 +215,10 @@ def _steepest(angles: Tensor, rounds: int = 30) -> tuple[Tensor, float]:
 
 
 def plain(sizes: Sequence[tuple[int, int]]) -> list[Condition]:
-    """Returns the conditions of these sizes, with coordinates unmoved."""
+    """Returns a condition for each size, with coordinates unmoved."""
     return [Condition(size) for size in sizes]
 
 
 def shifted(size: tuple[int, int], offsets: Sequence[float], seed: int = 0) -> list[Condition]:
-    """Returns the conditions of random offsets of each strength ρ, at one size."""
+    """Returns a condition for each strength ρ of random offsets, at one size."""
     return [Condition(size, offset, seed=seed) if offset else Condition(size) for offset in offsets]

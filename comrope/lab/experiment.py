@@ -40,7 +40,7 @@ class Recipe:
     warmup: float = 0.02
     """Share of all steps in which the learning rate rises from 0."""
     repeats: int = 1
-    """Differently augmented copies of an image in an epoch, which stays as long as it is (repeated augmentation; DeiT: 3)."""
+    """Differently augmented copies of an image in an epoch of unchanged length (repeated augmentation; DeiT: 3)."""
     precision: str = "no"
     """Precision of the forward pass: "no" (float32), "bf16" or "fp16", as in Accelerate."""
     seed: int = 0
@@ -69,7 +69,7 @@ def require(settings: Any, expected: dict[str, tuple[str, bool]]) -> None:
 
 
 def image_settings(experiment: Any) -> dict[str, tuple[str, bool]]:
-    """What is expected of the settings that configurations of images and of videos share, as `require` takes it."""
+    """Returns the ranges of the settings that configurations of images and of videos share, as `require` takes them."""
     sides = f"1 to {MOST_PIXELS} pixels a side"
     return {
         "image_size": (sides, all(1 <= side <= MOST_PIXELS for side in experiment.image_size)),
@@ -87,7 +87,7 @@ class ExperimentConfig(ABC):
     about: ClassVar[str]
     """One or two sentences on what is trained, for `comrope train --help`."""
     Options: ClassVar[type]
-    """What `comrope evaluate <kind>` can be asked for: a dataclass whose fields all have defaults."""
+    """The options of `comrope evaluate <kind>`: a dataclass whose fields all have defaults."""
 
     recipe: Recipe = field(default_factory=Recipe)
     encoding: str = "comrope-ld"
@@ -99,7 +99,7 @@ class ExperimentConfig(ABC):
     std: float | None = None
     """Standard deviation of the angles with init="normal"."""
     max_frequency: float | None = None
-    """Radians per unit of position that the fastest planes of "rope", and of init="rope", rotate by; 1 if None."""
+    """Frequency of the fastest planes of "rope", and of init="rope", in radians per unit of position; 1 if None."""
     base: float | None = None
     """Ratio of the fastest to the slowest frequencies of "rope", and of init="rope"; 10000 if None."""
     directions: str | None = None
@@ -144,5 +144,5 @@ class ExperimentConfig(ABC):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _title(self) -> str:
-        """The encoding, with the size of its blocks."""
+        """Returns the first part of the run's name: the encoding and its block size."""
         return self.encoding + ("" if self.block_size is None else f"-b{self.block_size}")

@@ -1,8 +1,8 @@
-"""What all figures share: sizes and colours, axes with room for names, and lines named at their ends.
+"""Code that all figures share: sizes and colours, axes with room for names, and lines named at their ends.
 
-Every encoding has one colour, marker and line (`comrope.lab.styles`): the ComRoPE family is drawn thick, relatives that commute
-as well thin, and what does not commute or does not rotate dashed or dotted. Lines are named at their right end rather than in a
-legend, with the last value beside the name.
+Every encoding has one colour, marker and line (`comrope.lab.styles`). The lines of the ComRoPE family are thick, those
+of other commuting encodings thin, and those of encodings that do not commute or do not rotate dashed or dotted. Lines
+are named at their right end rather than in a legend, with the last value beside the name.
 
 Nothing here touches pyplot or its global state.
 """
@@ -26,7 +26,7 @@ TEXT = 9.0  # points
 
 
 def percent(row: Mapping[str, Any]) -> float:
-    """Accuracy in % of a row with `correct` and `total`; NaN of no images."""
+    """Returns the accuracy in % of a row with `correct` and `total`; NaN if there are no images."""
     return 100 * row["correct"] / row["total"] if row["total"] else math.nan
 
 
@@ -53,21 +53,21 @@ def add_title(figure: Figure, title: str, left: float) -> None:
 
 
 def add_text(where: Figure | Axes, x: float, y: float, text: str, *, size: float, **keywords) -> None:
-    """Writes text as it stands: names come from a file, and a dollar in them is no formula."""
+    """Writes text literally: names come from a file, and a dollar sign in them must not start a formula."""
     where.text(x, y, text, fontsize=size, parse_math=False, **keywords)
 
 
-def ticks(axes: Axes, places: list[float], labels: list[str]) -> None:
-    """Labels the x axis at these places and nowhere else."""
+def ticks(axes: Axes, xs: list[float], labels: list[str]) -> None:
+    """Labels the x axis at these coordinates and nowhere else."""
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(places, labels)
+    axes.set_xticks(xs, labels)
 
 
 def note_at(axes: Axes, x: float, note: str) -> None:
     """Draws a dotted line at x, with a note above it."""
-    place = {"color": FAINT, "transform": axes.get_xaxis_transform()}
-    axes.vlines(x, 0, 1, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1, **place)
-    add_text(axes, x, 1.015, note, size=TEXT - 1, ha="center", va="bottom", **place)
+    keywords = {"color": FAINT, "transform": axes.get_xaxis_transform()}
+    axes.vlines(x, 0, 1, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1, **keywords)
+    add_text(axes, x, 1.015, note, size=TEXT - 1, ha="center", va="bottom", **keywords)
 
 
 def draw_lines(axes: Axes, lines: list[tuple[str, list[float], list[float]]], value: str, values: str) -> None:
@@ -87,33 +87,34 @@ def draw_lines(axes: Axes, lines: list[tuple[str, list[float], list[float]]], va
     axes.autoscale_view()
     if not ends:
         return
-    # Where the ends lie, in points above the axes' bottom; names keep a line's distance from one another.
+    # The heights of the ends in points above the bottom of the axes; names must be a line apart.
     points = 72 * _PLOT_HEIGHT
     to_axes = axes.transData + axes.transAxes.inverted()
     x_last = axes.get_xlim()[1]
     wanted = [float(to_axes.transform((x_last, y))[1]) * points for y, _, _ in ends]
     placed = [y / points for y in _spread(wanted, gap=1.45 * TEXT, low=0.5 * TEXT, high=points - 0.5 * TEXT)]
-    leaders = [[(1.0, true / points), (1.035, place)] for true, place in zip(wanted, placed, strict=True)]
+    leaders = [[(1.0, true / points), (1.035, y)] for true, y in zip(wanted, placed, strict=True)]
     colours = [look.colour for _, look, _ in ends]
     axes.add_collection(
         LineCollection(leaders, colors=colours, linewidths=0.9, transform=axes.transAxes, clip_on=False), autolim=False
     )
     add_text(axes, 1.36, 1.015, values, size=TEXT - 1, color=FAINT, transform=axes.transAxes, va="bottom", ha="right")
-    for (_, look, shown), place in zip(ends, placed, strict=True):
+    for (_, look, shown), y in zip(ends, placed, strict=True):
         axes.scatter(
-            [1.05], [place], s=38, marker=look.marker, color=look.colour,
+            [1.05], [y], s=38, marker=look.marker, color=look.colour,
             linewidths=1.4 if look.marker == "x" else 0, transform=axes.transAxes, clip_on=False,
         )  # fmt: skip
         weight = "bold" if look.ours else "normal"
         keywords = {"color": INK, "weight": weight, "transform": axes.transAxes, "va": "center_baseline"}
-        add_text(axes, 1.07, place, look.label, size=TEXT, **keywords)
-        add_text(axes, 1.36, place, shown, size=TEXT, ha="right", **keywords)
+        add_text(axes, 1.07, y, look.label, size=TEXT, **keywords)
+        add_text(axes, 1.36, y, shown, size=TEXT, ha="right", **keywords)
 
 
 def _spread(wanted: list[float], *, gap: float, low: float, high: float) -> list[float]:
-    """The places nearest to the wanted ones (least squares) that are a gap apart, in their order, inside [low, high].
+    """Returns the heights nearest to the wanted ones (least squares) that are a gap apart, in their order, in [low, high].
 
-    With the i-th place lowered by i gaps, the condition is only that places do not decrease: pool adjacent violators.
+    If the i-th height is lowered by i gaps, the only condition is that heights do not decrease: pool adjacent
+    violators.
     """
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
@@ -123,7 +124,7 @@ def _spread(wanted: list[float], *, gap: float, low: float, high: float) -> list
         while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
     level = [float(np.mean(pool)) for pool in pools for _ in pool]
-    places = [0.0] * len(wanted)
+    heights = [0.0] * len(wanted)
     for i, index in enumerate(order):
-        places[index] = min(max(level[i], low), high - (len(wanted) - 1) * gap) + i * gap
-    return places
+        heights[index] = min(max(level[i], low), high - (len(wanted) - 1) * gap) + i * gap
+    return heights

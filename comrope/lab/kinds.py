@@ -1,4 +1,4 @@
-"""The problems of the laboratory, by name. A new one is a folder beside `images`, and a line here."""
+"""The problems of the laboratory, by name. A new problem needs a folder beside `images`, and a line here."""
 
 from comrope.lab.detection.config import DetectionConfig
 from comrope.lab.experiment import ExperimentConfig

@@ -1,4 +1,4 @@
-"""What `comrope evaluate` can be asked for: the options that several problems share."""
+"""Options of `comrope evaluate` that several problems share."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from comrope.lab.experiment import MOST_PIXELS
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """The measurements of a classifier: it is evaluated at every combination of sizes, offsets and perturbations."""
+    """A classifier is evaluated at every combination of these sizes, offsets and perturbations."""
 
     resolutions: tuple[str, ...] = ()
-    """Sizes of test images in pixels: 224, or 224x320 for height x width; that of training by default."""
+    """Sizes of test images in pixels: 224, or 224x320 for height x width; the size trained at by default."""
     offsets: tuple[float, ...] = ()
     """Offsets ρ in canvas widths, by which all coordinates of an image are moved together."""
     direction: Literal["random", "first-axis", "last-axis", "steepest"] | None = None
@@ -40,7 +40,7 @@ class ClassifierOptions:
             )
         if self.seed is not None and not any((*self.offsets, *self.perturbations)):
             raise ConfigurationError(
-                f"--seed {self.seed} is of --offsets and --perturbations: give some that are not 0, or leave it out."
+                f"--seed {self.seed} is for --offsets and --perturbations: give some that are not 0, or leave it out."
             )
 
         for offset, sigma in itertools.product(self.offsets or (0.0,), self.perturbations or (0.0,)):

@@ -1,4 +1,4 @@
-"""The one way out for results: tables, figures and notes as files in one folder, for the demo, the recipes and the bench."""
+"""Writes results of the demo, the recipes and the bench: tables, figures and notes as files in one folder."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,30 +15,30 @@ from comrope.lab.table import Table, csv_text, markdown_file
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found, and how its page says it."""
+    """A result: its tables and figures, and the text of its page."""
 
     tables: Sequence[Table]
     figures: Mapping[str, Figure] = field(default_factory=dict)
-    """By the name of their files."""
+    """Figures by the names of their files."""
     notes: Sequence[str] = ()
-    """What a reader has to know of the numbers: sentences."""
+    """Sentences that a reader needs to interpret the numbers."""
     lead: str = ""
     """What was done, in a sentence or two, at the top of the page."""
     about: str = ""
-    """Prose for the end of the page."""
+    """Text for the end of the page."""
     template: str = "page.html"
-    """Of the page, see `comrope.lab.page`."""
+    """Template of the page, see `comrope.lab.page`."""
 
 
 def write(found: dict[str, Any], outcome: Outcome, folder: Path) -> None:
     """Writes results.json, tables.md, report.html, a CSV for each table, and an SVG and a PNG for each figure.
 
     Args:
-        found: what results.json is to hold, with `title`, `notes`, `command` and `versions`.
+        found: the content of results.json, with `title`, `notes`, `command` and `versions`.
         outcome: its tables and figures.
-        folder: empty, as `comrope.lab.results.atomic_folder` gives it.
+        folder: an empty folder, as `comrope.lab.results.atomic_folder` yields it.
     """
-    shown = as_page(found, outcome)  # first: writing a figure moves parts of it by rounding
+    shown = as_page(found, outcome)  # rendered first: saving a figure moves parts of it by rounding
     results.write_json(found, folder / "results.json")
     (folder / "tables.md").write_text(markdown_file(found["title"], outcome.tables, found["notes"]), encoding="utf-8")
     for table in outcome.tables:

@@ -1,6 +1,7 @@
 """One self-contained HTML page of a result: notes, figures, tables, and how to run it again.
 
-`page.html` beside this file is the page of every result; a recipe that has more to say extends it by a template of its own.
+`page.html` beside this file is the template of every page; a recipe with a longer page extends it by a template of its
+own.
 """
 
 import io
@@ -37,10 +38,11 @@ def render(
     """Returns the page as text. It needs nothing else: no script, no network, no fonts.
 
     Args:
-        found: what results.json holds; of it `title`, `notes`, `command`, `versions` and the encodings of `runs` are shown.
+        found: the content of results.json, of which `title`, `notes`, `command`, `versions` and the encodings of `runs`
+            are shown.
         tables, figures: in the order of the page.
         lead: what was done, in a sentence or two.
-        about: prose for the page's end.
+        about: text for the end of the page.
         template: file in this package that extends page.html.
     """
     environment = jinja2.Environment(
@@ -65,7 +67,7 @@ def render(
 
 
 def write(page: str, path: Path) -> None:
-    """Writes a page in one step: an earlier file stays until the new one is whole. The folder is made where it is missing.
+    """Writes a page atomically: an earlier file stays until the new one is complete. A missing folder is made.
 
     Raises:
         DataError: the file cannot be written.
@@ -73,7 +75,7 @@ def write(page: str, path: Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder: name a file for the page, such as {path / 'report.html'}.")
-    above = next((place for place in path.absolute().parents if place.exists()), None)
+    above = next((parent for parent in path.absolute().parents if parent.exists()), None)
     if above is not None and not above.is_dir():
         raise DataError(f"{above} is a file, and {path} cannot lie in it: name another file for the page.")
     try:
@@ -84,7 +86,7 @@ def write(page: str, path: Path) -> None:
 
 
 def _shown(table: Table) -> dict[str, Any]:
-    """The table as the template reads it: of each cell its text, whether it is to be marked, and the style of what it names."""
+    """Returns the table as the template reads it: each cell's text, whether to mark it, and the style of what it names."""
     rows = [
         [
             {"text": text, "best": best, "style": _LABELLED.get(text) if i == 0 else None}

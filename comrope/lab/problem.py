@@ -1,7 +1,7 @@
-"""What the laboratory knows of a problem: images, video, detection and text each have a `problem` module that is one.
+"""The interface of a problem. The modules `problem` of images, video, detection and text implement it.
 
-The training loop, runs, checkpoints and studies call these functions and know nothing else of what is trained. pyright checks
-each module against `Problem`, in the `problem` property of its configuration.
+The training loop, runs, checkpoints and studies depend on a problem through these functions alone. pyright checks each
+module against `Problem`, in the `problem` property of its configuration.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from comrope.lab.train import Task
 
 
 class Condition(Protocol):
-    """One measurement of a trained model. Hashable; equal conditions give equal rows."""
+    """The conditions of a measurement of a trained model. They are hashable, and equal ones give equal rows."""
 
     def describes(self, row: dict[str, Any]) -> bool:
         """Whether `row`, of `Problem.evaluate`, was measured under this condition."""
@@ -29,45 +29,45 @@ Measured = TypeVar("Measured", bound=Condition)
 
 
 class Problem(Protocol[Config, Options, TrainSet, EvalSet, Measured]):
-    """The functions of a problem. A module whose functions have these names and types is one."""
+    """The functions of a problem. A module implements it by functions with these names and types."""
 
     def check(self, config: Config, /) -> None:
         """Raises ConfigurationError for a configuration that no model can have, before data are read."""
         ...
 
     def datasets(self, config: Config, /, unreadable: str = "fail") -> tuple[TrainSet, EvalSet]:
-        """The samples to train on and those to evaluate on.
+        """Returns the samples to train on and those to evaluate on.
 
         Args:
-            config: which data.
-            unreadable: whether a file that cannot be read is to "fail", or be left out ("skip") and counted.
+            config: the configuration, which names the data.
+            unreadable: whether a file that cannot be read raises an error ("fail"), or is skipped and counted ("skip").
         """
         ...
 
     def build(self, config: Config, dataset: Any, /, runs: Path | None = None) -> nn.Module:
-        """The untrained model; with the same seed all encodings start from the same weights outside of themselves.
+        """Returns the untrained model; with the same seed, weights outside of the encoding are the same for all encodings.
 
         Args:
-            config: which model.
-            dataset: either of `datasets`: the model has its classes and channels.
-            runs: the folder that has the run `config.start` in it.
+            config: the configuration, which names the model.
+            dataset: either result of `datasets`, whose classes and channels the model gets.
+            runs: the folder that the folder of the run `config.start` is in.
         """
         ...
 
     def task(self, model: Any, train: TrainSet, evaluation: EvalSet, config: Config, /) -> Task:
-        """The training set and the loss, as the training loop takes them."""
+        """Returns the training task: the training set and the loss."""
         ...
 
     def conditions(self, config: Config, /, options: Options | None = None) -> list[Measured]:
-        """The conditions that `options` asks for; those of the training itself if None."""
+        """Returns the conditions that `options` asks for; those of the training itself if None."""
         ...
 
     def evaluate(
         self, model: Any, dataset: EvalSet, conditions: Sequence[Measured], /, *, num_workers: int = 0
     ) -> Iterator[dict[str, Any]]:
-        """A row for each condition, ready for JSON, each as soon as it is measured.
+        """Returns rows, one for each condition, ready for JSON; each is measured when it is asked for.
 
-        Called in several processes together, each takes its share of the samples, and the rows are of all of them.
+        If several processes call this together, each takes its share of the samples. The rows are over all processes.
 
         Raises:
             ConfigurationError, InputError: a condition that the model cannot be measured under, before any is.

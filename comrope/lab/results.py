@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there at all. What a result's files hold is `comrope.lab.output`'s."""
+"""Atomic files and folders: they appear complete, or not at all. `comrope.lab.output` writes their content."""
 
 import errno
 import glob
@@ -19,25 +19,25 @@ from safetensors import SafetensorError
 from comrope.errors import DataError
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-_BROKEN_OFF = re.compile("PytorchStreamWriter|os error|I/O error", re.IGNORECASE)
-"""How torch and safetensors put it."""
+_WRITE_FAILED = re.compile("PytorchStreamWriter|os error|I/O error", re.IGNORECASE)
+"""Matches messages of torch and safetensors if a file cannot be written."""
 DRAFT, LOCK = ".draft", "lock"
 UNCHANGED = "what was there is as it was"
 FILES = ("results.json", "tables.md", "report.html")
-"""In every result."""
+"""The files of every result."""
 
 
 @contextmanager
 def atomic_folder(folder: Path, patterns: Sequence[str] = ()) -> Iterator[Path]:
-    """Yields a folder to write a result into, which replaces `folder` when all went well and vanishes otherwise.
+    """Yields a draft folder to write a result into. It replaces `folder` if the block succeeds, and is removed otherwise.
 
-    An earlier result there stays until the new one is whole. Ctrl-C counts as not well.
+    An earlier result stays until the new one is complete. An interruption by Ctrl-C counts as a failure.
 
     Args:
-        folder: of the result; made where it is missing.
-        patterns: of the names that files of such a result may have beside FILES.
+        folder: the folder of the result; made if it is missing.
+        patterns: patterns of the file names that such a result may have besides FILES.
     Raises:
-        DataError: `folder` is a file or below one, or holds other files, which a result would replace: nothing is touched.
+        DataError: `folder` is a file or below one, or holds other files, which would be lost. Nothing is changed.
     """
     folder = folder.resolve()
     refuse_file(folder)
@@ -45,19 +45,19 @@ def atomic_folder(folder: Path, patterns: Sequence[str] = ()) -> Iterator[Path]:
     foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in (*FILES, *patterns))]
     if foreign:
         raise DataError(f"{folder} holds what is no result of comrope ({', '.join(foreign[:3])}): name another folder.")
-    missing = [place for place in folder.parents if not place.exists()]
+    missing = [parent for parent in folder.parents if not parent.exists()]
     with writing(folder, UNCHANGED):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{DRAFT}"):
-            _tidy(left, folder)
-        partial, lock = _begin(folder)
+            _clean_up(left, folder)
+        partial, lock = _new_draft(folder)
     former, whole = partial / "former", partial / "whole"
     try:
         with writing(folder, UNCHANGED):
             whole.mkdir()
             yield whole
             try:
-                _swap(whole, folder, former)
+                _replace(whole, folder, former)
             except BaseException:
                 if former.exists() and not folder.exists():
                     os.replace(former, folder)
@@ -65,13 +65,13 @@ def atomic_folder(folder: Path, patterns: Sequence[str] = ()) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         lock.release()
-        for place in missing:
-            with suppress(OSError):  # there is something in it
-                place.rmdir()
+        for parent in missing:
+            with suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
-def _begin(folder: Path) -> tuple[Path, FileLock]:
-    """A new draft beside `folder`, and its lock, held: what nobody holds another process may take for a leftover."""
+def _new_draft(folder: Path) -> tuple[Path, FileLock]:
+    """Returns a new draft folder beside `folder` and its lock, acquired. Other processes remove drafts that are not locked."""
     while True:
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=DRAFT, dir=folder.parent))
         lock = FileLock(partial / LOCK)
@@ -81,10 +81,10 @@ def _begin(folder: Path) -> tuple[Path, FileLock]:
                 return partial, lock
 
 
-def _swap(whole: Path, folder: Path, former: Path) -> None:
-    """`whole` takes the place of `folder`, which becomes `former`, again and again while other processes do the same."""
+def _replace(whole: Path, folder: Path, former: Path) -> None:
+    """Replaces `folder` by `whole` and moves it to `former`; retries if other processes replace it at the same time."""
     while True:
-        shutil.rmtree(former, ignore_errors=True)  # a result that another process has replaced meanwhile
+        shutil.rmtree(former, ignore_errors=True)  # from an earlier try
         with suppress(FileNotFoundError):
             os.replace(folder, former)
         try:
@@ -95,15 +95,15 @@ def _swap(whole: Path, folder: Path, former: Path) -> None:
 
 
 def refuse_file(folder: Path) -> None:
-    """DataError where `folder` cannot be one."""
-    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+    """Raises DataError if `folder` is a file or below one."""
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
         raise DataError(f"{folder} is a file, or below one: name a folder.")
 
 
-def _tidy(left: Path, folder: Path) -> None:
-    """Removes what a process left behind that was killed; what it had set aside comes back."""
+def _clean_up(left: Path, folder: Path) -> None:
+    """Removes the draft folder of a killed process; an earlier result that it had moved there is restored."""
     try:
-        with FileLock(left / LOCK, timeout=0):  # its process would hold it
+        with FileLock(left / LOCK, timeout=0):  # raises Timeout while its process runs
             if (left / "former").exists() and not folder.exists():
                 os.replace(left / "former", folder)
             shutil.rmtree(left, ignore_errors=True)
@@ -132,20 +132,20 @@ def read(path: Path) -> dict:
 
 
 def write_json(results: dict, path: Path) -> None:
-    """Writes `results` in one step: an earlier file stays until the new one is whole."""
+    """Writes `results` atomically: an earlier file stays until the new one is complete."""
     with atomic_file(path) as draft:
         draft.write_text(json.dumps(results, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def atomic_file(path: Path, so_far: str = UNCHANGED) -> Iterator[Path]:
-    """Yields where to write a file, which replaces `path` when all went well and vanishes otherwise.
+    """Yields the path of a draft file. It replaces `path` if the block succeeds, and is removed otherwise.
 
-    The folder is made where it is missing. Waits for other processes that write the same file.
+    A missing folder is made. If another process writes the same file, this one waits.
 
     Args:
-        path: of the file. The draft has its suffix.
-        so_far: of what is left where the disk is full, a clause for the message.
+        path: the file to write. The draft has the same suffix.
+        so_far: a clause for the error message: what is left if the file cannot be written.
     Raises:
         DataError: the file cannot be written.
     """
@@ -156,7 +156,7 @@ def atomic_file(path: Path, so_far: str = UNCHANGED) -> Iterator[Path]:
         with FileLock(lock):
             try:
                 yield draft
-                with lock.open("rb") as like:  # some libraries make files that only their owner can read
+                with lock.open("rb") as like:  # some libraries make files that only the owner can read
                     draft.chmod(os.fstat(like.fileno()).st_mode)
                 os.replace(draft, path)
             finally:
@@ -167,11 +167,11 @@ def atomic_file(path: Path, so_far: str = UNCHANGED) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, so_far: str) -> Iterator[None]:
-    """Makes a DataError of what the system and the libraries raise where a disk is full, or may not be written to."""
+    """Raises DataError in place of the errors of the system and of libraries if a disk is full or not writable."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        full = error.errno in _UNWRITABLE if isinstance(error, OSError) else _BROKEN_OFF.search(str(error))
+        full = error.errno in _UNWRITABLE if isinstance(error, OSError) else _WRITE_FAILED.search(str(error))
         if not full:
             raise
         raise DataError(
@@ -181,6 +181,6 @@ def writing(path: Path, so_far: str) -> Iterator[None]:
 
 
 def sum_of(path: Path) -> str:
-    """What tells the bytes of a file from all others."""
+    """Returns the SHA-256 checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for, and on nothing else.
+"""Random numbers that depend on a seed, their use and a key, such as (epoch, index), and on nothing else.
 
-A draw is named by whole numbers, such as (seed, stream, epoch, image): it comes out the same in whatever order, process or
-worker it is made, and after a restart. No state of a generator has to be kept.
+They are the same in whatever order, process or worker they are drawn, and after a restart. No generator's state is
+saved.
 """
 
 from enum import IntEnum
@@ -11,32 +11,32 @@ import torch
 
 
 class Stream(IntEnum):
-    """The uses of a run's seed. No two of them draw the same numbers; a number that was given stays with its use."""
+    """The uses of a run's seed, which get different random numbers. Values never change, so that runs can be repeated."""
 
     ORDER = 0
-    """The order of an epoch: (epoch)."""
+    """The order of samples in an epoch; the key is (epoch)."""
     DROPOUT = 1
-    """Python's, numpy's and torch's global generators in a training step: (step, part, rank)."""
+    """Python's, numpy's and torch's global generators in a training step; the key is (step, part, rank)."""
     PERTURBATION = 2
-    """The perturbed positions of a training step: (step)."""
+    """The perturbed positions of a training step; the key is (step)."""
     AUGMENTATION = 3
-    """How a sample is cropped or cut: (epoch, index, copy)."""
+    """The augmentation of a sample; the key is (epoch, index, copy)."""
     EVALUATED_PERTURBATION = 4
     """The perturbed positions of evaluation."""
     MIRRORING = 5
-    """Whether an image with boxes is mirrored: (epoch, index, copy)."""
+    """Whether an image with boxes is mirrored; the key is (epoch, index, copy)."""
     EVALUATED_OFFSET = 6
     """The offsets of evaluation."""
     SCENES = 7
-    """The composed scenes of detection, with the seed 0: (split, number)."""
+    """The generated scenes of detection, with seed 0; the key is (split, number)."""
     EXAMPLE = 8
     """Inputs for measurements of time, and other examples."""
 
 
 def seed_for(seed: int, stream: Stream, *key: int) -> int:
-    """A seed below 2³² for the draws of `stream` that `key`, whole numbers from 0 on, names.
+    """Returns a seed below 2³² for `stream` and `key`, whole numbers from 0 on.
 
-    Keys of one stream are of one length: numpy reads a shorter key as if zeros followed.
+    All keys of a stream must have the same length: numpy reads a shorter key as if zeros followed.
 
     >>> seed_for(0, Stream.ORDER, 1) == seed_for(0, Stream.ORDER, 1), seed_for(0, Stream.ORDER) == seed_for(0, Stream.DROPOUT)
     (True, False)
@@ -45,5 +45,5 @@ def seed_for(seed: int, stream: Stream, *key: int) -> int:
 
 
 def generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
-    """A fresh generator of torch, on the CPU, for the draws that `seed_for` names."""
+    """Returns a new CPU generator of torch with the seed `seed_for(seed, stream, *key)`."""
     return torch.Generator().manual_seed(seed_for(seed, stream, *key))

@@ -1,4 +1,4 @@
-"""The folder of a run: its JSON files, its lock, and whether it belongs to an experiment."""
+"""The folder of a run: its JSON files, its lock, and the check that it belongs to an experiment."""
 
 import json
 import platform
@@ -41,7 +41,7 @@ def experiment_in(found: dict[str, Any], folder: Path) -> ExperimentConfig:
 
 
 def check(folder: Path, experiment: ExperimentConfig, data: dict[str, dict]) -> None:
-    """Raises an error if the folder holds another experiment that was at least begun, a run on other data, or other files."""
+    """Raises an error if the folder holds a run of another experiment that has begun, a run on other data, or other files."""
     results.refuse_file(folder)
     found = record_in(folder)
     if found is None:
@@ -59,7 +59,7 @@ def check(folder: Path, experiment: ExperimentConfig, data: dict[str, dict]) -> 
         )
     for part, now in data.items():
         before = found.get("data", {}).get(part, now)
-        # What a finished run was trained on is not needed any more, but for the classes.
+        # A finished run does not need its training data any more, except for the classes.
         compared = ("classes",) if finished and part == "train" else tuple(now)
         different = [
             f"{key} {_short(before[key])}, now {_short(now[key])}" for key in compared if before[key] != now[key]
@@ -78,7 +78,7 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def alone(folder: Path, state: PartialState) -> Iterator[None]:
-    """Locks the folder: no other command works on it meanwhile. All processes of one command hold the lock together."""
+    """Locks the folder, so that no other command works on it. All processes of one command hold the lock together."""
     if not state.is_main_process:
         state.wait_for_everyone()
         yield

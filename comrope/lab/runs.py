@@ -6,9 +6,10 @@
     weights.safetensors  the trained model
     result.json          what training and all measurements gave
 
-What is trained, and how it is evaluated, is the problem's: see `comrope.lab.problem`.
+The problem of the experiment determines the model, training and evaluation: see `comrope.lab.problem`.
 
-A run that was killed goes on from its last checkpoint when the same command is given again, and what is done is not done twice.
+A run that was killed goes on from its last checkpoint when the same command is given again. Finished work is not
+repeated.
 """
 
 import json
@@ -35,7 +36,7 @@ from comrope.lab.run_log import Log, summary_writer
 from comrope.lab.train import StepProgress, check_precision, sizes, train
 
 MOST_WORKERS = 1024
-"""Processes that read data."""
+"""The largest number of processes that read data."""
 
 OnProgress = Callable[[str, int, int, float], None]
 """Is called with (stage, done, total, samples per second) as a run goes on."""
@@ -71,9 +72,9 @@ def run(
         tensorboard: whether progress is also written for TensorBoard, into the folder's `tensorboard`.
         data: where the data are now, if they were moved.
     Raises:
-        ConfigurationError: the folder holds another experiment; a number that makes no sense.
-        DataError: the data are not there, damaged, or others than those that the run began with; the folder cannot be written,
-            or another process is at work on it; weights are missing or damaged.
+        ConfigurationError: the folder holds another experiment, or a number is out of range.
+        DataError: the data are missing, damaged, or different from those that the run began with; the folder cannot be
+            written, or another process works on it; weights are missing or damaged.
         DivergedError: the loss is NaN or infinite.
     """
     for name, value, least in (
@@ -98,12 +99,12 @@ def run(
     run_folder.check(folder, experiment, described)
     result = run_folder.result_in(folder)
     if result is not None and state.is_main_process:
-        Checkpoints(folder / "checkpoints").remove()  # a kill may have come before that
+        Checkpoints(folder / "checkpoints").remove()  # in case of a kill before they were removed
     if result is not None and not _missing(result, conditions):
         on_progress("measured", 1, 1, 0.0)
         return result
     model = task = None
-    if result is None:  # what is wrong with it is said before anything is written
+    if result is None:  # errors are raised before anything is written
         check_precision(experiment.recipe)
         model = problem.build(experiment, sets[0], folder.parent)
         if experiment.frozen:
@@ -111,9 +112,9 @@ def run(
         task = problem.task(model, *sets, experiment)
         sizes(experiment.recipe, len(task.dataset), state.num_processes, micro_batch)
     with run_folder.alone(folder, state):
-        if state.is_main_process:  # while others look, it may be writing
+        if state.is_main_process:  # the others would read while this process writes
             run_folder.check(folder, experiment, described)
-        result = run_folder.result_in(folder)  # it may have been waited for
+        result = run_folder.result_in(folder)  # another command may have finished it meanwhile
         if result is None:
             run_folder.claim(folder, experiment, described, command, state)
             settings = {"micro_batch": micro_batch, "num_workers": num_workers, "compile": compile}
@@ -128,7 +129,7 @@ def run(
                 result["evaluation"].append(row)
                 result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
                 begun = time.perf_counter()
-                if state.is_main_process:  # at once: another condition may fail
+                if state.is_main_process:  # at once, since a later condition may fail
                     results.write_json(result, folder / "result.json")
                 on_progress("measuring", done, len(missing), 0.0)
             state.wait_for_everyone()
@@ -213,7 +214,7 @@ def _train(experiment, model, task, folder, settings, save_every, tensorboard, o
     checkpoints = Checkpoints(folder / "checkpoints", save_every)
     history = train(model, task, experiment.recipe, checkpoints=checkpoints, after_step=after_step, **settings)
     seconds = checkpoints.progress()["seconds"]  # also those before an interruption
-    state.wait_for_everyone()  # until all have read it: the first removes the checkpoints below
+    state.wait_for_everyone()  # all have read it before the main process removes the checkpoints
     result = {
         "name": experiment.name,
         **json.loads((folder / "run.json").read_text(encoding="utf-8")),

@@ -1,4 +1,4 @@
-"""What numbers say: means over seeds with their spread, paired differences and accuracies with their intervals."""
+"""Statistics of results: means over seeds, paired differences, and confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -10,26 +10,26 @@ from comrope.errors import ConfigurationError
 
 
 class Summary(NamedTuple):
-    """Mean over seeds."""
+    """Mean and standard deviation over seeds."""
 
     mean: float
     deviation: float | None
-    """Sample standard deviation (n − 1); None of one seed."""
+    """Sample standard deviation (n − 1); None for one seed."""
     count: int
 
 
 class Difference(NamedTuple):
-    """Mean over seeds of a difference within each seed."""
+    """Mean over seeds of a difference within each seed, with its confidence interval."""
 
     mean: float
     low: float | None
-    """Lower end of the interval; None where there is none, see `paired`."""
+    """Lower end of the interval; None if there is no interval, see `paired`."""
     high: float | None
     count: int
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Mean and sample standard deviation; ConfigurationError of no values.
+    """Returns mean and sample standard deviation; raises ConfigurationError if there are no values.
 
     >>> summary([1.0, 2.0, 3.0])
     Summary(mean=2.0, deviation=1.0, count=3)
@@ -41,11 +41,12 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def paired(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Difference:
-    """first − second, seed by seed, with Student's t interval of the mean difference.
+    """Returns the mean of first − second, seed by seed, with its Student t interval.
 
-    The same place in both has the same seed: the same images, batches and starting weights. Each interval stands for itself:
-    of twenty such intervals around no difference, one misses 0. There is no interval of one seed, and none where all seeds
-    differ by exactly the same: counts of a few samples often do, and it would be a point.
+    Values with the same index have the same seed: the same images, batches and initial weights. Intervals are not
+    corrected for multiple comparisons: if there is no difference, one in twenty does not contain 0. There is no
+    interval for one seed, nor if the difference is exactly the same in all seeds, as often with counts of few samples,
+    since its width would be 0.
 
     >>> paired([2.0, 3.0], [1.0, 1.0])  # doctest: +ELLIPSIS
     Difference(mean=1.5, low=-4.85..., high=7.85..., count=2)
@@ -64,7 +65,7 @@ def paired(first: Sequence[float], second: Sequence[float], confidence: float = 
 
 
 def half_width(correct: int, total: int) -> float:
-    """Half the width, in percentage points, of Wilson's 95 % interval of an accuracy: `correct` of `total` samples.
+    """Returns half the width, in percentage points, of Wilson's 95 % interval of an accuracy of `correct` in `total` samples.
 
     >>> round(half_width(225, 450), 1), round(half_width(441, 450), 1)
     (4.6, 1.4)

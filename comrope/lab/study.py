@@ -1,6 +1,6 @@
-"""Many runs: each experiment trained and measured once, in processes of one thread, or by all processes of `torchrun` together.
+"""Studies of many runs. Runs are made in parallel, in processes of one thread, or by all processes of `torchrun` together.
 
-What is finished is taken from disk, so that a study that was stopped goes on, and studies that share runs do not repeat them.
+Finished runs are read from disk. So a study that was stopped goes on, and studies that share runs do not repeat them.
 """
 
 import multiprocessing
@@ -28,7 +28,7 @@ OnRunProgress = Callable[[str, str, int, int, float], None]
 
 
 MOST_PARALLEL = 1024
-"""Each run is a process."""
+"""The largest number of runs at a time; each is a process."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ def _start_worker(reports) -> None:
     global _reports
     _reports = reports
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone: one that was killed cannot do it."""
+    """Ends this worker when its parent has ended, since a killed parent cannot do it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
@@ -132,5 +132,5 @@ def _end_with_parent() -> None:
 
 
 def _run_here(job: Job, folder: Path, settings: dict[str, Any]) -> bool:
-    _run(job, folder, settings, lambda *told: _reports.put(told))
+    _run(job, folder, settings, lambda *progress: _reports.put(progress))
     return True

@@ -1,24 +1,24 @@
-"""How each encoding is called, described and drawn: the same in every table, figure and page, one row an encoding."""
+"""The label, description and line style of each encoding, the same in every table, figure and page."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Style:
-    """Words and looks of one encoding; plain strings, so that nothing here needs matplotlib."""
+    """Label, description and line style of an encoding, as plain strings, so that nothing here needs matplotlib."""
 
     label: str
-    """As tables and figures write it."""
+    """The name in tables and figures."""
     about: str = "no description"
-    """One line for a reader who does not know it."""
+    """One line for readers who do not know the encoding."""
     colour: str = "#4d4d4d"
     marker: str = "o"
     """Marker and line are matplotlib's."""
     line: str = "-"
     width: float = 1.2
-    """Of the line in points."""
+    """Width of the line in points."""
     no_planes: str = "it gave no frequencies"
-    """Why there is no spectrum to draw, where there is none."""
+    """The reason why there is no spectrum to draw, if there is none."""
 
     @property
     def ours(self) -> bool:
@@ -65,14 +65,14 @@ STYLES = {
     ),
 }  # fmt: skip
 """By the name in `comrope.encodings.ENCODINGS`. Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers
-say the same again. What does not commute or does not rotate is dashed or dotted."""
+differ too. Lines of encodings that do not commute or do not rotate are dashed or dotted."""
 
 
 def style(encoding: str) -> Style:
-    """The style of an encoding; a name that is not ours is its own label, drawn in grey."""
+    """Returns the style of an encoding; an unknown name is its own label, in grey."""
     return STYLES.get(encoding, Style(encoding))
 
 
 def label(encoding: str) -> str:
-    """The label of an encoding."""
+    """Returns the label of an encoding."""
     return style(encoding).label

@@ -1,4 +1,4 @@
-"""Tables, and their forms: text, CSV and Markdown. `terminal.py` prints them, `page.py` puts them into HTML."""
+"""Tables as text, CSV and Markdown. `terminal.py` prints them, `page.py` writes them as HTML."""
 
 import csv
 import html
@@ -10,28 +10,28 @@ from typing import Any
 from comrope.lab.statistics import Difference, Summary
 
 Cell = str | int | float | Summary | Difference | None
-"""None is a number that does not exist: "–" in print, empty in CSV."""
+"""None is a missing number: "–" as text, empty in CSV."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headings."""
+    """A table: headings, and rows of cells."""
 
     name: str
-    """Of its CSV file."""
+    """The name of its CSV file, without suffix."""
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
     decimals: int = 2
     best: Sequence[Callable | None] = ()
-    """`max` or `min` for each column whose best cells a page marks, None for the others; no marks if empty."""
+    """For each column `max` or `min` if a page marks its best cells, else None. Nothing is marked if empty."""
 
     def printed(self) -> list[list[str]]:
-        """The rows as text: "63.09 ± 0.12" for a mean over seeds, "+0.31 (−0.02 … +0.64)" for a difference."""
+        """Returns the rows as text: "63.09 ± 0.12" for a mean over seeds, "+0.31 (−0.02 … +0.64)" for a difference."""
         return [[_printed(cell, self.decimals) for cell in row] for row in self.rows]
 
     def spelt_out(self) -> list[list[Any]]:
-        """Heading and rows of plain values: a mean or a difference takes a column for each of its numbers."""
+        """Returns headings and rows of plain values: a mean or a difference takes a column for each of its numbers."""
         kinds = [next((type(c) for c in column if isinstance(c, tuple)), None) for column in self.by_column()]
         heading: list[Any] = []
         for name, kind in zip(self.columns, kinds, strict=True):
@@ -46,11 +46,11 @@ class Table:
         return [heading, *rows]
 
     def by_column(self) -> list[list[Cell]]:
-        """The cells below each heading."""
+        """Returns the cells of each column."""
         return [[row[i] for row in self.rows] for i in range(len(self.columns))]
 
     def marks(self) -> list[list[bool]]:
-        """For each cell, whether it is the best of its column; all that equal the best one are."""
+        """Returns for each cell whether it is the best of its column, or equal to the best."""
         marked = []
         for column, best in zip(self.by_column(), self.best or [None] * len(self.columns), strict=True):
             values = [cell[0] if isinstance(cell, tuple) else cell for cell in column]
@@ -61,20 +61,20 @@ class Table:
 
 
 def csv_text(table: Table) -> str:
-    """The table as CSV, `Table.spelt_out`."""
+    """Returns `Table.spelt_out` as CSV."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(table.spelt_out())
     return file.getvalue()
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, without its title. Nothing in a cell is taken for a tag or for the end of the cell."""
+    """Returns the table in Markdown, without its title. Tags and cell separators in a cell are escaped."""
     lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)], *table.printed()]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
 def markdown_file(title: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
-    """A whole file of Markdown: title, notes, and each table under its own title."""
+    """Returns a file in Markdown: the title, the notes, and each table under its own title."""
     parts = [f"# {escaped(title)}", *map(escaped, notes)]
     for table in tables:
         parts += [f"## {escaped(table.title)}", markdown(table)]
@@ -82,7 +82,7 @@ def markdown_file(title: str, tables: Sequence[Table], notes: Sequence[str] = ()
 
 
 def escaped(text: str) -> str:
-    """Text in which Markdown finds no tags."""
+    """Returns text whose tags are escaped."""
     return html.escape(text, quote=False)
 
 
@@ -91,7 +91,7 @@ def _cell(text: str) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Eight digits of a number."""
+    """Returns a number rounded to eight digits; other values unchanged."""
     return float(f"{value:.8g}") if isinstance(value, float) else value
 
 

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: progress while it goes on, tables when it is done."""
+"""Output in the terminal: progress of runs, and tables of results."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[+−-]?\d|–")
 
 
 def show(*tables: Table) -> None:
-    """Prints tables, none wider than the terminal: of one with too many columns the rest come below, with its names again."""
+    """Prints tables no wider than the terminal: columns that do not fit follow below, with the names of the rows again."""
     for table in tables:
         names, rows = _leading(table), table.printed()
         heading = [_wrapped(*column) for column in zip(table.columns, *rows, strict=True)]
@@ -46,20 +46,20 @@ def result(folder: Path, tables: Sequence[Table], notes: Sequence[str] = ()) -> 
 
 
 def _leading(table: Table) -> int:
-    """How many columns at the left are names, and say what a row is of."""
+    """Returns the number of columns at the left that name a row."""
     columns = list(zip(*table.printed(), strict=True))
     count = next((i for i, column in enumerate(columns) if any(_NUMBER.match(cell) for cell in column)), 1)
     return max(1, min(count, len(table.columns) - 1))
 
 
 def _wrapped(heading: str, *cells: str) -> str:
-    """The heading on lines no longer than the widest cell, as far as its words allow."""
+    """Returns the heading, wrapped to the width of the widest cell if its words allow."""
     width = max(map(cell_len, (*cells, *heading.split())), default=1)
     return "\n".join(textwrap.wrap(heading, width, break_long_words=False, break_on_hyphens=False)) if heading else ""
 
 
 def _groups(heading: Sequence[str], rows: Sequence[Sequence[str]], names: int, width: int) -> list[list[int]]:
-    """The columns that stand side by side, after the names."""
+    """Returns groups of columns that fit side by side, each with the names of the rows."""
     texts = zip(heading, *rows, strict=True)
     widths = [max(cell_len(line) for text in column for line in text.split("\n")) + 2 for column in texts]
     groups: list[list[int]] = [[]]
@@ -71,20 +71,20 @@ def _groups(heading: Sequence[str], rows: Sequence[Sequence[str]], names: int, w
 
 
 def speaks() -> bool:
-    """Whether this process is the one of those started together that prints."""
+    """Whether this process prints: of those that were started together only the first does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def run_progress() -> Iterator[Callable[[str, int, int, float], None]]:
-    """A bar for one run, with throughput and time left; off a terminal, a line at each tenth."""
+    """Yields a callback for the progress of a run. It shows a bar, or prints a line at each tenth if this is no terminal."""
     with study_progress() as report:
         yield lambda stage, done, total, speed: report("", stage, done, total, speed)
 
 
 @contextmanager
 def study_progress() -> Iterator[Callable[[str, str, int, int, float], None]]:
-    """A bar for each run under way, as a function of (name, stage, done, in all, samples a second); lines off a terminal."""
+    """Yields a callback (name, stage, done, total, samples per second) for several runs, shown as in `run_progress`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
     said: set[tuple[str, str, int]] = set()
     with Progress(
@@ -115,7 +115,7 @@ def study_progress() -> Iterator[Callable[[str, str, int, int, float], None]]:
 
 
 def evaluation(result: dict, conditions: Sequence[Any] | None = None) -> Table:
-    """What was measured of a run, a row a condition, of those asked for or of all; no columns of nothing but zeros."""
+    """Returns a table of a run's evaluation, with a row for each condition, all if None. Columns of zeros are left out."""
     rows = [r for r in result["evaluation"] if conditions is None or any(c.describes(r) for c in conditions)]
     cells = [_cells(row) for row in rows]
     usual = {"0", "–", "random"}
@@ -125,7 +125,7 @@ def evaluation(result: dict, conditions: Sequence[Any] | None = None) -> Table:
 
 
 def _cells(row: dict) -> dict[str, str]:
-    """A measured row in print: sizes as 8×8, counts with their share, no long lists."""
+    """Returns a row of an evaluation as text: sizes as 8×8, the share of correct answers, no long lists."""
     cells = {}
     for name, value in row.items():
         if isinstance(value, list) and len(value) <= 3:
@@ -138,14 +138,14 @@ def _cells(row: dict) -> dict[str, str]:
 
 
 def recipes(known: Mapping[str, Callable]) -> Table:
-    """The recipes of `comrope reproduce`, each with the first line of its docstring."""
+    """Returns a table of the recipes of `comrope reproduce`, each with the first line of its docstring."""
     rows = [(name, (recipe.__doc__ or "").strip().splitlines()[0]) for name, recipe in known.items()]
     return Table("recipes", "comrope reproduce <recipe> --scale demo|small|paper", ("", "what it is"), rows)
 
 
 @contextmanager
 def working(title: str) -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done; off a terminal, a line for each thing."""
+    """Yields a callback that shows what is being done, in one line; if this is no terminal, it prints a line for each."""
     said: set[str] = set()
 
     def say(what: str) -> None:

@@ -1,6 +1,6 @@
-"""The training loop of all experiments: one loop, on Accelerate, that any kill can interrupt.
+"""The training loop of all experiments, on Accelerate. It can be interrupted at any time.
 
-Every random draw is named by its seed, step and image (`comrope.lab.rng`), so that a run is the same whether it was
+Random numbers depend on seed, step and sample alone (`comrope.lab.rng`). So a run is the same whether it was
 interrupted or not, and the same but for rounding in any number of processes.
 """
 
@@ -47,12 +47,12 @@ class TrainDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, keys: list[tuple[int, int, int]]) -> Any:
-        """The batch of `keys`, each (epoch, index, copy): how a sample is augmented depends on its key alone."""
+        """Returns the batch of `keys`, each (epoch, index, copy). The augmentation of a sample depends on its key alone."""
         ...
 
 
 class Task(ABC):
-    """What is trained: a training set and a loss."""
+    """A training task: a training set and a loss."""
 
     dataset: TrainDataset
 
@@ -141,7 +141,7 @@ def train(
         DivergedError: the loss is NaN or infinite. Earlier checkpoints are kept.
     """
     check_precision(recipe)
-    AcceleratorState._reset_state()  # or an earlier run of this process would fix the precision of this one
+    AcceleratorState._reset_state()  # otherwise the precision of an earlier run in this process would stay
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
     rank, world = accelerator.process_index, accelerator.num_processes
     micro_batch = sizes(recipe, len(task.dataset), world, micro_batch)
@@ -204,7 +204,7 @@ def check_precision(recipe: Recipe) -> None:
 
 
 def sizes(recipe: Recipe, num_samples: int, world: int, micro_batch: int | None) -> int:
-    """Returns the samples that a process takes at a time.
+    """Returns the micro-batch: the number of samples that a process takes at a time.
 
     Raises:
         ConfigurationError: the batch does not divide by processes and micro-batches, or is larger than the training set.

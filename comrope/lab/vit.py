@@ -18,18 +18,19 @@ class ViT(VisionTransformer):
     """A VisionTransformer with a class token, at any image size, whose only positions are those of `encoding`.
 
     Args:
-        encoding: name of an encoding; "ape" adds its code book to the tokens, the others turn queries and keys.
-        image_size: (height, width) that ape's code book is laid out for; with axes before them in a model that has more.
+        encoding: name of an encoding; "ape" adds its code book to the tokens, the others rotate queries and keys.
+        image_size: (height, width), after the sizes of further axes if there are any; it gives the size of ape's code
+            book.
         encoding_settings: further settings of the encoding, such as block_size=8.
         vit: settings of timm's VisionTransformer: embed_dim, depth, num_heads, patch_size, num_classes, in_chans, ….
 
-    With the same seed all encodings start with the same weights outside of themselves.
+    With the same seed, weights outside of the encoding are the same for all encodings.
     """
 
     def __init__(self, encoding: str, image_size: tuple[int, ...], encoding_settings: dict | None = None, **vit):
         size = (image_size[-2], image_size[-1])
         super().__init__(img_size=size, dynamic_img_size=True, pos_embed="none", **vit)
-        # timm's own check of the size puts it into a message, which ties a compiled graph to one size; `grid` checks here.
+        # timm's own check formats the size into a message, which ties a compiled graph to one size: `grid` checks here.
         self.patch_embed.img_size = None
         self.num_axes = len(image_size)
         settings = dict(encoding_settings or {})
@@ -40,10 +41,10 @@ class ViT(VisionTransformer):
             self.ape = comrope.encoding("ape", **sizes, grid=self.grid(image_size), **settings)  # type: ignore
             encoding, settings = "none", {}
         filters = self.patch_embed.proj.weight
-        few = filters.new_zeros(
+        example = filters.new_zeros(
             1, filters.shape[1], *(2 for _ in image_size[:-2]), 2 * filters.shape[2], 3 * filters.shape[3]
         )
-        attach_encoding(self, encoding, settings, few)
+        attach_encoding(self, encoding, settings, example)
 
     def grid(self, image_size: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the numbers of patches (rows, columns) of an image; raises InputError if patches do not divide it."""

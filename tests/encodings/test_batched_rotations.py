@@ -31,7 +31,7 @@ def test_rotations_together_equal_those_one_by_one(name, positions, keys):
 
     def together():
         rotated = rotations(layers, x, y, dtype=torch.float64)
-        return [scores(*rotation.turn(q, k)) for rotation, (q, k) in zip(rotated, tokens, strict=True)]
+        return [scores(*rotation.rotate(q, k)) for rotation, (q, k) in zip(rotated, tokens, strict=True)]
 
     expected = [scores(*pe(q, k, x, y)) for pe, (q, k) in zip(layers, tokens, strict=True)]
     found = together()
@@ -48,7 +48,7 @@ def test_layers_of_different_families_keep_their_order(change):
     layers = [change(build(name, block_size=8, seed=i)) for i, name in enumerate(names)]
     q, k, x = draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(5, 2)
     for rotation, pe in zip(rotations(layers, x, dtype=torch.float64), layers, strict=True):
-        assert_close(scores(*rotation.turn(q, k)), scores(*pe(q, k, x)), 1e-12)
+        assert_close(scores(*rotation.rotate(q, k)), scores(*pe(q, k, x)), 1e-12)
 
 
 def test_layers_of_the_same_class_and_sizes_are_decomposed_once(monkeypatch):
@@ -61,4 +61,4 @@ def test_layers_of_the_same_class_and_sizes_are_decomposed_once(monkeypatch):
 def test_tokens_of_another_dtype_than_expected_are_rotated_in_their_own_precision():
     pe = build("comrope-ld", block_size=8)
     q, k, x = draw(1, 2, 5, 16), draw(1, 2, 5, 16, seed=1), draw(5, 2)
-    assert_close(scores(*pe.rotation(x, dtype=torch.float32).turn(q, k)), scores(*pe(q, k, x)), 1e-12)
+    assert_close(scores(*pe.rotation(x, dtype=torch.float32).rotate(q, k)), scores(*pe(q, k, x)), 1e-12)

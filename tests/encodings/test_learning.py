@@ -42,7 +42,7 @@ def test_at_the_identity_a_basis_does_not_move(name, in_weights):
         for w in weights
     )
     optimiser = torch.optim.AdamW(pe.parameters(), lr=0.01)
-    nonlinear(scores(*rotation.turn(q, k, in_basis=in_weights))).backward()
+    nonlinear(scores(*rotation.rotate(q, k, in_basis=in_weights))).backward()
     optimiser.step()
     assert not pe.basis_generator.any()
     assert pe.frequencies.any()

@@ -89,8 +89,8 @@ def _calls() -> Iterator[Subject]:
         )
 
 
-def _turned(name: str, **given: Any) -> Any:
-    return kept_encoding(name).rotation(grid()).turn(**given)
+def _rotated(name: str, **given: Any) -> Any:
+    return kept_encoding(name).rotation(grid()).rotate(**given)
 
 
 def _rotations() -> Iterator[Subject]:
@@ -115,8 +115,8 @@ def _rotations() -> Iterator[Subject]:
         )
     for name in ("rope", "rope-mixed", "string", "liere", "comrope-ld", "comrope-mt"):
         yield Subject(
-            f"{name}.rotation().turn",
-            partial(_turned, name),
+            f"{name}.rotation().rotate",
+            partial(_rotated, name),
             tokens,
             {} if name == "liere" else {"in_basis": flag},
             {"q": ALL_TOKENS, "k": ALL_TOKENS},

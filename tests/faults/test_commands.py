@@ -215,7 +215,7 @@ def test_runs_whose_data_were_moved(command, tmp_path, monkeypatch, capsys):
     words = [word.format(**places) for word in words_of(IMAGES | data)]
     assert _call(words, monkeypatch, capsys)[0] == 0
     (tmp_path / "data").rename(tmp_path / "moved")
-    image_data._kept.cache_clear()  # as in another process
+    image_data._cached.cache_clear()  # as in another process
     words = command.format(run=tmp_path / "run", moved=tmp_path / "moved").split()
     status, _, err = _call(words[: words.index("--data")], monkeypatch, capsys)
     # What was measured before is read from the run; what is needed of data is asked for by name.

@@ -178,7 +178,7 @@ def test_images_that_vanish_between_two_parts_of_a_run_are_missed(tmp_path, imag
     with pytest.raises(Stopped):
         runs.run(experiment, PLAIN, tmp_path / "run", save_every=1, on_progress=_stop_after(2))
     (root / "train" / "a" / "0.png").unlink()
-    image_data._kept.cache_clear()  # as in another process
+    image_data._cached.cache_clear()  # as in another process
     with pytest.raises(DataError, match="train had count 12, now 11"):
         runs.run(experiment, PLAIN, tmp_path / "run")
 
@@ -189,7 +189,7 @@ def test_renamed_classes_are_not_evaluated(tmp_path, images):
     runs.run(experiment, PLAIN, tmp_path / "run")
     for part in ("train", "val"):
         (root / part / "a").rename(root / part / "c")
-    image_data._kept.cache_clear()
+    image_data._cached.cache_clear()
     with pytest.raises(DataError, match="classes a, b, now b, c"):
         runs.run(experiment, PLAIN, tmp_path / "run")
 

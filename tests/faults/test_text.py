@@ -192,7 +192,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], dict, type[ComropeError], str]]
         "windows shorter than the",
     ),
     "no windows": (lambda root: None, {"num_train": 0}, ConfigurationError, "one at least"),
-    "no stretches": (lambda root: None, {"num_test": 0}, ConfigurationError, "expected 1 stretch or more"),
+    "no segments": (lambda root: None, {"num_test": 0}, ConfigurationError, "expected 1 segment or more"),
 }
 
 
@@ -203,7 +203,7 @@ def test_too_little_text(change, settings, kind, match, root):
         problem.datasets(quick(root, **settings))
 
 
-def test_stretches_of_the_texts_that_are_long_enough(root):
-    """Documents shorter than a stretch are none to test on, as the documentation of `EvalText` says of documents."""
+def test_segments_of_the_texts_that_are_long_enough(root):
+    """Documents shorter than a segment are none to test on, as the documentation of `EvalText` says of documents."""
     found = EvalText.of([b"short", bytes(64), b"", bytes(range(100))], 64)
     assert len(found) == 2

@@ -1,7 +1,7 @@
-"""What a rotation costs: the paper's algorithm, plain RoPE as three libraries write it, and ours, side by side in one run.
+"""Time and memory of rotations: the paper's algorithm, plain RoPE of three libraries, and ours, side by side in one run.
 
-Opponents take turns, round after round, so that a machine that slows down slows all of them; what counts is the ratio to
-the baseline in the same round.
+The implementations are timed one after the other, round after round, so that a machine that slows down slows all of
+them. What counts is the ratio to the baseline in the same round.
 """
 
 import os
@@ -18,14 +18,15 @@ from comrope.lab.output import Outcome, versions
 
 
 def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progress: Progress) -> dict:
-    """All measurements, as they are written to JSON.
+    """Returns all measurements, as they are written to JSON.
 
     Args:
-        rounds: turns of each way of rotating; whole models take three times as many, their ratios lying close to 1.
-        batch, depth: images and layers of the ViT in whole training steps.
-        tokens: shapes with more are left out.
-        command: what was typed, for the record.
-        progress: is told what is being done.
+        rounds: the number of rounds of rotations; whole models take three times as many, since their ratios are close
+            to 1.
+        batch, depth: the numbers of images and of the ViT's layers in whole training steps.
+        tokens: shapes with more tokens are left out.
+        command: the command that was typed, for the record.
+        progress: is called with a description of each measurement.
     """
     shapes = [shape for shape in SHAPES if shape.num_tokens <= tokens]
     found: dict = {"title": "comrope bench", "notes": [], "command": command}
@@ -59,7 +60,7 @@ def outcome(found: dict) -> Outcome:
 
 
 def environment() -> dict:
-    """What the figures depend on."""
+    """Returns the versions and settings that the measurements depend on."""
     return {
         "versions": versions("comrope", "torch", "timm", "transformers", "rotary-embedding-torch"),
         "threads": torch.get_num_threads(),

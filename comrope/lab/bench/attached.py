@@ -1,4 +1,4 @@
-"""What an attached encoding costs in models as users have them: whole steps beside the same model with its own RoPE."""
+"""The cost of an attached encoding in models of timm and transformers: whole steps, beside the model with its own RoPE."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,24 +21,24 @@ WAYS: dict[str, str | None] = {
     "LD, attached": "comrope-ld",
     "MT, attached": "comrope-mt",
 }
-"""The encoding that takes the place of it, by the name of its row."""
+"""The encoding that is attached, by the name of the row; None if nothing is attached."""
 FOLDED = "LD, attached and folded"
 
 
 @dataclass(frozen=True)
 class Host:
-    """A model, and what it is trained on."""
+    """A model and its inputs."""
 
     name: str
     num_tokens: int
     make: Callable[[int], nn.Module]
-    """With so many layers."""
+    """Makes the model, given the number of layers."""
     inputs: Callable[[int], dict[str, Any]]
-    """With so many images."""
+    """Makes inputs, given the number of images."""
     bare: Callable[[int], nn.Module] | None = None
-    """The same without any RoPE, for the cost of hooks alone."""
+    """Makes the same model without any RoPE, to measure the cost of hooks alone."""
     init: str | None = None
-    """Where learned encodings start; from the model's own RoPE if None."""
+    """How learned angles start: see `comrope.attach`; from the model's own RoPE if None."""
 
 
 def _vit(name: str) -> Callable[[int], nn.Module]:
@@ -46,7 +46,7 @@ def _vit(name: str) -> Callable[[int], nn.Module]:
 
 
 def _llama(depth: int) -> nn.Module:
-    """With one layer for six of a ViT: they are as much work."""
+    """Returns a Llama with one layer for six of a ViT, which take about as long."""
     sizes: dict[str, Any] = {
         "hidden_size": 1024,
         "intermediate_size": 2816,
@@ -60,7 +60,7 @@ def _images(batch: int) -> dict[str, Any]:
     return {"x": torch.randn(batch, 3, 224, 224)}
 
 
-def _words(length: int) -> Callable[[int], dict[str, Any]]:
+def _random_tokens(length: int) -> Callable[[int], dict[str, Any]]:
     return lambda batch: {"input_ids": torch.randint(512, (1, length))}
 
 
@@ -73,13 +73,13 @@ HOSTS = (
         bare=_vit("vit_base_patch16_224"),
         init="normal",
     ),
-    Host("Llama of width 1024, 1k tokens", 1024, _llama, _words(1024)),
-    Host("Llama of width 1024, 4k tokens", 4096, lambda depth: _llama(depth // 2), _words(4096)),
+    Host("Llama of width 1024, 1k tokens", 1024, _llama, _random_tokens(1024)),
+    Host("Llama of width 1024, 4k tokens", 4096, lambda depth: _llama(depth // 2), _random_tokens(4096)),
 )
 
 
 def models(host: Host, depth: int) -> dict[str, nn.Module]:
-    """The host with its own RoPE and with each encoding attached; and where it can be had, without any and with hooks alone."""
+    """Returns the host with its own RoPE and with each encoding, and, if it has a bare form, that without and with hooks."""
     found = {label: _made(host.make, depth, name, host.init) for label, name in WAYS.items()}
     if host.bare is not None:
         found |= {PLAIN: _made(host.bare, depth), HOOKS: _made(host.bare, depth, "none")}
@@ -93,7 +93,7 @@ def _made(make: Callable[[int], nn.Module], depth: int, name: str | None = None,
 
 
 def training(host: Host, rounds: int, batch: int, depth: int, progress: Progress) -> list[dict]:
-    """A row for each way: forward, backward and AdamW."""
+    """Returns a row for each of WAYS, timed over forward, backward and AdamW."""
     inputs = host.inputs(batch)
     steps = {label: training_step(model, inputs) for label, model in models(host, depth).items()}
     seconds = in_turn(steps, rounds, lambda name: progress(f"{host.name}, training: {name}"))
@@ -101,7 +101,7 @@ def training(host: Host, rounds: int, batch: int, depth: int, progress: Progress
 
 
 def training_step(model: nn.Module, inputs: dict[str, Any]) -> Step:
-    """One step on the same inputs."""
+    """Returns a training step, always on the same inputs."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -114,7 +114,7 @@ def training_step(model: nn.Module, inputs: dict[str, Any]) -> Step:
 
 
 def inference(host: Host, rounds: int, batch: int, depth: int, progress: Progress) -> list[dict]:
-    """A row for the host's own RoPE, for LD as trained and for LD folded: forward alone, without gradients."""
+    """Returns rows for the host's own RoPE, LD as trained and LD folded, timed over forward without gradients."""
     inputs = host.inputs(batch)
     ld = "LD, attached"
     found = {OWN: _made(host.make, depth), ld: _made(host.make, depth, WAYS[ld], host.init)}

@@ -1,4 +1,4 @@
-"""Taking turns, so that a machine that slows down slows all: seconds, ratios in the same round, high-water marks of memory."""
+"""Times steps in alternation, so that a machine that slows down slows all of them; measures peak memory."""
 
 import gc
 import multiprocessing
@@ -17,9 +17,10 @@ Step = Callable[[], None]
 def in_turn(
     steps: dict[str, Callable[[], None]], rounds: int, progress: Callable[[str], None], turn: float = 0
 ) -> dict[str, list[float]]:
-    """Seconds of every step in every round, the steps taking turns; two rounds before that are not counted.
+    """Returns the seconds of every step in every round, after two warm-up rounds.
 
-    In its turn a step runs again until `turn` seconds are over, and the median is what counts.
+    In a round the steps are run in turn. A step is repeated until `turn` seconds are over, and the median of the
+    repetitions is recorded.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 2):
@@ -32,7 +33,7 @@ def in_turn(
 
 
 def _repeated(step: Step, turn: float) -> Iterator[float]:
-    """Seconds of each step of a turn; of one at least."""
+    """Yields the seconds of each repetition of a step within `turn` seconds, of one repetition at least."""
     begun = last = time.perf_counter()
     while last == begun or last < begun + turn:
         step()
@@ -42,24 +43,27 @@ def _repeated(step: Step, turn: float) -> Iterator[float]:
 
 
 def compared(seconds: dict[str, list[float]], baseline: str) -> Iterator[dict]:
+    """Yields a row for each step: quartiles of its seconds, and of their ratio to the baseline's in the same round."""
     for name, each in seconds.items():
         ratios = [ours / theirs for ours, theirs in zip(each, seconds[baseline], strict=True)]
         yield {"opponent": name, **summary(each), "ratio": _quartiles(ratios)}
 
 
 def summary(seconds: list[float]) -> dict:
+    """Returns the quartiles of the seconds, and the number of rounds."""
     return {"seconds": _quartiles(seconds), "rounds": len(seconds)}
 
 
 def _quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
+    """Returns lower quartile, median and upper quartile."""
     return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
 def peak_memory(make: Callable[..., Step], *arguments, above_start: bool) -> int:
-    """Bytes that a process of its own holds at most while `make(*arguments)()` runs twice. Linux only.
+    """Returns the peak memory in bytes of a new process that runs the step `make(*arguments)`. Linux only.
 
-    above_start leaves out what it held before the steps; otherwise it is all: weights, optimiser, libraries.
+    With `above_start` it is the peak of one step above the memory in use before. Otherwise it is the peak of two steps,
+    with weights, optimiser and libraries.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -75,14 +79,14 @@ def _measure(make, arguments, above_start: bool, threads: int, sender) -> None:
     torch.set_num_threads(threads)
     step = make(*arguments)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew from what is in use now
-    before = _high_water() if above_start else 0
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use
+    before = _peak_bytes() if above_start else 0
     step()
     if not above_start:
-        step()  # the optimiser holds its state from the first one on
-    sender.send(_high_water() - before)
+        step()  # with the optimiser's state, which the first step has made
+    sender.send(_peak_bytes() - before)
 
 
-def _high_water() -> int:
-    """Bytes this process has held at most (VmHWM, Linux only)."""
+def _peak_bytes() -> int:
+    """Returns the peak memory of this process in bytes (VmHWM, Linux only)."""
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])  # pyright: ignore

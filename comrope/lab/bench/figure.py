@@ -1,4 +1,4 @@
-"""The bench as a picture: time of each way of rotating, in units of plain RoPE's, and how it grows with the tokens."""
+"""The figure of the bench: time of each implementation relative to plain RoPE, and time against the number of tokens."""
 
 from matplotlib.figure import Figure
 
@@ -8,17 +8,17 @@ from comrope.lab.styles import style
 
 
 def figure(found: dict) -> Figure:
-    """Left: ratios with quartiles at ViT-B/16, forward and backward. Right: milliseconds against tokens, one dimension."""
+    """Draws, left, ratios with quartiles at ViT-B/16, and, right, milliseconds against tokens on one axis."""
     drawn = Figure(figsize=(11, 6), layout="constrained")
     left, right = drawn.subplots(1, 2, width_ratios=(3, 2))
     rows = [r for r in found["rotations"] if r["shape"] == SHAPES[0].name and r["mode"] == "forward + backward"]
     rows.sort(key=lambda r: -r["ratio"][1])
-    for place, row in enumerate(rows):
+    for y, row in enumerate(rows):
         low, middle, high = row["ratio"]
         colour = style("comrope-ld").colour if "ours" in row["opponent"] else FAINT
-        left.barh(place, middle, color=colour, height=0.7)
-        left.plot([low, high], [place, place], color=INK, linewidth=1)
-        left.annotate(f"{middle:.3g}", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        left.barh(y, middle, color=colour, height=0.7)
+        left.plot([low, high], [y, y], color=INK, linewidth=1)
+        left.annotate(f"{middle:.3g}", (high, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
     left.set_yticks(range(len(rows)), [r["opponent"] for r in rows], fontsize=8)
     left.set_xscale("log")
     left.axvline(1, color=INK, linewidth=0.8, linestyle=":")

@@ -1,4 +1,4 @@
-"""What is measured: rotations alone, whole training steps and inference of ViT-B/16, decompositions, peak memory."""
+"""The measurements: rotations alone, whole training steps and inference of ViT-B/16, decompositions, peak memory."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from comrope.lab.vit import ViT
 IMAGE = (224, 224)
 ROPE = "RoPE, ours"
 TURN = 0.2
-"""Seconds for which a way of rotating repeats its step in its turn."""
+"""Seconds for which a rotation is repeated in each round."""
 MODELS = {
     ROPE: ("rope", {}),
     "RoPE-Mixed": ("rope-mixed", {}),
@@ -26,12 +26,12 @@ MODELS = {
     "LD, block 2": ("comrope-ld", {"block_size": 2}),
     "LD, block 64": ("comrope-ld", {"block_size": 64}),
 }
-"""Encodings of the whole models, by the name of their row."""
+"""Name and settings of the encoding of a whole model, by the name of the row."""
 MEASURED_IN_MEMORY = (ROPE, "AP, block 8", "LD, block 8", "MT, block 8")
 
 
 def rotations(shape: Shape, rounds: int, progress: Progress) -> list[dict]:
-    """A row for each opponent, forward alone and with backward down to q, k and the parameters."""
+    """Returns rows for each implementation: forward alone, and with backward to q, k and the parameters."""
     ways = opponents(shape)
     rows = []
     for backward in (False, True):
@@ -44,8 +44,11 @@ def rotations(shape: Shape, rounds: int, progress: Progress) -> list[dict]:
 
 
 def rotation_step(rotate: Rotate, shape: Shape, backward: bool) -> Step:
-    """One forward, or one forward and backward. Real gradients are sent back: an expanded one, as of a sum, makes torch's
-    batched products forty times slower."""
+    """Returns a step: one forward, or one forward and backward.
+
+    The gradients are dense tensors, since an expanded one, such as that of a sum, makes torch's batched products forty
+    times slower.
+    """
     q, k, grad = shape.tokens().requires_grad_(), shape.tokens().requires_grad_(), shape.tokens()
     others: list[Tensor] = []
 
@@ -62,13 +65,13 @@ def rotation_step(rotate: Rotate, shape: Shape, backward: bool) -> Step:
 
 
 def training_steps(rounds: int, batch: int, depth: int, progress: Progress) -> list[dict]:
-    """A row for each encoding in ViT-B/16 at 224: forward, backward and AdamW."""
+    """Returns a row for each encoding in ViT-B/16 at 224, timed over forward, backward and AdamW."""
     steps = {label: training_step(label, batch, depth) for label in MODELS}
     return list(compared(in_turn(steps, rounds, lambda name: progress(f"training step: {name}")), ROPE))
 
 
 def training_step(label: str, batch: int, depth: int) -> Step:
-    """One step of a row of MODELS."""
+    """Returns a training step of a model of MODELS."""
     model = vit(label, depth)
     optimizer = torch.optim.AdamW(model.parameters())
     pixels, labels = torch.randn(batch, 3, *IMAGE), torch.randint(1000, (batch,))
@@ -82,7 +85,7 @@ def training_step(label: str, batch: int, depth: int) -> Step:
 
 
 def inference(rounds: int, batch: int, depth: int, progress: Progress) -> list[dict]:
-    """A row for RoPE, LD as trained and LD folded into its weights: forward alone, without gradients."""
+    """Returns rows for RoPE, LD as trained and LD folded into the weights, timed over forward without gradients."""
     pixels = torch.randn(batch, 3, *IMAGE)
     learned = vit("LD, block 8", depth).eval()
     models = {
@@ -103,14 +106,14 @@ def inference(rounds: int, batch: int, depth: int, progress: Progress) -> list[d
 
 
 def vit(label: str, depth: int) -> ViT:
-    """ViT-B/16 of so many layers with the encoding of a row."""
+    """Returns ViT-B/16 with this number of layers and an encoding of MODELS."""
     torch.manual_seed(0)
     name, settings = MODELS[label]
     return ViT(name, IMAGE, settings, patch_size=16, embed_dim=768, depth=depth, num_heads=12, qkv_bias=True)
 
 
 def decompositions(rounds: int, depth: int) -> dict:
-    """Seconds for the decompositions of all LD layers of ViT-B/16 (each 12 heads of 8 blocks of 8 × 8), with their backward."""
+    """Returns the seconds of the decompositions in all LD layers of ViT-B/16 (12 heads of 8 blocks, 8 × 8), with backward."""
     base = torch.randn(depth * 12, 8, 8, 8, dtype=torch.float64).requires_grad_()
     grad = torch.randn_like(base)
 
@@ -122,7 +125,7 @@ def decompositions(rounds: int, depth: int) -> dict:
 
 
 def memory_of_rotations(shape: Shape, progress: Progress, only: Callable[[str], bool] = lambda _: True) -> list[dict]:
-    """Bytes by which one forward and backward of each opponent raises the high-water mark of a process of its own."""
+    """Returns, for each implementation, the peak memory of one forward and backward in a new process."""
     rows = []
     for name in filter(only, opponents(shape)):
         progress(f"memory, {shape.name}: {name}")
@@ -137,7 +140,7 @@ def memory_of_rotations(shape: Shape, progress: Progress, only: Callable[[str], 
 
 
 def memory_of_training(batch: int, depth: int, progress: Progress) -> list[dict]:
-    """Bytes that a process holds at most in whole training steps, weights and optimiser included."""
+    """Returns the peak memory of a process in whole training steps, with weights and optimiser."""
     rows = []
     for label in MEASURED_IN_MEMORY:
         progress(f"memory of training: {label}")
@@ -147,20 +150,27 @@ def memory_of_training(batch: int, depth: int, progress: Progress) -> list[dict]
 
 
 def _warm_rotation(shape: Shape, name: str) -> Step:
-    """The step of an opponent, after a small one of another has loaded what torch loads at first."""
+    """Returns the step of an implementation; a small step of another has run before, so that torch is fully loaded."""
     small = Shape("", 1, shape.num_heads, 2, shape.head_dim, shape.num_axes)
     rotation_step(opponents(small)["RoPE-Mixed, ours"], small, True)()
     return rotation_step(opponents(shape)[name], shape, True)
 
 
 def _least_bytes(shape: Shape, backward: bool) -> int:
-    """q and k read and written once in float32; backward reads two gradients and the saved results and writes two more."""
+    """Returns the least memory traffic in bytes, in float32.
+
+    Forward reads and writes q and k once. Backward reads two gradients and the saved results, and writes two gradients.
+    """
     one = 4 * shape.batch * shape.num_heads * shape.num_tokens * shape.head_dim
     return 4 * one + (6 * one if backward else 0)
 
 
 def _least_operations(shape: Shape, backward: bool, block_size: int = 8) -> int:
-    """Turning a plane takes 6; the basis 2b for each coordinate; backward the same again, and 2b more for the angles."""
+    """Returns the least number of floating-point operations.
+
+    Forward takes 6 for the rotation of a plane, and 2b per coordinate for the basis. Backward takes the same again, and
+    2b per coordinate for the gradient of the angles.
+    """
     coordinates = 2 * shape.batch * shape.num_heads * shape.num_tokens * shape.head_dim
     forward = coordinates * (3 + 2 * block_size)
     return forward + (forward + coordinates * 2 * block_size if backward else 0)

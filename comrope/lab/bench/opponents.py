@@ -1,4 +1,4 @@
-"""Every way of rotating queries and keys that the bench compares: the paper's, plain RoPE as three libraries write it, ours."""
+"""The implementations of the rotation that the bench compares: the paper's, plain RoPE of three libraries, and ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from comrope import reference
 from comrope.encodings import Encoding, SpectralEncoding
 
 Rotate = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""q and k, turned, and whatever else a gradient comes back to."""
+"""Returns rotated q and k, and any further results that take part in the backward."""
 BASELINE = "RoPE, transformers"
 PUBLISHED = "LD as published, a dense rotation a sample"
 SHARED = "LD as published, positions shared"
 FEW_TOKENS = 300
-"""The paper's algorithm and LieRE take minutes and gigabytes beyond."""
+"""The paper's algorithm and LieRE are measured below this number of tokens: beyond, they take minutes and gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Shape:
     num_axes: int
 
     def positions(self) -> Tensor:
-        """Uniform in the canvas, or a sequence; shared by the batch, as in training."""
+        """Returns positions (L, N), shared by the batch: a sequence if N = 1, else uniform in [0, 1]ᴺ."""
         if self.num_axes == 1:
             return comrope.positions.sequence(self.num_tokens)
         return torch.rand(self.num_tokens, self.num_axes, generator=torch.Generator().manual_seed(0))
 
     def tokens(self) -> Tensor:
-        """Something to turn, or to send back: (B, H, L, D)."""
+        """Returns random queries, keys or gradients, (B, H, L, D)."""
         return torch.randn(self.batch, self.num_heads, self.num_tokens, self.head_dim)
 
 
@@ -52,7 +52,7 @@ SHAPES = (
 
 
 def opponents(shape: Shape) -> dict[str, Rotate]:
-    """Each way of turning q and k of `shape`, ready to call; those too large for the shape are left out."""
+    """Returns the implementations by name, ready to call with q and k of `shape`, without those that are too slow for it."""
     x = shape.positions()
     found: dict[str, Rotate] = {}
     if shape.num_tokens < FEW_TOKENS:
@@ -92,14 +92,17 @@ def _ours(pe: Encoding, x: Tensor) -> Rotate:
 
 
 def _in_weights(pe: Encoding, x: Tensor) -> Rotate:
-    """The basis goes into the weights that make q and k, (2·H·D, H·D), whose product and gradient are part of the price."""
+    """Returns a rotation whose basis is multiplied into the projection weights (2·H·D, H·D) of q and k.
+
+    The product and its gradient are part of the measurement.
+    """
     assert isinstance(pe, SpectralEncoding)
     width = pe.num_heads * pe.head_dim
     weight = torch.randn(2 * width, width).requires_grad_()
 
     def rotate(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         rotation = pe.rotation(x)
-        return (*rotation.turn(q, k, in_basis=True), rotation.into_basis(weight))
+        return (*rotation.rotate(q, k, in_basis=True), rotation.into_basis(weight))
 
     return rotate
 
@@ -109,11 +112,12 @@ def _compiled(rotate: Rotate) -> Rotate:
 
 
 def _shared(pe: Encoding, x: Tensor) -> Rotate:
+    """Returns the same algorithm with one rotation for all samples of the batch."""
     return lambda q, k: reference.rotate(q, k, pe.angle_matrices(), x)
 
 
 def _published(pe: Encoding, x: Tensor, batch: int) -> Rotate:
-    """One rotation for each sample, token and head, as a dense D × D matrix (paper, Algorithm 1, as released)."""
+    """Returns Algorithm 1 of the paper as released: a dense D × D rotation for each sample, token and head."""
     positions = x.expand(batch, -1, -1)
 
     def rotate(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,14 +132,14 @@ def _published(pe: Encoding, x: Tensor, batch: int) -> Rotate:
 
 
 def _plain_ropes(shape: Shape) -> dict[str, Rotate]:
-    """Fixed frequencies and ready-made tables: what other libraries do for each layer."""
+    """Returns the functions by which other libraries apply RoPE in a layer, with fixed frequencies and precomputed tables."""
     from rotary_embedding_torch import apply_rotary_emb
     from timm.layers.pos_embed_sincos import apply_rot_embed_cat
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     phases = torch.rand(shape.num_tokens, shape.head_dim // 2)
     cos, sin = (t.repeat(1, 2).unsqueeze(0) for t in (phases.cos(), phases.sin()))  # (1, L, D), halves
-    pairs = phases.repeat_interleave(2, dim=-1)  # (L, D), neighbours
+    pairs = phases.repeat_interleave(2, dim=-1)  # (L, D), interleaved
     table = torch.cat((pairs.sin(), pairs.cos()), dim=-1).expand(shape.num_heads, -1, -1)  # (H, L, 2D), one a head
     compiled = torch.compile(apply_rotary_pos_emb)
     return {

@@ -1,4 +1,4 @@
-"""The tables of a bench: targets, times with their ratios, memory."""
+"""The tables of the bench: targets, times and ratios, memory."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from comrope.lab.table import Table
 
 
 def tables(found: dict) -> list[Table]:
-    """Targets, then times with their ratios to plain RoPE, then memory."""
+    """Returns the tables of targets, of times with ratios to the baseline, and of memory."""
     model = f"ViT-B/16 at 224, {found['depth']} layers, batch {found['batch']}"
     return [
         _targets(found["targets"]),
@@ -28,7 +28,7 @@ def tables(found: dict) -> list[Table]:
 
 
 def measured_on(found: dict) -> str:
-    """What the times of a bench depend on, in one line."""
+    """Returns one line on the threads, processor and versions that the times depend on."""
     versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     return f"{found['threads']} threads, {found['cpu_capability']}, {versions}"
 
@@ -40,7 +40,7 @@ def _targets(rows: Sequence[dict]) -> Table:
 
 
 def _rotations(rows: Sequence[dict], threads: int) -> list[Table]:
-    """One for each shape, a row an opponent: forward, forward and backward, and the bounds of both."""
+    """Returns a table for each shape, with a row for each implementation: both modes, and the lower bounds of the second."""
     columns = ("", "forward, ms", "ratio", "forward + backward, ms", "ratio", "floor, MB", "floor, Mflop")
     made = []
     for number, shape in enumerate(dict.fromkeys(row["shape"] for row in rows), 1):
@@ -55,7 +55,7 @@ def _rotations(rows: Sequence[dict], threads: int) -> list[Table]:
 
 
 def _attached(rows: Sequence[dict]) -> list[Table]:
-    """One for each model, in training and in inference."""
+    """Returns two tables for each host: training steps and inference."""
     made = []
     for number, host in enumerate(dict.fromkeys(row["host"] for row in rows), 1):
         for mode in ("training step", "inference"):
@@ -75,6 +75,6 @@ def _memory(name: str, title: str, rows: Sequence[dict]) -> Table:
 
 
 def timing(row: dict) -> tuple[str, str]:
-    """Median milliseconds, and the ratio to the baseline as median (lower to upper quartile)."""
+    """Returns the median of milliseconds, and the ratio to the baseline as median (lower–upper quartile)."""
     low, middle, high = row["ratio"]
     return f"{1e3 * row['seconds'][1]:.2f}", f"{middle:.2f} ({low:.2f}–{high:.2f})"

@@ -1,4 +1,4 @@
-"""What the engine is meant to reach, with what a run measured beside it."""
+"""The targets of the engine, compared with the measurements of a run."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ IN_WEIGHTS = "LD, ours, basis in the weights"
 
 @dataclass(frozen=True)
 class Target:
-    """One line of the table of targets."""
+    """A target and the measured value."""
 
     what: str
     goal: float
     at_least: bool
-    """Whether more is better."""
+    """Whether the goal is a lower bound; otherwise it is an upper bound."""
     measured: float
 
     @property
@@ -27,7 +27,7 @@ class Target:
         return self.measured >= self.goal if self.at_least else self.measured <= self.goal
 
     def row(self) -> dict:
-        """As it is written down."""
+        """Returns the target as it is written to JSON."""
         sign = "≥" if self.at_least else "≤"
         return {
             "what": self.what,
@@ -38,7 +38,7 @@ class Target:
 
 
 def targets(found: dict) -> list[Target]:
-    """Every target for which `found`, the results of a run, has what it takes."""
+    """Returns all targets for which `found`, the measurements of a run, has values."""
     both = {r["opponent"]: r["seconds"][1] for r in found["rotations"] if _is(r, FIRST)}
     memory = {r["opponent"]: r["peak_bytes"] for r in found["memory"] if r["shape"] == FIRST}
     step = {r["opponent"]: r["ratio"][1] for r in found["training_steps"]}
@@ -88,7 +88,7 @@ def targets(found: dict) -> list[Target]:
 
 
 def _of_host(name: str, rows: list[dict]) -> list[Target]:
-    """What attached encodings cost in one model, against its own RoPE."""
+    """Returns the targets of attached encodings in one model, relative to its own RoPE."""
     ratio = {(row["mode"], row["opponent"]): row["ratio"][1] for row in rows}
     lines = [
         Target(f"{name}, training step, {way}: time", goal, False, ratio["training step", way])
@@ -102,7 +102,7 @@ def _of_host(name: str, rows: list[dict]) -> list[Target]:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the line through log y against log x, by least squares."""
+    """Returns the slope of the least-squares line of log y against log x."""
     x, y = ([math.log(p[i]) for p in points] for i in range(2))
     centre = sum(x) / len(x)
     return sum((a - centre) * b for a, b in zip(x, y, strict=True)) / sum((a - centre) ** 2 for a in x)

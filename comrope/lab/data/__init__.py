@@ -1,1 +1,1 @@
-"""What the data of several problems have in common: files with labels, image files, batches."""
+"""Code that the data of several problems share: files with labels, image files, batches."""

@@ -1,4 +1,4 @@
-"""Batches, and how they are read: by a DataLoader, in this process or in others."""
+"""Batches of labelled samples, and how a DataLoader reads batches."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -10,35 +10,35 @@ from comrope.errors import ComropeError, WorkerError
 
 
 class Batch(NamedTuple):
-    """Some images or clips, and their labels."""
+    """Images or clips, and their labels."""
 
     pixels: Tensor
-    """(n, channels, [frames,] height, width), float32 in [−1, 1]; standard normal where DeiT's random erasing has been."""
+    """(n, channels, [frames,] height, width), float32 in [−1, 1]; pixels erased by DeiT's augmentation are standard normal."""
     labels: Tensor
     """(n,), int64."""
     skipped: tuple[str, ...] = ()
-    """Names of the images that were asked for and are left out, since they cannot be read."""
+    """Names of the samples that were left out because they cannot be read."""
 
 
 def as_is(batch: Any) -> Any:
-    """The collate_fn for a DataLoader: what is read is a batch already."""
+    """Returns its argument; collate_fn of a DataLoader whose dataset returns whole batches."""
     return batch
 
 
 def read_batches(dataset: Any, keys: Iterable[Any], num_workers: int) -> Iterator[Any]:
-    """The batches of `dataset`, one for each list in `keys`, in order.
+    """Yields the batches of `dataset`, one for each list in `keys`, in order.
 
     Args:
-        dataset: what is read, by `dataset[[key, …]]`.
-        keys: of each batch.
-        num_workers: processes that read; this one does if 0.
+        dataset: a dataset that is read by `dataset[[key, …]]`.
+        keys: the list of keys of each batch.
+        num_workers: the number of processes that read; if 0, this process reads.
     Raises:
-        ComropeError: one that the dataset raises, wherever it is read, with its own message.
-        WorkerError: a process that read is gone.
+        ComropeError: the dataset's own error, with its own message, whichever process raised it.
+        WorkerError: a reading process ended unexpectedly.
     """
-    told: Any = _Told(dataset)
+    wrapped: Any = _ErrorsAsBatches(dataset)
     settings: Any = {"batch_sampler": keys, "num_workers": num_workers, "collate_fn": as_is}
-    found = iter(DataLoader(told, **settings))
+    found = iter(DataLoader(wrapped, **settings))
     try:
         for batch in found:
             if isinstance(batch, ComropeError):
@@ -52,11 +52,11 @@ def read_batches(dataset: Any, keys: Iterable[Any], num_workers: int) -> Iterato
             "to go on, with fewer --num-workers if it was memory."
         ) from error
     finally:
-        del found  # and with it the processes, which a traceback would keep
+        del found  # ends the processes, to which a traceback would keep a reference
 
 
-class _Told(Dataset):
-    """A dataset whose errors come in place of a batch: a DataLoader would put a process's traceback into their message."""
+class _ErrorsAsBatches(Dataset):
+    """A dataset that returns errors in place of batches: a DataLoader would put a worker's traceback into their message."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset

@@ -1,13 +1,13 @@
-"""Resizing and cropping of tensors: the same geometry for images in memory and frames of videos as Pillow's for image files."""
+"""Resizing and cropping of tensors, with the geometry that Pillow has for image files."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def cover(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The images (n, channels, height, width) resized in their own proportions to the smallest that `size` fits into.
+    """Returns images (n, channels, height, width), resized with their aspect ratio to the smallest size that covers `size`.
 
-    Bilinear and antialiased, as `PIL.ImageOps.cover`.
+    The interpolation is bilinear and antialiased, as in `PIL.ImageOps.cover`.
     """
     scale = max(small / big for small, big in zip(size, pixels.shape[-2:], strict=True))
     target = [max(small, round(scale * big)) for small, big in zip(size, pixels.shape[-2:], strict=True)]
@@ -15,7 +15,7 @@ def cover(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def crop(pixels: Tensor, size: tuple[int, int], down: float = 0.5, right: float = 0.5) -> Tensor:
-    """The window of `size` at these shares, in [0, 1), of the possible offsets; the middle by default."""
+    """Returns the crop of `size` at these shares, in [0, 1), of the possible offsets; by default the centre crop."""
     row, column = (
         int(share * (big - small + 1)) for share, big, small in zip((down, right), pixels.shape[-2:], size, strict=True)
     )

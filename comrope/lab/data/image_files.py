@@ -1,4 +1,4 @@
-"""Image files of any format as RGB of 8 bits."""
+"""Reads image files of any format as RGB of 8 bits."""
 
 import struct
 import zlib
@@ -10,20 +10,20 @@ DAMAGE = (
     *(ArithmeticError, EOFError, OSError, RuntimeError, SyntaxError, ValueError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What Pillow raises of files that are no images, or damaged."""
+"""The errors that Pillow raises for files that are damaged or no images."""
 
 
 def upright(file: str) -> Image.Image:
-    """An image file as RGB of 8 bits, upright, transparent pixels on white."""
+    """Returns an image file as RGB of 8 bits, upright, with transparent pixels on white."""
     with Image.open(file) as image:
         return rgb(ImageOps.exif_transpose(image), image.format)
 
 
 def rgb(image: Image.Image, file_format: str | None) -> Image.Image:
-    """An image as RGB of 8 bits: Pillow's own conversion would clip some, and show colours that nobody sees.
+    """Returns an image as RGB of 8 bits. Pillow's own conversion clips 16 bits, and shows the colours of transparent pixels.
 
     Raises:
-        ValueError: its numbers are of a scale that is not known.
+        ValueError: the scale of the pixel values is not known.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Files with one label each: what folders of images and of videos have in common."""
+"""Files with one label each: code that folders of images and of videos share."""
 
 import hashlib
 import logging
@@ -37,7 +37,7 @@ class Labelled(Protocol):
         ...
 
     def take(self, indices: Sequence[int]) -> Self:
-        """The samples at `indices` alone."""
+        """Returns the samples at `indices` alone."""
         ...
 
 
@@ -63,10 +63,11 @@ def subset(samples: Samples, num: int | None, what: str) -> Samples:
     if not 1 <= num <= len(samples):
         raise ConfigurationError(f"{what}: got {num}, expected 1 to {len(samples)}.")
     labels = samples.labels.numpy()
-    shuffled = np.random.RandomState(0).permutation(len(labels))  # numpy keeps its legacy streams as they are
+    # RandomState's numbers, unlike Generator's, are the same in every version of numpy.
+    shuffled = np.random.RandomState(0).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    turn = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # rank within the class
-    return samples.take(np.sort(by_class[np.argsort(turn, kind="stable")[:num]]).tolist())
+    rank = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])  # within the class
+    return samples.take(np.sort(by_class[np.argsort(rank, kind="stable")[:num]]).tolist())
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class LabelledFiles:
     """Files with one label each, in the order of classes and names."""
 
     paths: np.ndarray
-    """(n,), names as bytes: one buffer, so that workers need no copies of a million objects."""
+    """(n,), file names as bytes: one buffer, since workers would copy a million separate objects."""
     labels: Tensor
     """(n,), int64."""
     classes: tuple[str, ...]
     mirrors: bool
     """Whether a mirrored sample is of the same class, so that training may flip it."""
     unreadable: str = "fail"
-    """Whether a file that cannot be read is to "fail", or be left out ("skip")."""
+    """Whether a file that cannot be read raises an error ("fail") or is left out ("skip")."""
 
     def __post_init__(self):
         if self.unreadable not in UNREADABLE:
@@ -91,18 +92,18 @@ class LabelledFiles:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """The file."""
+        """Returns the name of the file."""
         return os.fsdecode(self.paths[index])
 
     def take(self, indices: Sequence[int]) -> Self:
-        """The files at `indices` alone."""
+        """Returns the files at `indices` alone."""
         return replace(self, paths=self.paths[indices], labels=self.labels[indices])
 
     def _read(self, index: int, read: Callable[[str], T], damage: tuple[type[BaseException], ...]) -> T | None:
         """Returns `read(file)`; None if that raises one of `damage` and unreadable="skip".
 
         Raises:
-            DataError: it cannot be read and unreadable="fail".
+            DataError: the file cannot be read and unreadable="fail".
         """
         try:
             return read(self.name(index))
@@ -167,14 +168,14 @@ def by_class(root: Path, suffixes: Sequence[str], layout: str) -> list[dict[str,
 def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Yields the files below a folder in the order of their names, its own before those of folders in it.
 
-    Hidden files and folders are left out, and pipes and the like. A link that leads nowhere is yielded, so that the error of
-    reading it names it. A link back to one of the folders `above` is not followed, with a warning.
+    Hidden files, hidden folders, pipes and other special files are left out. A broken link is yielded, so that the
+    error of reading it names it. A link back to one of the folders `above` is not followed; a warning is logged.
 
     Raises:
         OSError: a folder cannot be read.
     """
     real = os.path.realpath(folder)
-    if any(place == real or place.startswith(f"{real}{os.sep}") for place in above):
+    if any(path == real or path.startswith(f"{real}{os.sep}") for path in above):
         logging.getLogger("comrope").warning("%s leads back to a folder that it is in: not followed", folder)
         return
     entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda entry: entry.name)
@@ -191,5 +192,5 @@ def _is_file(entry: os.DirEntry) -> bool:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder. A link is asked by os.path: the entry raises OSError for one that leads to itself."""
+    """Whether an entry is a folder. For links os.path decides, since the entry raises OSError for one that leads to itself."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()

@@ -1,1 +1,1 @@
-"""Object detection: COCO data or composed scenes, a ViT with a feature pyramid under torchvision's heads, COCO's metric."""
+"""Object detection: COCO data or generated scenes, a ViT with a feature pyramid under torchvision's heads, COCO's metric."""

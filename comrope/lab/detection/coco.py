@@ -1,4 +1,4 @@
-"""Data laid out as COCO: images in files, and everything known of them in one JSON file a split."""
+"""Data sets in COCO's layout: image files, and one JSON file of annotations for each split."""
 
 import copy
 import json
@@ -32,16 +32,16 @@ Target = dict[str, Tensor]
 
 
 class CocoSet:
-    """One split of a data set: images by index, in the order of their ids.
+    """One split of a data set; images are indexed in the order of their ids.
 
     Args:
         root: the folder of both splits.
         split: "train" or "val".
-        num: so many images, the first ones; all if None.
-        unreadable: whether an image that cannot be read is to "fail", or be left out ("skip") and named.
+        num: the number of images, the first ones; all if None.
+        unreadable: whether an image that cannot be read raises an error ("fail"), or is skipped and named ("skip").
         mirrors: whether a mirrored image shows the same classes, so that training may flip it.
     Raises:
-        DataError: a file is missing, or damaged; it is named.
+        DataError: a file is missing or damaged.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class CocoSet:
         self.classes = tuple(category["name"] for category in self.categories)
         self.annotations = _by_image(found["annotations"], images, self.categories, file)[: len(self.images)]
         self._labels = {category["id"]: label for label, category in enumerate(self.categories, 1)}
-        places = (root / "images" / f"{split}2017", root / f"{split}2017")
-        self._folder = next((place for place in places if place.is_dir()), None)
+        folders = (root / "images" / f"{split}2017", root / f"{split}2017")
+        self._folder = next((folder for folder in folders if folder.is_dir()), None)
         if self._folder is None:
-            raise DataError(f"{places[0]} and {places[1]} do not exist: expected {LAYOUT}.")
+            raise DataError(f"{folders[0]} and {folders[1]} do not exist: expected {LAYOUT}.")
         try:
-            there = set(os.listdir(self._folder))
+            existing = set(os.listdir(self._folder))
         except OSError as error:
             raise DataError(f"{self._folder} cannot be read ({error}): make it readable, or move the data.") from error
         names = [image["file_name"] for image in self.images]
         missing = [
-            name for name in names if name not in there and not ("/" in name and os.path.isfile(self._folder / name))
+            name for name in names if name not in existing and not ("/" in name and os.path.isfile(self._folder / name))
         ]
         if missing and unreadable == "fail":
             raise DataError(
@@ -84,17 +84,18 @@ class CocoSet:
         return str((self._folder or self.root) / self.images[index]["file_name"])
 
     def pixels(self, index: int) -> Tensor | None:
-        """(3, height, width), uint8; None where it cannot be read and unreadable="skip".
+        """Returns the pixels of an image (3, height, width), uint8; None if it cannot be read and unreadable="skip".
 
         Raises:
-            DataError: it cannot be read and unreadable="fail".
+            DataError: the image cannot be read and unreadable="fail".
         """
         about = self.images[index]
         try:
             if not os.path.isfile(self.name(index)):
                 raise FileNotFoundError("there is no such file")
             with Image.open(self.name(index)) as image:
-                found = functional.pil_to_tensor(rgb(image, image.format))  # as it lies: boxes are of that
+                # Not rotated by EXIF: boxes are of the stored pixels.
+                found = functional.pil_to_tensor(rgb(image, image.format))
             if tuple(found.shape[1:]) != (about["height"], about["width"]):
                 raise ValueError(f"{found.shape[2]} × {found.shape[1]} pixels, annotated as another size")
         except DAMAGE as error:
@@ -102,9 +103,10 @@ class CocoSet:
         return found
 
     def target(self, index: int, masks: bool) -> Target:
-        """What training is told: boxes (n, 4) as (left, top, right, bottom) in pixels, labels (n,) from 1 on, masks (n, h, w).
+        """Returns the training target: boxes (n, 4), labels (n,) from 1 on, and with `masks` masks (n, h, w).
 
-        Crowds are left out, and boxes without area; what lies outside the image is cut off.
+        Boxes are (left, top, right, bottom) in pixels, clipped to the image. Crowds and boxes without area are left
+        out.
         """
         height, width = (self.images[index][side] for side in ("height", "width"))
         own = [a for a in self.annotations[index] if not a["iscrowd"]]
@@ -122,29 +124,32 @@ class CocoSet:
         return target
 
     def truth(self, skipped: set[int]) -> dict[str, Any]:
-        """The annotations as COCO's metric reads them, without the images of the indices `skipped`."""
+        """Returns the annotations as COCO's metric reads them, without the images at the indices `skipped`."""
         kept = [index for index in range(len(self)) if index not in skipped]
         annotations = [dict(a) for index in kept for a in self.annotations[index]]
         for number, annotation in enumerate(annotations, 1):
-            annotation["id"] = number  # the metric takes 0 for no match
+            annotation["id"] = number  # from 1 on: to the metric, id 0 means "no match"
         images = [dict(self.images[index]) for index in kept]
         return {"images": images, "annotations": annotations, "categories": copy.deepcopy(self.categories)}
 
 
 class Batch(NamedTuple):
-    """Some images and what is on them."""
+    """Images and their targets."""
 
     images: list[Tensor]
     """Each (3, height, width), uint8."""
     targets: list[Target]
     skipped: tuple[str, ...] = ()
-    """Names of the images that were asked for and are left out, since they cannot be read."""
-    places: tuple[int, ...] = ()
-    """Where in what was asked for each image stood."""
+    """Names of the images that were left out because they cannot be read."""
+    indices: tuple[int, ...] = ()
+    """For each image, the index of its key in the list that was read."""
 
 
 class TrainImages(Dataset):
-    """`dataset[[(epoch, index, copy), …]]` is a `Batch`; where images may be mirrored, half of them are."""
+    """Images with targets: `dataset[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`.
+
+    If images may be mirrored, half of them are.
+    """
 
     def __init__(self, images: CocoSet, *, masks: bool, seed: int):
         self.images, self.masks, self.seed = images, masks, seed
@@ -153,10 +158,10 @@ class TrainImages(Dataset):
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[tuple[int, int, int]]) -> Batch:
-        """The images of `keys`, each mirrored or not by a draw that its key names."""
+        """Returns the batch of `keys`; the key of an image determines whether it is mirrored."""
         found = _gather(self.images, [index for _, index, _ in keys])
         pairs = []
-        for at, pixels in zip(found.places, found.images, strict=True):
+        for at, pixels in zip(found.indices, found.images, strict=True):
             pair = pixels, self.images.target(keys[at][1], self.masks)
             rng = generator(self.seed, Stream.MIRRORING, *keys[at])
             pairs.append(_mirrored(*pair) if self.images.mirrors and torch.rand((), generator=rng) < 0.5 else pair)
@@ -173,18 +178,20 @@ class EvalImages(Dataset):
         return len(self.images)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The images at `indices`."""
+        """Returns the batch of the images at `indices`."""
         return _gather(self.images, indices)
 
 
 def _gather(images: CocoSet, indices: Sequence[int]) -> Batch:
+    """Returns the batch, without targets, of the images that can be read."""
     read = [images.pixels(index) for index in indices]
     skipped = tuple(images.name(index) for index, pixels in zip(indices, read, strict=True) if pixels is None)
-    places = tuple(at for at, pixels in enumerate(read) if pixels is not None)
-    return Batch([pixels for pixels in read if pixels is not None], [], skipped, places)
+    readable = tuple(at for at, pixels in enumerate(read) if pixels is not None)
+    return Batch([pixels for pixels in read if pixels is not None], [], skipped, readable)
 
 
 def _mirrored(pixels: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Returns pixels and target, mirrored left to right."""
     size: tuple[int, int] = (pixels.shape[-2], pixels.shape[-1])
     boxes = functional.horizontal_flip_bounding_boxes(target["boxes"], BoundingBoxFormat.XYXY, size)
     masks = {"masks": functional.horizontal_flip_mask(target["masks"])} if "masks" in target else {}
@@ -192,6 +199,7 @@ def _mirrored(pixels: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """Returns the content of an annotation file; raises DataError if it is missing, damaged or empty."""
     if not os.path.exists(file):
         raise DataError(f"{file} does not exist: expected {LAYOUT}.")
     try:
@@ -214,7 +222,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53  # the metric's are float64
+    # The metric stores ids as float64.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
 def _is_name(value: Any) -> bool:
@@ -222,31 +231,31 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _FAR
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MAX_PIXELS
 
 
-def _is_place(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_FAR < value < _FAR
+def _is_coordinate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_MAX_PIXELS < value < _MAX_PIXELS
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_place, value)) and min(value[2:]) >= 0
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_coordinate, value)) and min(value[2:]) >= 0
 
 
 def _is_area(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _FAR**2
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MAX_PIXELS**2
 
 
 def _is_flag(value: Any) -> bool:
     return value in (0, 1)
 
 
-_FAR = 1_000_000
-"""Pixels: what lies beyond is no place on an image."""
+_MAX_PIXELS = 1_000_000
+"""Coordinates, widths and heights in pixels are smaller than this."""
 _ID = (_is_id, "a whole number of at most 53 bits")
 _NAME = (_is_name, "a text")
-_LENGTH = (_is_length, f"a whole number of pixels, from 1 to {_FAR - 1}")
-_BOX = (_is_box, f"[left, top, width, height], numbers of pixels below {_FAR}, the latter two not negative")
+_LENGTH = (_is_length, f"a whole number of pixels, from 1 to {_MAX_PIXELS - 1}")
+_BOX = (_is_box, f"[left, top, width, height], numbers of pixels below {_MAX_PIXELS}, the latter two not negative")
 _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "images": {"id": _ID, "file_name": _NAME, "width": _LENGTH, "height": _LENGTH},
     "categories": {"id": _ID, "name": _NAME},
@@ -258,11 +267,11 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "iscrowd": (_is_flag, "0 or 1"),
     },
 }
-_MAY_LACK = ("area", "iscrowd")
+_OPTIONAL = ("area", "iscrowd")
 
 
 def _check(found: dict[str, Any], file: Path) -> None:
-    """Refuses what training or COCO's metric would fail of, or take for something else."""
+    """Raises DataError for entries that make training or COCO's metric fail, or that these would misread."""
     for part, fields in _FIELDS.items():
         for at, entry in enumerate(found[part]):
             if not isinstance(entry, dict):
@@ -271,7 +280,7 @@ def _check(found: dict[str, Any], file: Path) -> None:
                 )
             for name, (holds, expected) in fields.items():
                 value = entry.get(name)
-                if not (holds(value) or (value is None and name in _MAY_LACK)):
+                if not (holds(value) or (value is None and name in _OPTIONAL)):
                     came = reprlib.repr(value)
                     raise DataError(
                         f"{file}: {part}[{at}] has {came} for {name}, expected {expected}: mend or remove it."
@@ -284,7 +293,7 @@ def _check(found: dict[str, Any], file: Path) -> None:
 
 
 def _by_image(annotations: list[dict], images: list[dict], categories: list[dict], file: Path) -> list[list[dict]]:
-    """The annotations of each image, with what COCO's metric and training need."""
+    """Returns the annotations of each image, with the fields that COCO's metric and training need."""
     found: dict[Any, list[dict]] = {image["id"]: [] for image in images}
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
     known = {category["id"] for category in categories}
@@ -308,7 +317,7 @@ def _by_image(annotations: list[dict], images: list[dict], categories: list[dict
 
 
 def _mask(annotation: dict[str, Any], height: int, width: int, name: str) -> np.ndarray:
-    """(height, width), uint8: of polygons, or of run lengths, compressed or not."""
+    """Returns the mask (height, width), uint8, of an annotation by polygons or by run lengths, compressed or not."""
     shape = annotation.get("segmentation")
     if not shape:
         raise DataError(f'{name}: an annotation without a segmentation, which head="masks" needs; use head="boxes".')
@@ -323,12 +332,13 @@ def _mask(annotation: dict[str, Any], height: int, width: int, name: str) -> np.
 
 def _are_polygons(shape: Any) -> bool:
     return isinstance(shape, list) and all(
-        isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(map(_is_place, part)) for part in shape
+        isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(map(_is_coordinate, part))
+        for part in shape
     )
 
 
 def _are_run_lengths(shape: Any, height: int, width: int) -> bool:
-    """Whether they are as many pixels as the image: the library would write beyond it."""
+    """Whether run lengths cover exactly the pixels of the image: with more of them the library would write out of bounds."""
     if not isinstance(shape, dict) or shape.get("size") != [height, width]:
         return False
     counts = shape.get("counts")
@@ -340,9 +350,10 @@ def _are_run_lengths(shape: Any, height: int, width: int) -> bool:
 
 
 def _unpacked(counts: str) -> list[int]:
-    """Run lengths out of COCO's text: digits of five bits, the lowest first, of the difference to the last but one.
+    """Returns the run lengths in COCO's compressed text, or [−1] if it breaks off within a number.
 
-    What breaks off in a number ends in −1.
+    The digits of a number have five bits, the lowest first. From the fourth number on, each is the difference to the
+    last run length but one.
     """
     lengths, value, shift = [], 0, 0
     for digit in (ord(letter) - 48 for letter in counts):

@@ -1,4 +1,4 @@
-"""The settings that decide the weights of a detector, and what it can be evaluated under."""
+"""The configuration of a detector, and the options of its evaluation."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """The measurements of a detector: average precision at each of the sizes."""
+    """The average precision of a detector is measured at each of these sizes."""
 
     resolutions: tuple[str, ...] = ()
-    """Sizes in pixels: 96x160 for a shorter edge of 96 and a longer one of 160 at most; of 96 alone the longer one is in
-    proportion. The one trained at by default."""
+    """Sizes in pixels: 96x160 for a shorter edge of 96 and a longer one of 160 at most. For 96 alone, the longest edge
+    is scaled with the shorter one. The default is the size trained at."""
 
     def sizes(self) -> list[tuple[int, int]]:
-        """The resolutions as pairs of pixels."""
+        """Returns the resolutions as pairs of numbers of pixels."""
         return [parse_size(text) for text in self.resolutions]
 
 
 @dataclass(frozen=True)
 class DetectionConfig(ExperimentConfig):
-    """All that decides the weights of a detector.
+    """All settings that determine the weights of a detector.
 
-    The backbone is a plain ViT with its absolute positions, kept by all encodings, under ViTDet's simple feature pyramid
-    (arXiv:2203.16527), not the ViT-CoMer of the paper.
+    The backbone is a plain ViT with ViTDet's simple feature pyramid (arXiv:2203.16527), where the paper has ViT-CoMer.
+    It keeps its absolute positions with every encoding.
     """
 
     kind = "detection"
@@ -38,8 +38,8 @@ class DetectionConfig(ExperimentConfig):
     Options = DetectionOptions
 
     data: str = "scenes"
-    """"scenes", composed on the spot into runs/data/scenes, "scenes:<folder>" to have them there, or a folder laid out as COCO:
-    annotations/instances_{train,val}2017.json with images in images/{train,val}2017 or {train,val}2017."""
+    """"scenes", generated in runs/data/scenes; "scenes:<folder>", generated in that folder; or a folder in COCO's
+    layout: annotations/instances_{train,val}2017.json, images in images/{train,val}2017 or {train,val}2017."""
     num_train: int | None = None
     """Number of training images, the first ones; all if None (400 scenes)."""
     num_test: int | None = None
@@ -49,9 +49,9 @@ class DetectionConfig(ExperimentConfig):
     head: str = "boxes"
     """"boxes": Faster R-CNN. "masks": Mask R-CNN, which needs segmentations."""
     encoding: str = "comrope-ld"
-    """Name of the encoding, added to the backbone's own absolute positions. "ape" is the backbone as it is."""
+    """Name of the encoding, added to the backbone's own absolute positions. "ape" is the backbone alone."""
     init: str | None = "identity"
-    """How learned angles start. With "identity" all rotations start as the identity, and a pretrained backbone as it was."""
+    """How learned angles start. With "identity" all rotations are the identity at first, so a backbone is unchanged."""
     start: str | None = None
     """Weights that the backbone starts from: "pretrained" (downloaded by timm), a file of weights of a VisionTransformer, or
     the name of a run beside this one, of images or of detection. None: from scratch."""

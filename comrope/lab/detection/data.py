@@ -1,4 +1,4 @@
-"""The data sets of detection, by their names."""
+"""Loads the data set that a detection configuration names."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -14,21 +14,21 @@ SCENES = Path("runs/data/scenes")
 
 
 def datasets(config: DetectionConfig, unreadable: str = "fail") -> tuple[CocoSet, CocoSet]:
-    """The images to train on and those to evaluate on; what was read last is kept in memory."""
-    return _kept(config.data, config.num_train, config.num_test, unreadable)
+    """Returns the images to train on and those to evaluate on; the sets read last are cached."""
+    return _cached(config.data, config.num_train, config.num_test, unreadable)
 
 
 @lru_cache(maxsize=2)
-def _kept(data: str, num_train: int | None, num_test: int | None, unreadable: str) -> tuple[CocoSet, CocoSet]:
+def _cached(data: str, num_train: int | None, num_test: int | None, unreadable: str) -> tuple[CocoSet, CocoSet]:
     if unreadable not in UNREADABLE:
         raise ConfigurationError(f"unreadable={unreadable!r}: expected one of {', '.join(UNREADABLE)}.")
-    composed = data == "scenes" or data.startswith("scenes:")
-    if composed:
+    generated = data == "scenes" or data.startswith("scenes:")
+    if generated:
         sizes = {key: value for key, value in (("num_train", num_train), ("num_val", num_test)) if value is not None}
         root = scenes(Path(data.removeprefix("scenes:")) if ":" in data else SCENES, **sizes)
     else:
         root = Path(data)
-    settings: dict[str, Any] = {"unreadable": unreadable, "mirrors": not composed}
+    settings: dict[str, Any] = {"unreadable": unreadable, "mirrors": not generated}
     train, test = CocoSet(root, "train", num_train, **settings), CocoSet(root, "val", num_test, **settings)
     if train.categories != test.categories:
         raise DataError(f"{root}: the categories of train and val differ: expected the same in both.")

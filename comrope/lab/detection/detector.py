@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN of torchvision's parts on a ViT's pyramid, each image of a batch detected as if it were alone."""
+"""Faster and Mask R-CNN of torchvision's parts on a ViT. An image's detections do not depend on the others in its batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ _RATIOS = (0.5, 1.0, 2.0)
 
 
 class Anchors(AnchorGenerator):
-    """Boxes of 8 strides' edge around each cell. Those of a padded cell are empty, which is how `Proposals` knows them."""
+    """Anchors with an edge of 8 strides around each cell. Those of a padded cell are empty, by which `Proposals` knows them."""
 
     def __init__(self, strides: Sequence[int]):
         super().__init__(tuple((8 * stride,) for stride in strides), (_RATIOS,) * len(strides))
@@ -40,34 +40,35 @@ class Anchors(AnchorGenerator):
         for size in image_list.image_sizes:
             own = []
             for map_size, stride, anchors in zip(maps, self.strides, everywhere, strict=True):
-                there = inside(map_size, stride, size, device).flatten().repeat_interleave(len(_RATIOS))
-                own.append(anchors.where(there[:, None], 0.0))
+                is_inside = inside(map_size, stride, size, device).flatten().repeat_interleave(len(_RATIOS))
+                own.append(anchors.where(is_inside[:, None], 0.0))
             found.append(torch.cat(own))
         return found
 
 
 class Proposals(RegionProposalNetwork):
-    """torchvision's, where an empty anchor is neither learned from nor proposed, nor takes another's place."""
+    """torchvision's proposal network, except that empty anchors are not trained on, and rank below all others as proposals."""
 
     def assign_targets_to_anchors(self, anchors, targets):
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
-        labels = [own.where(_size(a) > 0, -1.0) for own, a in zip(labels, anchors, strict=True)]  # −1: to be ignored
+        labels = [own.where(_widths(a) > 0, -1.0) for own, a in zip(labels, anchors, strict=True)]  # −1 means ignored
         return labels, boxes
 
     def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
-        scores = objectness.view(proposals.shape[:2]).where(_size(proposals) > 0, -torch.inf)
+        scores = objectness.view(proposals.shape[:2]).where(_widths(proposals) > 0, -torch.inf)
         return super().filter_proposals(proposals, scores, image_shapes, num_anchors_per_level)
 
 
-def _size(boxes: Tensor) -> Tensor:
-    """Width of boxes (..., 4): 0 of an empty one."""
+def _widths(boxes: Tensor) -> Tensor:
+    """Returns the widths of boxes (..., 4): 0 for an empty one."""
     return boxes[..., 2] - boxes[..., 0]
 
 
 class Pool(MultiScaleRoIAlign):
-    """torchvision's, of known strides (it would guess them from sizes), with a row and a column of zeros after each map.
+    """torchvision's RoI pooling with given strides, which it would otherwise infer from sizes.
 
-    An image that fills its map is then interpolated at its lower and right border as one that is padded.
+    A row and a column of zeros are appended to each map. So an image that fills its map is interpolated at its lower
+    and right border like one that is padded.
     """
 
     def __init__(self, output_size: int, patch: int):
@@ -81,12 +82,12 @@ class Pool(MultiScaleRoIAlign):
 
 
 class Backbone(nn.Module):
-    """Pyramid over a ViT."""
+    """A ViT with a feature pyramid."""
 
-    def __init__(self, trunk: DetectionViT, channels: int):
+    def __init__(self, vit: DetectionViT, channels: int):
         super().__init__()
-        self.trunk = trunk
-        self.pyramid = Pyramid(trunk.vit.embed_dim, channels, trunk.patch)
+        self.trunk = vit  # the name is in saved weights
+        self.pyramid = Pyramid(vit.vit.embed_dim, channels, vit.patch)
 
     def forward(self, images: Tensor, sizes: Sequence[Size]) -> dict[str, Tensor]:
         return self.pyramid(self.trunk(images, sizes), sizes)
@@ -97,14 +98,14 @@ class Detector(GeneralizedRCNN):
 
     Args:
         backbone: the ViT and its pyramid.
-        num_classes: without the background.
-        masks: whether objects are also outlined.
-        edges: pixels that the shorter side is resized to: one of these in training, the last of them in testing; and the most
-            that the longer side may have.
+        num_classes: the number of classes, without the background.
+        masks: whether masks are predicted too.
+        edges: (short edges, long edge) in pixels. The shorter side is resized to one of the short edges, at random in
+            training and to the last one in evaluation; the longer side to the long edge at most.
         normal: means and standard deviations of the three channels, whose values are in [0, 1].
-        hidden: width of the layers that look at a box.
-        proposals: boxes that are looked at in an image, at most.
-        sampled: anchors and proposals that an image's loss is of, half as many anchors.
+        hidden: the width of the box head's layers.
+        proposals: the largest number of proposals per image in evaluation; twice as many in training.
+        sampled: the number of proposals per image in the loss, and twice the number of anchors.
     """
 
     backbone: Backbone
@@ -127,26 +128,26 @@ class Detector(GeneralizedRCNN):
         head = RPNHead(channels, len(_RATIOS))
         rpn = Proposals(Anchors(backbone.pyramid.strides), head, *thresholds, top, top, nms_thresh=0.7)
         classes = num_classes + 1
-        drawn: dict[str, Any] = {}
+        mask_parts: dict[str, Any] = {}
         if masks:
-            drawn = {
+            mask_parts = {
                 "mask_roi_pool": Pool(14, patch),
                 "mask_head": MaskRCNNHeads(channels, (channels,) * 4, 1),
                 "mask_predictor": MaskRCNNPredictor(channels, channels, classes),
             }
         box_head = TwoMLPHead(channels * 7**2, hidden)
         settings = (0.5, 0.5, sampled, 0.25, None, 0.05, 0.5, 100)  # torchvision's own but for `sampled`
-        roi = RoIHeads(Pool(7, patch), box_head, FastRCNNPredictor(hidden, classes), *settings, **drawn)
+        roi = RoIHeads(Pool(7, patch), box_head, FastRCNNPredictor(hidden, classes), *settings, **mask_parts)
         super().__init__(backbone, rpn, roi, _resizing(edges, normal, patch))
         self._normal = normal
 
     def forward(self, images, targets=None, edges: tuple[int, int] | None = None):  # pyright: ignore
-        """Losses by name in training; else for each image boxes (n, 4), labels (n,), scores (n,), and masks (n, 1, h, w).
+        """Returns losses by name in training, else each image's boxes (n, 4), labels (n,), scores (n,), masks (n, 1, h, w).
 
         Args:
             images: each (3, height, width) in [0, 1].
-            targets: as `CocoSet.target` has them, in training.
-            edges: (shorter, longest) to resize to, in place of the model's own.
+            targets: the targets that `CocoSet.target` returns, in training.
+            edges: (short edge, long edge) to resize to, in place of the model's own.
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         transform: Any = self.transform
@@ -162,11 +163,12 @@ class Detector(GeneralizedRCNN):
         return transform.postprocess(detections, found.image_sizes, sizes)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the ViT's parameters that have none."""
+        """Returns the names of the ViT's parameters without weight decay."""
         return {f"backbone.trunk.vit.{name}" for name in self.backbone.trunk.vit.no_weight_decay()}
 
 
 def _resizing(edges, normal, patch: int) -> GeneralizedRCNNTransform:
+    """Returns torchvision's transform that normalises, resizes and pads images."""
     means, deviations = (list(values) for values in normal)
     shorter: Any = edges[0]
     return GeneralizedRCNNTransform(shorter, edges[1], means, deviations, size_divisible=2 * patch)

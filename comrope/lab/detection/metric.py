@@ -1,4 +1,4 @@
-"""COCO's metric: average precision over classes, recalls and overlaps of 0.5 to 0.95."""
+"""COCO's metric: average precision, the mean over classes, recalls and overlap thresholds of 0.5 to 0.95."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -7,13 +7,14 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-"""Of all overlaps, of 0.5, of 0.75; and of all for objects below 32², below 96², and from 96² pixels on."""
+"""Average precision over all thresholds, at 0.5 and at 0.75; over all for small, medium and large objects (edges at
+32² and 96² pixels)."""
 
 
 def average_precision(
     truth: dict[str, Any], found: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"] = "bbox"
 ) -> dict[str, float | None]:
-    """COCO's metric in per cent, by name; None where there is no such object.
+    """Returns COCO's metric in per cent, by name; None where there are no such objects.
 
     Args:
         truth: images, annotations and categories, as COCO's JSON has them.

@@ -1,4 +1,4 @@
-"""The detector of a configuration: a VisionTransformer of timm with weights to start from, an encoding, and heads."""
+"""Builds the detector of a configuration: a VisionTransformer of timm with initial weights, an encoding, and heads."""
 
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "vit-s/16": {"name": "vit_small_patch16_224", **_FULL},
 }
-"""The backbone, as settings of timm's VisionTransformer or the name of one there; channels of its pyramid; and sizes of the
-heads. "timm:<name>" has the heads of "vit-s/16"."""
+"""The backbone, as settings of timm's VisionTransformer or the name of a model there; channels of its pyramid; sizes of
+the heads. "timm:<name>" has the heads of "vit-s/16"."""
 
 
 def check(config: DetectionConfig) -> None:
-    """Refuses a model or a head that there is not."""
+    """Raises ConfigurationError for an unknown model or head."""
     if config.head not in HEADS:
         raise ConfigurationError(f"head={config.head!r}: expected one of {', '.join(HEADS)}.")
     name = config.model
@@ -44,22 +44,22 @@ def check(config: DetectionConfig) -> None:
 
 
 def build(config: DetectionConfig, images: CocoSet, runs: Path | None = None) -> Detector:
-    """The detector of a configuration; with the same seed all encodings start from the same weights outside of themselves.
+    """Returns the untrained detector; with the same seed, weights outside of the encoding are the same for all encodings.
 
     Args:
-        config: which.
-        images: what it is for; their classes matter.
-        runs: the folder that has the run `config.start` in it.
+        config: the configuration.
+        images: images of the data set, whose classes the model gets.
+        runs: the folder that the folder of the run `config.start` is in.
     """
     check(config)
     torch.manual_seed(config.recipe.seed)
     name = config.model
     model = {"name": name.removeprefix("timm:"), **_FULL} if name.startswith("timm:") else MODELS[name]
     vit = _vit(config, model, runs)
-    with torch.random.fork_rng(devices=[]):  # the heads do not depend on the encoding
-        trunk = DetectionViT(vit, config.encoding, config.settings)
+    with torch.random.fork_rng(devices=[]):  # keeps the weights of the heads independent of the encoding
+        detection_vit = DetectionViT(vit, config.encoding, config.settings)
     return Detector(
-        Backbone(trunk, model["channels"]),
+        Backbone(detection_vit, model["channels"]),
         len(images.classes),
         masks=config.head == "masks",
         edges=(config.short_edges, config.long_edge),
@@ -73,7 +73,7 @@ def _vit(config: DetectionConfig, model: dict[str, Any], runs: Path | None) -> A
     settings = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": config.drop_path, **shape}
     try:
         vit = timm.create_model(name, pretrained=config.start == "pretrained", **settings)
-    except Exception as error:  # whatever timm makes of another model, of a name, or of no network
+    except Exception as error:  # timm raises errors of many kinds: unknown names, no network, models of other classes
         raise ConfigurationError(
             f"model={config.model!r} is no VisionTransformer of timm ({type(error).__name__}: {error}): name one that is."
         ) from error
@@ -85,7 +85,7 @@ def _vit(config: DetectionConfig, model: dict[str, Any], runs: Path | None) -> A
 
 
 def _load_weights(vit: VisionTransformer, start: str, runs: Path | None) -> None:
-    """Everything but a head and encodings, from a file of weights or from a run's."""
+    """Loads all weights but those of heads and encodings, from a file of weights or from that of a run."""
     file = Path(start) if Path(start).is_file() else (runs or Path()) / start / WEIGHTS
     if not file.is_file():
         raise DataError(f"start={start!r}: {file} does not exist; train that run first, or name a file of weights.")
@@ -93,7 +93,8 @@ def _load_weights(vit: VisionTransformer, start: str, runs: Path | None) -> None
     found = {name.removeprefix(prefix): value for name, value in load_state_dict(str(file)).items()}
     first = found.get("patch_embed.proj.weight")
     if first is not None and first.ndim == 4 and first.shape[1] == 1:
-        found["patch_embed.proj.weight"] = first.repeat(1, 3, 1, 1) / 3  # of grey images: of the channels' mean
+        # Weights for grey images are applied to the mean of the three channels.
+        found["patch_embed.proj.weight"] = first.repeat(1, 3, 1, 1) / 3
     own = vit.state_dict()
     found = {name: value for name, value in checkpoint_filter_fn(found, vit).items() if name in own}
     missing = [name for name in own if name not in found or found[name].shape != own[name].shape]

@@ -1,4 +1,4 @@
-"""Scenes with boxes: what is there, and what was found."""
+"""Draws test images with annotated and detected boxes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from comrope.lab.detection.coco import CocoSet
 
 
 def examples(images: CocoSet, found: dict[str, dict[str, list[dict[str, Any]]]]) -> Figure:
-    """Test images, a row an encoding: what is there (dashed), and what was found with a score of half a point or more.
+    """Draws test images, a row for each encoding, with annotated boxes (dashed) and detections with scores of 0.5 or more.
 
     Args:
         images: the test images.
-        found: by encoding, then by an image's id, the detections as `measure` gives them for examples.
+        found: the detections by encoding and by the image's id: the `examples` of a row of `evaluate`.
     """
     names = {category["id"]: category["name"] for category in images.categories}
     shown = [i for i in range(len(images)) if str(images.images[i]["id"]) in next(iter(found.values()), {})]

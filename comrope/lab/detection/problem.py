@@ -1,4 +1,4 @@
-"""Object detection, as `comrope.lab.problem.Problem` describes a problem."""
+"""Object detection as a `comrope.lab.problem.Problem`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ class Edges:
 
 
 def conditions(config: DetectionConfig, options: DetectionOptions | None = None) -> list[Edges]:
-    """The sizes asked for, as (shorter edge, longest edge); the configuration's own if there are none.
+    """Returns the sizes asked for; by default the one that the configuration evaluates at.
 
-    Of a square the longest edge is in proportion to the configuration's.
+    If a size is a single number, its longest edge is in proportion to the configuration's.
     """
     short, long = config.short_edges[-1], config.long_edge
     sizes = (options or DetectionOptions()).sizes()
@@ -48,12 +48,12 @@ def conditions(config: DetectionConfig, options: DetectionOptions | None = None)
 
 
 def task(model: nn.Module, train: CocoSet, evaluation: CocoSet, config: DetectionConfig) -> "Detection":
-    """The training images, and the losses of torchvision's heads."""
+    """Returns the training task: the training images and the losses of torchvision's heads."""
     return Detection(train, evaluation, config)
 
 
 class Detection(Task):
-    """Images with boxes, and masks if they are asked for, for the training loop."""
+    """Trains on images with boxes and, with head="masks", masks."""
 
     def __init__(self, train: CocoSet, evaluation: CocoSet, config: DetectionConfig):
         self._masks = config.head == "masks"
@@ -62,21 +62,21 @@ class Detection(Task):
         self._conditions = conditions(config)
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:
-        """The sum of torchvision's losses, each of which is recorded."""
+        """Returns the sum of torchvision's losses; each of them is recorded."""
         device, count = next(model.parameters()).device, len(batch.images)
-        images, targets = (batch.images, batch.targets) if count else ([torch.zeros(3, 64, 64)], [self._nothing()])
+        images, targets = (batch.images, batch.targets) if count else ([torch.zeros(3, 64, 64)], [self._empty_target()])
         targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
         losses = model([_as_float(image, device) for image in images], targets)
         loss = torch.stack(list(losses.values())).sum()
         return loss if count else 0 * loss, BatchMetrics(count, losses, len(batch.skipped))
 
-    def _nothing(self) -> dict[str, Tensor]:
-        """What is on a blank image of 64 × 64."""
+    def _empty_target(self) -> dict[str, Tensor]:
+        """Returns the target of a blank image of 64 × 64 pixels."""
         none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
         return none | ({"masks": torch.zeros(0, 64, 64, dtype=torch.uint8)} if self._masks else {})
 
     def after_epoch(self, model: nn.Module) -> dict[str, Any]:
-        """Average precision on the test images as they are tested in the end, in per cent."""
+        """Returns the average precision on the test images, in per cent, as it is evaluated after training."""
         (row,) = evaluate(model, self._evaluation, self._conditions)
         return {name: row[name] for name in NAMES}
 
@@ -84,15 +84,15 @@ class Detection(Task):
 def evaluate(
     model: Any, images: CocoSet, conditions: Sequence[Edges], *, batch_size: int = 4, num_workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """A row for each condition, with COCO's metric.
+    """Yields a row for each condition, with COCO's metric.
 
-    Called in several processes, each takes its share of the batches; what they find is put together, the same whatever their
-    number.
+    If several processes call this together, each takes its share of the batches. The rows are computed from the
+    detections of all processes, and do not depend on their number.
 
     Yields:
-        The condition's fields, average precisions of boxes in per cent by the names of `metric.NAMES`, of masks, where
-        there are any, as "mask AP" and so on, how many images and detections there were, how many images were `skipped`, and
-        as `examples` what was found on the first images.
+        The condition's fields; the average precision of boxes in per cent, by the names of `metric.NAMES`, and of
+        masks, if there are any, as "mask AP" and so on; the numbers of `images`, of `detections` and of images that
+        were `skipped`; and `examples`, the detections on the first images.
     """
     for condition in conditions:
         found, skipped = predict(model, images, condition, batch_size=batch_size, num_workers=num_workers)
@@ -110,7 +110,7 @@ def _without(found: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 
 def _examples(found: list[dict[str, Any]], images: CocoSet, num: int = 6) -> dict[str, list[dict[str, Any]]]:
-    """Boxes, categories and scores of half a point or more on the first `num` images, by the image's id."""
+    """Returns the detections with a score of 0.5 or more on the first `num` images, by the image's id."""
     kept: dict[str, list[dict[str, Any]]] = {str(image["id"]): [] for image in images.images[:num]}
     for one in found:
         if str(one["image_id"]) in kept and one["score"] >= 0.5:
@@ -123,25 +123,26 @@ def _examples(found: list[dict[str, Any]], images: CocoSet, num: int = 6) -> dic
 def predict(
     model: Any, images: CocoSet, condition: Edges, *, batch_size: int = 4, num_workers: int = 0
 ) -> tuple[list[dict[str, Any]], set[int]]:
-    """Detections of all processes, as COCO's results have them, in the order of images; and the indices skipped."""
+    """Returns the detections of all processes in COCO's result format, in the order of images, and the indices skipped."""
     state = PartialState(cpu=not torch.cuda.is_available())
     device = next(model.parameters()).device
     whole = [list(range(i, min(i + batch_size, len(images)))) for i in range(0, len(images), batch_size)]
     batches = whole[
         state.process_index :: state.num_processes
-    ]  # whole batches, so that padding is as it is in one process
+    ]  # whole batches, so that padding is the same as in one process
     found: list[tuple[int, list[dict[str, Any]]]] = []
     for indices, batch in zip(batches, read_batches(EvalImages(images), batches, num_workers), strict=True):
         if not batch.images:
             continue
         pixels = [_as_float(image, device) for image in batch.images]
-        for at, detected in zip(batch.places, model(pixels, edges=(condition.short, condition.long)), strict=True):
+        for at, detected in zip(batch.indices, model(pixels, edges=(condition.short, condition.long)), strict=True):
             found.append((indices[at], _as_results(detected, images, indices[at])))
     everything = sorted(gather_object(found), key=lambda one: one[0])
     return [one for _, own in everything for one in own], set(range(len(images))) - {index for index, _ in everything}
 
 
 def _as_results(detected: dict[str, Tensor], images: CocoSet, index: int) -> list[dict[str, Any]]:
+    """Returns the detections on an image in COCO's result format."""
     left, top, right, bottom = detected["boxes"].double().cpu().unbind(1)
     boxes = torch.stack((left, top, right - left, bottom - top), dim=1).tolist()
     results = []

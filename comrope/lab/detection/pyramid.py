@@ -1,4 +1,4 @@
-"""ViTDet's simple feature pyramid (arXiv:2203.16527, section 3), through which no padding leaks into an image."""
+"""ViTDet's simple feature pyramid (arXiv:2203.16527, section 3). Padding has no effect on the features of an image."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from comrope.lab.detection.vit import Size
 
 
 def inside(map_size: Size, stride: int, image_size: Size, device: torch.device | None = None) -> Tensor:
-    """Which cells of a feature map begin inside of the image, (rows, columns)."""
+    """Returns whether each cell of a feature map begins inside of the image: (rows, columns), bool."""
     rows, columns = (
         torch.arange(n, device=device) * stride < n_image for n, n_image in zip(map_size, image_size, strict=True)
     )
@@ -19,10 +19,10 @@ def inside(map_size: Size, stride: int, image_size: Size, device: torch.device |
 
 
 class Pyramid(nn.Module):
-    """Maps at ¼, ½, 1, 2 and 4 times the patch's stride from the one map of a plain ViT, each of `channels`.
+    """Computes maps with `channels` at ¼, ½, 1, 2 and 4 times the patch's stride from the one map of a plain ViT.
 
-    Where an image is padded all maps are zero, before and after each layer that looks at neighbours: an image's border is the
-    same as if it were alone.
+    Padded cells are set to zero before and after each layer that reads neighbouring cells. So the features at the
+    border of an image are the same as in a batch of its own.
     """
 
     def __init__(self, width: int, channels: int, patch: int):
@@ -48,7 +48,7 @@ class Pyramid(nn.Module):
         )
 
     def forward(self, x: Tensor, sizes: Sequence[Size]) -> dict[str, Tensor]:
-        """Maps by level, "0" the finest, of features (B, width, rows, columns) of images of `sizes` (height, width)."""
+        """Returns maps by level, "0" the finest, of features (B, width, rows, columns) of images of `sizes` (height, width)."""
         x = _cleared(x, self.strides[2], sizes)
         maps = {}
         levels = zip(self.strides, self.scales, self.projections, self.smoothings, strict=False)
@@ -64,5 +64,6 @@ def _up(width: int, channels: int) -> nn.Module:
 
 
 def _cleared(x: Tensor, stride: int, sizes: Sequence[Size]) -> Tensor:
-    there = torch.stack([inside((x.shape[-2], x.shape[-1]), stride, size, x.device) for size in sizes])
-    return x.masked_fill(~there[:, None], 0.0)
+    """Returns feature maps with padded cells set to zero."""
+    is_inside = torch.stack([inside((x.shape[-2], x.shape[-1]), stride, size, x.device) for size in sizes])
+    return x.masked_fill(~is_inside[:, None], 0.0)

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer as a detector's backbone: images of different sizes in a batch, each as if it were alone."""
+"""timm's VisionTransformer as a detector's backbone, for batches of images of different sizes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +18,8 @@ Size = tuple[int, int]
 class DetectionViT(nn.Module):
     """A VisionTransformer of timm with an encoding in its attention, beside its own absolute positions; returns feature maps.
 
-    Each image has the positions, the absolute codes and the attention of its own patches, those that begin inside of it:
-    whatever else is in its batch, and however far it is padded, does not change them.
+    Positions, position embeddings and attention of an image are those of its own patches, which are the ones that begin
+    inside of it. So its features depend neither on the other images of the batch nor on padding.
     """
 
     def __init__(self, vit: Any, encoding: str, settings: dict[str, Any]):
@@ -43,32 +43,32 @@ class DetectionViT(nn.Module):
         return self.vit.patch_embed.patch_size[0]
 
     def forward(self, images: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """Features (B, width, rows, columns) of images (B, 3, height, width), of which `sizes` are no padding.
+        """Returns features (B, width, rows, columns) of images (B, 3, height, width) whose `sizes` without padding are given.
 
-        Features of padding mean nothing.
+        Features of padded patches are undefined.
         """
         x = self.vit.patch_embed(images)  # (B, rows, columns, width)
-        canvas, grids = self._grids(images, sizes)
-        if all(grid == canvas for grid in grids):
-            x, seen = self.vit._pos_embed(x), None
+        padded_grid, grids = self._grids(images, sizes)
+        if all(grid == padded_grid for grid in grids):
+            x, mask = self.vit._pos_embed(x), None
         else:
             own = [self._embedded(image, grid) for image, grid in zip(x.split(1), grids, strict=True)]
-            x = torch.stack([self._laid_out(tokens, grid, canvas) for tokens, grid in zip(own, grids, strict=True)])
-            there = [torch.ones(len(tokens), 1, dtype=torch.bool, device=x.device) for tokens in own]
-            seen = [self._laid_out(tokens, grid, canvas) for tokens, grid in zip(there, grids, strict=True)]
-            seen = torch.stack(seen)[:, None].mT  # (B, 1, 1, L)
+            x = torch.stack([self._padded(tokens, grid, padded_grid) for tokens, grid in zip(own, grids, strict=True)])
+            valid = [torch.ones(len(tokens), 1, dtype=torch.bool, device=x.device) for tokens in own]
+            mask = [self._padded(tokens, grid, padded_grid) for tokens, grid in zip(valid, grids, strict=True)]
+            mask = torch.stack(mask)[:, None].mT  # (B, 1, 1, L)
         x = self.vit.norm_pre(x)
         for block in self.vit.blocks:
-            x = block(x, attn_mask=seen)
-        return self.vit.norm(x)[:, self.vit.num_prefix_tokens :].unflatten(1, canvas).permute(0, 3, 1, 2)
+            x = block(x, attn_mask=mask)
+        return self.vit.norm(x)[:, self.vit.num_prefix_tokens :].unflatten(1, padded_grid).permute(0, 3, 1, 2)
 
     def token_positions(self, images: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Returns the positions of tokens in a `forward` with these arguments: (L, 2), or (B, L, 2) if sizes differ."""
-        canvas, grids = self._grids(images, sizes)
+        padded_grid, grids = self._grids(images, sizes)
         prefix = {"num_prefix_tokens": self.vit.num_prefix_tokens, "device": images.device}
-        if all(grid == canvas for grid in grids):
-            return comrope.positions.grid(canvas, **prefix)
-        return torch.stack([self._laid_out(comrope.positions.grid(grid, **prefix), grid, canvas) for grid in grids])
+        if all(grid == padded_grid for grid in grids):
+            return comrope.positions.grid(padded_grid, **prefix)
+        return torch.stack([self._padded(comrope.positions.grid(grid, **prefix), grid, padded_grid) for grid in grids])
 
     def _grids(self, images: Tensor, sizes: Sequence[Size]) -> tuple[Size, list[Size]]:
         """Returns the numbers of patches (rows, columns) of the padded batch, and of each image in it."""
@@ -79,9 +79,9 @@ class DetectionViT(nn.Module):
         """Returns the tokens of one image with timm's position embedding, (prefix + rows · columns, width)."""
         return self.vit._pos_embed(image[:, : grid[0], : grid[1]].contiguous())[0]
 
-    def _laid_out(self, tokens: Tensor, grid: Size, canvas: Size) -> Tensor:
-        """Pads tokens (prefix + Π grid, n) with zeros at the bottom and right to (prefix + Π canvas, n)."""
+    def _padded(self, tokens: Tensor, grid: Size, padded_grid: Size) -> Tensor:
+        """Pads tokens (prefix + Π grid, n) with zeros at the bottom and right to (prefix + Π padded_grid, n)."""
         prefix = self.vit.num_prefix_tokens
         patches = tokens[prefix:].unflatten(0, grid)
-        patches = F.pad(patches, (0, 0, 0, canvas[1] - grid[1], 0, canvas[0] - grid[0]))
+        patches = F.pad(patches, (0, 0, 0, padded_grid[1] - grid[1], 0, padded_grid[0] - grid[0]))
         return torch.cat((tokens[:prefix], patches.flatten(0, 1)))

@@ -1,1 +1,1 @@
-"""Image classification: images in memory and in files, the models, and what decides a run."""
+"""Image classification: configuration, images in memory and in files, the models, training and evaluation."""

@@ -1,4 +1,4 @@
-"""The settings that decide the weights of an image classifier."""
+"""The configuration of an image classifier."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageConfig(ExperimentConfig):
-    """All that decides the weights of an image classifier."""
+    """All settings that determine the weights of an image classifier."""
 
     kind = "images"
     about = (
@@ -26,7 +26,7 @@ class ImageConfig(ExperimentConfig):
     data: str = "digits"
     """"digits", "fashion-mnist", or a folder with train/<class>/ and val/<class>/, as ImageNet-1K comes."""
     num_train: int | None = None
-    """Number of training images, as many of each class; all if None."""
+    """Number of training images, balanced over the classes; all if None."""
     num_test: int | None = None
     """Number of test images, likewise."""
     model: str = "small"
@@ -40,7 +40,7 @@ class ImageConfig(ExperimentConfig):
     augment: str = "basic"
     """"basic": resize, crop, flip (where a mirrored image is of the same class). "deit": DeiT's, with mixup and CutMix."""
     resize_ratio: float = 1.1
-    """Ratio of the size that images are resized to, to the size that is then cropped from them."""
+    """Ratio of the size that images are resized to before cropping, to the size of the crop."""
     perturbation: float = 1.0
     """Standard deviation σ of the perturbation of positions in training, in patches (Eq. 11); drawn anew for every step."""
 

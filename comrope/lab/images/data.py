@@ -1,4 +1,4 @@
-"""The data sets of image classification, by their names."""
+"""Loads the data set that an image configuration names."""
 
 import os
 from functools import lru_cache
@@ -13,12 +13,12 @@ from comrope.lab.images.in_memory import ImageSet, digits, fashion_mnist
 
 
 def datasets(config: ImageConfig, unreadable: str = "fail") -> tuple[ImageSet, ImageSet]:
-    """The images to train on and those to evaluate on; what was read last is kept in memory."""
-    return _kept(config.data, config.num_train, config.num_test, unreadable)
+    """Returns the images to train on and those to evaluate on; the sets read last are cached."""
+    return _cached(config.data, config.num_train, config.num_test, unreadable)
 
 
 @lru_cache(maxsize=2)
-def _kept(*arguments: Any) -> tuple[ImageSet, ImageSet]:
+def _cached(*arguments: Any) -> tuple[ImageSet, ImageSet]:
     *which, unreadable = arguments
     return load(*which, unreadable=unreadable)
 
@@ -26,16 +26,17 @@ def _kept(*arguments: Any) -> tuple[ImageSet, ImageSet]:
 def load(
     source: str, num_train: int | None = None, num_test: int | None = None, *, unreadable: str = "fail"
 ) -> tuple[ImageSet, ImageSet]:
-    """A data set's images to train on and to test on.
+    """Returns a data set's images to train on and those to test on.
 
     Args:
         source: "digits", "fashion-mnist", or a folder with train/<class>/* and val/<class>/*, as ImageNet-1K comes.
-        num_train, num_test: so many of them, the same number of each class while it lasts, in the set's order; always the
-            same ones. All if None.
-        unreadable: whether an image file that cannot be read is to "fail", or be left out ("skip") of its batch.
+        num_train, num_test: the numbers of images, as evenly over the classes as possible, always the same images. All
+            if None.
+        unreadable: whether reading a damaged image file raises an error ("fail") or leaves it out of its batch
+            ("skip").
     Raises:
-        ConfigurationError: an unknown name, or numbers that the set does not have.
-        DataError: the data are not there, or damaged.
+        ConfigurationError: the name is unknown, or the set has fewer images.
+        DataError: the data are missing or damaged.
     """
     if unreadable not in UNREADABLE:
         raise ConfigurationError(f"unreadable={unreadable!r}: expected one of {', '.join(UNREADABLE)}.")
@@ -48,7 +49,7 @@ def _whole(source: str, unreadable: str) -> tuple[ImageSet, ImageSet]:
         return digits()
     if source == "fashion-mnist":
         return fashion_mnist()
-    if not os.path.isdir(source):  # also of what can be no name of a file, where Path's raises
+    if not os.path.isdir(source):  # Path.is_dir raises for strings that cannot be file names
         raise ConfigurationError(
             f"data={source!r}: expected digits, fashion-mnist, or a folder with train/<class>/* and val/<class>/*, and "
             f"{Path(source).absolute()} is none: --data says where it is."

@@ -1,4 +1,4 @@
-"""Images in folders named after their classes, as ImageNet-1K comes; read when they are asked for."""
+"""Images in folders named after their classes, as ImageNet-1K comes. A file is read when its image is needed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,22 +24,22 @@ class Folder(LabelledFiles):
         return 3
 
     def pil(self, index: int) -> Image.Image | None:
-        """An image, as RGB.
+        """Returns an image as RGB.
 
         Returns:
-            The image; None where it cannot be read and unreadable="skip".
+            The image; None if it cannot be read and unreadable="skip".
         Raises:
-            DataError: it cannot be read and unreadable="fail".
+            DataError: the image cannot be read and unreadable="fail".
         """
         return self._read(index, upright, DAMAGE)
 
 
 def image_folder(root: Path, unreadable: str = "fail") -> tuple[Folder, Folder]:
-    """The images under `root`: train/<class>/* to train on, val/<class>/* to test.
+    """Returns the images under `root`: train/<class>/* to train on, val/<class>/* to test on.
 
     Args:
-        root: the folder of both.
-        unreadable: what is to come of an image that cannot be read: "fail", or "skip". It is found when it is read.
+        root: the folder that train and val are in.
+        unreadable: whether reading a damaged image raises an error ("fail") or skips it ("skip").
     Raises:
         DataError: a folder is missing or without images, or the classes of the two differ.
     """

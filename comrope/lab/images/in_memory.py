@@ -1,4 +1,4 @@
-"""Images in memory: what comes with scikit-learn, and Fashion-MNIST from files that lie on this machine."""
+"""Images in memory: scikit-learn's digits, and Fashion-MNIST from local files."""
 
 import gzip
 import tempfile
@@ -20,7 +20,7 @@ from comrope.lab.data.labelled import Labelled
 
 
 class ImageSet(Labelled, Protocol):
-    """Images with one label each, in a fixed order: what is trained and tested on."""
+    """The interface of all sets of images with one label each, in a fixed order."""
 
     @property
     def channels(self) -> int: ...
@@ -31,7 +31,7 @@ class ImageSet(Labelled, Protocol):
         ...
 
     def pil(self, index: int) -> Image.Image | None:
-        """An image, 8 bits a channel; None where it cannot be read and is to be left out."""
+        """Returns an image of 8 bits per channel; None if it cannot be read and is to be left out."""
         ...
 
 
@@ -58,26 +58,26 @@ class Images:
         return f"image {index}"
 
     def pil(self, index: int) -> Image.Image:
-        """An image of 8 bits a channel, which are the data set's own where it has no more."""
+        """Returns an image of 8 bits per channel: the data set's own values, unless these have more bits."""
         return to_pil_image(((self.pixels[index] + 1) * 127.5).round().to(torch.uint8))
 
     def take(self, indices: Sequence[int]) -> Self:
         return type(self)(self.pixels[indices], self.labels[indices], self.classes, self.mirrors)
 
     def covering(self, size: tuple[int, int]) -> Tensor:
-        """The pixels, resized in their own proportions to the smallest that `size` fits into: (n, channels, ≥ h, ≥ w)."""
+        """Returns the pixels (n, channels, ≥ h, ≥ w), resized to the smallest size of their aspect ratio that covers `size`."""
         return cover(self.pixels, size)
 
     def fitted(self, size: tuple[int, int]) -> Tensor:
-        """The middle of that, (n, channels, *size)."""
+        """Returns the centre crops of `covering(size)`, (n, channels, *size)."""
         return crop(self.covering(size), size)
 
 
 def digits() -> tuple[Images, Images]:
-    """scikit-learn's 1,797 handwritten digits, 8 × 8, which come with the package: 1,347 to train on, 450 to test.
+    """Returns scikit-learn's 1,797 handwritten digits of 8 × 8 pixels: 1,347 to train on, 450 to test on.
 
-    The split is stratified and always the same. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten
-    Digits", UCI Machine Learning Repository.
+    They come with the package. The split is stratified and always the same. Source: E. Alpaydin, C. Kaynak, "Optical
+    Recognition of Handwritten Digits", UCI Machine Learning Repository.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -92,8 +92,8 @@ def digits() -> tuple[Images, Images]:
 
 GARMENTS = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FASHION_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-FASHION_PLACES = (Path("data/FashionMNIST/raw"), Path("/usr/share/datasets/fashion-mnist"))
-"""Where torchvision puts the files, and where Debian does."""
+FASHION_FOLDERS = (Path("data/FashionMNIST/raw"), Path("/usr/share/datasets/fashion-mnist"))
+"""The folders in which torchvision and Debian put the files."""
 HOW_TO_GET = (
     "get them with `apt-get install dataset-fashion-mnist`, or with "
     'torchvision.datasets.FashionMNIST("data", download=True)'
@@ -101,26 +101,27 @@ HOW_TO_GET = (
 
 
 def fashion_mnist(folder: Path | None = None) -> tuple[Images, Images]:
-    """Fashion-MNIST: grey 28 × 28 images of ten sorts of garment, 60,000 to train on and 10,000 to test.
+    """Returns Fashion-MNIST: grey 28 × 28 images of ten kinds of garment, 60,000 to train on and 10,000 to test on.
 
     Source: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
     Algorithms", arXiv:1708.07747.
 
     Args:
-        folder: where the four idx files are, gzipped or not; the first of `FASHION_PLACES` with any of them if None.
+        folder: the folder of the four idx files, gzipped or not; the first of `FASHION_FOLDERS` with any of them if
+            None.
     Raises:
         DataError: a file is missing, or damaged.
     """
-    places = FASHION_PLACES if folder is None else (folder,)
+    folders = FASHION_FOLDERS if folder is None else (folder,)
     names = [f"{name}-ubyte" for name in FASHION_FILES]
-    for place in places:
-        found = {n: p for n in names for p in (place / f"{n}.gz", place / n) if p.is_file()}
+    for candidate in folders:
+        found = {n: p for n in names for p in (candidate / f"{n}.gz", candidate / n) if p.is_file()}
         if found:
             break
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(
-            f"Fashion-MNIST: {', '.join(missing)} (.gz or not) expected in {' or '.join(str(p) for p in places)}: "
+            f"Fashion-MNIST: {', '.join(missing)} (.gz or not) expected in {' or '.join(str(p) for p in folders)}: "
             f"{HOW_TO_GET}."
         )
     train_images, train_labels, test_images, test_labels = (found[name] for name in names)
@@ -139,7 +140,7 @@ def _garments(image_file: Path, label_file: Path) -> Images:
 
 
 def _read(path: Path, parse: Callable[[str], Tensor]) -> Tensor:
-    """An idx file, gzipped or not; torchvision's parsers want it unpacked."""
+    """Returns the content of an idx file, gzipped or not; torchvision's parsers take unpacked files only."""
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch, "idx")
         try:
@@ -151,6 +152,6 @@ def _read(path: Path, parse: Callable[[str], Tensor]) -> Tensor:
 
 
 def crops(pixels: Tensor, images: Tensor, rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
-    """The windows of `size` whose upper left corners are (rows, columns) in `pixels[images]`: (n, channels, *size)."""
+    """Returns the crops of `size` whose upper left corners are (rows, columns) in `pixels[images]`: (n, channels, *size)."""
     windows = pixels.unfold(2, size[0], 1).unfold(3, size[1], 1)  # (images, channels, rows, columns, *size), a view
     return windows[images, :, rows, columns]

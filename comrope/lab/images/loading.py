@@ -1,7 +1,7 @@
-"""Images as a DataLoader reads them: batches of augmented images to train on, and of plain ones to evaluate on.
+"""Data sets of images for a DataLoader: augmented images to train on, and plain ones to evaluate on.
 
-An image is augmented by draws that its key (epoch, index, copy) names, whatever batch, process or worker it comes in and
-whatever came before: so training can go on where it stopped, and be the same in any number of processes.
+The augmentation of an image is random and depends on its key (epoch, index, copy) alone, not on the batch, process or
+worker that reads it, nor on earlier images. So training can be interrupted, and is the same in any number of processes.
 """
 
 import random
@@ -31,8 +31,9 @@ AUGMENTATIONS = ("basic", "deit")
 class TrainImages(Dataset):
     """Augmented images: `dataset[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`.
 
-    augment="basic" is the paper's: resize to `resize_ratio` times the size, crop at random, flip half of the images. All
-    keep their proportions. augment="deit" is DeiT's (arXiv:2012.12877, Table 9), but for mixup and CutMix, which take a batch.
+    augment="basic" is the paper's: resize to `resize_ratio` times the size, keeping the aspect ratio, crop at random,
+    and flip half of the images. augment="deit" is DeiT's (arXiv:2012.12877, Table 9) without mixup and CutMix, which
+    need a batch.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class TrainImages(Dataset):
     ):
         """
         Args:
-            images: what is augmented.
-            size: (height, width) in pixels, of what comes out.
+            images: the images to augment.
+            size: (height, width) of the augmented images in pixels.
             augment: "basic" or "deit".
-            resize_ratio: with "basic", images are resized to so many times `size`; 1 or more.
-            flip: whether to flip.
-            seed: of all draws, together with an image's key.
+            resize_ratio: with "basic", the size of the resized images over `size`; 1 or more.
+            flip: whether images are flipped at random.
+            seed: the seed that, with an image's key, determines its augmentation.
         Raises:
-            ConfigurationError: settings that are none of these.
+            ConfigurationError: a setting is out of range.
         """
         if augment not in AUGMENTATIONS:
             raise ConfigurationError(f"augment={augment!r}: expected one of {', '.join(AUGMENTATIONS)}.")
@@ -65,16 +66,18 @@ class TrainImages(Dataset):
         if augment == "deit" and images.channels not in (1, 3):
             raise ConfigurationError(f"augment='deit' is for grey or RGB images: got {images.channels} channels.")
         self.images, self.size, self.flip, self.seed = images, _checked(size), flip, seed
-        self._enlarged = (round(resize_ratio * size[0]), round(resize_ratio * size[1]))
+        self._resized_size = (round(resize_ratio * size[0]), round(resize_ratio * size[1]))
         self._deit = _deit(size, flip) if augment == "deit" else None
-        self._pixels = images.covering(self._enlarged) if isinstance(images, Images) and augment == "basic" else None
+        self._pixels = (
+            images.covering(self._resized_size) if isinstance(images, Images) and augment == "basic" else None
+        )
         self._tables: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The images of `keys`, each (epoch, index, copy) augmented in its own way."""
+        """Returns the batch of `keys`, each of which is (epoch, index, copy)."""
         if self._pixels is not None:
             return self._crops(self._pixels, keys)
         augmented = self._basic if self._deit is None else self._deit_like
@@ -83,37 +86,41 @@ class TrainImages(Dataset):
         )
 
     def _crops(self, pixels: Tensor, keys: Sequence[Key]) -> Batch:
-        """The same as `_basic`, for all at once."""
-        draws = torch.from_numpy(np.stack([self._draws(key) for key in keys]))  # (n, 3)
+        """Returns what `_basic` returns, for all keys at once."""
+        uniform = torch.from_numpy(np.stack([self._uniform(key) for key in keys]))  # (n, 3)
         indices = torch.tensor([index for _, index, _ in keys])
-        places = torch.tensor([big - small + 1 for big, small in zip(pixels.shape[-2:], self.size, strict=True)])
-        rows, columns = (draws[:, :2] * places).long().unbind(1)
+        num_offsets = torch.tensor([big - small + 1 for big, small in zip(pixels.shape[-2:], self.size, strict=True)])
+        rows, columns = (uniform[:, :2] * num_offsets).long().unbind(1)
         found = crops(pixels, indices, rows, columns, self.size)
         if self.flip:
-            found = torch.where((draws[:, 2] < 0.5)[:, None, None, None], found.flip(-1), found)
+            found = torch.where((uniform[:, 2] < 0.5)[:, None, None, None], found.flip(-1), found)
         return Batch(found, self.images.labels[indices])
 
     def _basic(self, key: Key, image: Image.Image) -> Tensor:
-        height, width = self._enlarged
+        height, width = self._resized_size
         bigger = ImageOps.cover(image, (width, height), Image.Resampling.BILINEAR)
         height, width = self.size
-        down, right, mirror = self._draws(key).tolist()
+        down, right, mirror = self._uniform(key).tolist()
         row, column = int(down * (bigger.height - height + 1)), int(right * (bigger.width - width + 1))
         crop = _to_tensor(bigger.crop((column, row, column + width, row + height)))
         return crop.flip(-1) if self.flip and mirror < 0.5 else crop
 
-    def _draws(self, key: Key) -> np.ndarray:
-        """Three draws from [0, 1) for an image: down, right, mirror. Those of all images are kept for an epoch."""
+    def _uniform(self, key: Key) -> np.ndarray:
+        """Returns numbers in [0, 1) for an image's row, column and flip. Those of all images are cached for an epoch."""
         epoch, index, copy = key
         if (epoch, copy) not in self._tables:
-            if any(kept != epoch for kept, _ in self._tables):
+            if any(cached != epoch for cached, _ in self._tables):
                 self._tables.clear()
-            draws = generator(self.seed, Stream.AUGMENTATION, epoch, copy)
-            self._tables[epoch, copy] = torch.rand(len(self), 3, generator=draws).numpy()
+            rng = generator(self.seed, Stream.AUGMENTATION, epoch, copy)
+            self._tables[epoch, copy] = torch.rand(len(self), 3, generator=rng).numpy()
         return self._tables[epoch, copy][index]
 
     def _deit_like(self, key: Key, image: Image.Image) -> Tensor:
-        """Of a grey image, made RGB, all three channels are the same but for the noise of random erasing: one is it."""
+        """Returns an image under DeiT's augmentation.
+
+        A grey image is augmented as RGB, and one channel is returned: the three differ only by the noise of random
+        erasing.
+        """
         assert self._deit is not None
         with _seeded(seed_for(self.seed, Stream.AUGMENTATION, *key)):
             return self._deit(image.convert("RGB"))[: self.images.channels]
@@ -122,7 +129,7 @@ class TrainImages(Dataset):
 class EvalImages(Dataset):
     """Plain images: `dataset[[index, …]]`, through a DataLoader, is a `Batch`.
 
-    Images are resized, in their own proportions, to the smallest that `size` fits into, and their middle is cut out.
+    Images are resized, with their aspect ratio, to the smallest size that covers `size`, and cropped at the centre.
     """
 
     def __init__(self, images: ImageSet, size: tuple[int, int]):
@@ -132,7 +139,7 @@ class EvalImages(Dataset):
         return len(self.images)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The images at `indices`."""
+        """Returns the batch of the images at `indices`."""
         if isinstance(self.images, Images):
             images = self.images.take(indices)
             return Batch(images.fitted(self.size), images.labels)
@@ -144,16 +151,16 @@ class EvalImages(Dataset):
 
 
 def _gather(
-    images: ImageSet, size: tuple[int, int], indices: Sequence[int], made: Callable[[int, Image.Image], Tensor]
+    images: ImageSet, size: tuple[int, int], indices: Sequence[int], transform: Callable[[int, Image.Image], Tensor]
 ) -> Batch:
-    """The batch of what is `made` of each image that can be read, by its place in the batch."""
+    """Returns the batch of the images that can be read, each transformed by `transform(index in the batch, image)`."""
     pixels, kept, skipped = [], [], []
     for at, index in enumerate(indices):
         image = images.pil(index)
         if image is None:
             skipped.append(images.name(index))
         else:
-            pixels.append(made(at, image))
+            pixels.append(transform(at, image))
             kept.append(index)
     stacked = torch.stack(pixels) if pixels else torch.empty(0, images.channels, *size)
     return Batch(stacked, images.labels[kept], tuple(skipped))
@@ -166,12 +173,12 @@ def _checked(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
-    """(channels, height, width), float32 in [−1, 1]."""
+    """Returns an image as (channels, height, width), float32 in [−1, 1]."""
     return pil_to_tensor(image).float() / 127.5 - 1
 
 
 def _deit(size: tuple[int, int], flip: bool) -> Any:
-    """DeiT's augmentation of one RGB image; timm passes over color_jitter beside RandAugment, as it did in DeiT."""
+    """Returns DeiT's augmentation of one RGB image. With RandAugment timm ignores color_jitter, as it did in DeiT."""
     transform: Any = timm.data.create_transform(
         (3, *size),
         is_training=True,
@@ -192,13 +199,13 @@ def _deit(size: tuple[int, int], flip: bool) -> Any:
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.Image:
-    """timm keeps no bit at the highest magnitude, which makes an image black; Pillow 13 refuses to."""
+    """Posterizes like timm, which keeps no bit at the highest magnitude and so makes an image black; Pillow 13 refuses to."""
     return ImageOps.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The global generators of Python, numpy and torch (CPU), which timm draws from, seeded here and as they were after."""
+    """Seeds the global generators of Python, numpy and torch (CPU), which timm uses, and restores their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)

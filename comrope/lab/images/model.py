@@ -1,4 +1,4 @@
-"""The image classifier of a configuration: the laboratory's ViT, or a model of timm with an encoding attached."""
+"""Builds the image classifier of a configuration: the laboratory's ViT, or a model of timm with an encoding attached."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "vit-s/16": {"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_size": 16},
     "vit-b/16": {"embed_dim": 768, "depth": 12, "num_heads": 12, "patch_size": 16},
 }
-"""Settings of timm's VisionTransformer. Written "timm:small" it is timm's own class, with its absolute position embedding, to
-which the encoding is attached; "timm:<anything else>" is a model that `timm.create_model` knows."""
+"""Settings of timm's VisionTransformer. "timm:small" is timm's own class with these settings and its absolute position
+embedding, to which the encoding is attached; "timm:<another name>" is a model of `timm.create_model`."""
 
 
 def check(config: ImageConfig) -> None:
-    """Refuses a model that there is not, and settings that it cannot have."""
+    """Raises ConfigurationError for an unknown model, or settings that it cannot have."""
     if config.model.startswith("timm:"):
         if config.perturbation:
             raise ConfigurationError(
@@ -47,12 +47,12 @@ def check(config: ImageConfig) -> None:
 
 
 def build(config: ImageConfig, images: ImageSet, runs: Path | None = None) -> nn.Module:
-    """The model of a configuration; with the same seed all encodings start from the same weights outside of themselves.
+    """Returns the untrained model; with the same seed, weights outside of the encoding are the same for all encodings.
 
     Args:
-        config: which.
-        images: what it classifies; their classes and channels matter.
-        runs: the folder that has the run `config.start` in it.
+        config: the configuration.
+        images: images of the data set, whose classes and channels the model gets.
+        runs: the folder that the folder of the run `config.start` is in.
     """
     check(config)
     torch.manual_seed(config.recipe.seed)
@@ -65,14 +65,14 @@ def build(config: ImageConfig, images: ImageSet, runs: Path | None = None) -> nn
 
 
 def _attached(config: ImageConfig, shape: dict, runs: Path | None) -> nn.Module:
-    """A model of timm with its own absolute positions, and the encoding in its attention."""
+    """Returns a model of timm with its own absolute positions and the encoding attached."""
     name = config.model.removeprefix("timm:")
     shape |= {"img_size": config.image_size, "dynamic_img_size": True}
     if name in MODELS:
         name, shape = "vit_tiny_patch16_224", shape | MODELS[name]
     try:
         model: Any = timm.create_model(name, pretrained=config.start == "pretrained", **shape)
-    except Exception as error:  # whatever timm makes of a model without patches, of a name, or of no network
+    except Exception as error:  # timm raises errors of many kinds: unknown names, no network, models without patches
         raise ConfigurationError(
             f"model='timm:{name}' cannot be made ({type(error).__name__}: {error}): expected the name of a model of timm with "
             "attention that takes images of any size, such as vit_small_patch16_224."

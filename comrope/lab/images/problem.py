@@ -1,4 +1,4 @@
-"""Image classification, as `comrope.lab.problem.Problem` describes a problem."""
+"""Image classification as a `comrope.lab.problem.Problem`."""
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,19 @@ from comrope.lab.vit import ViT
 
 
 def conditions(config: ImageConfig, options: ClassifierOptions | None = None) -> list[Condition]:
-    """Every combination of the sizes, offsets and perturbations that are asked for; the size trained at if none is."""
+    """Returns every combination of the sizes, offsets and perturbations asked for; by default the size trained at."""
     options = options or ClassifierOptions()
     sizes = options.sizes() or [config.image_size]
     return [Condition(size, *moved) for size in sizes for moved in options.displacements()]
 
 
 def task(model: nn.Module, train: ImageSet, evaluation: ImageSet, config: ImageConfig) -> "Classification":
-    """The training images, and cross-entropy."""
+    """Returns the training task: the training images and the cross-entropy loss."""
     return Classification(model, train, config)
 
 
 class Classification(Task):
-    """Images with one label each, for the training loop."""
+    """Trains on images with one label each, by cross-entropy."""
 
     def __init__(self, model: nn.Module, images: ImageSet, config: ImageConfig):
         settings = {"augment": config.augment, "resize_ratio": config.resize_ratio, "flip": images.mirrors}
@@ -46,7 +46,7 @@ class Classification(Task):
             self._mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, **smoothing)
         self._positions = None
         if isinstance(model, ViT):
-            # Perturbed on the CPU: the same draws on every device.
+            # Perturbed on the CPU: the same random numbers on every device.
             self._positions = model.positions(config.image_size)
             self._patch = [1 / n for n in model.grid(config.image_size)]
             self._prefix = model.num_prefix_tokens
@@ -54,7 +54,7 @@ class Classification(Task):
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:
         device = next(model.parameters()).device
         pixels, labels = batch.pixels.to(device), batch.labels.to(device)
-        if self._mixup is not None:  # of pairs: an odd one out is left out
+        if self._mixup is not None:  # it mixes pairs: the last of an odd number is left out
             pixels, labels = pixels[: len(labels) // 2 * 2], labels[: len(labels) // 2 * 2]
         count = len(labels)
         if not count:

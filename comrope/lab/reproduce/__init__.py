@@ -1,7 +1,7 @@
 """Every table and figure of the paper, and a few of our own: one recipe each, at one of three scales.
 
-A recipe is a function from a scale to a plan: the runs it takes, and what to make of their results. Runs lie in a folder
-that recipes share, so that none is made twice, and what was stopped goes on where it was.
+A recipe is a function from a scale to a plan: its runs, and a function that makes tables and figures of their results.
+All recipes of a scale share the folder of the runs. So no run is made twice, and a stopped recipe goes on where it was.
 """
 
 import inspect
@@ -76,22 +76,22 @@ def run(
     """Runs a recipe, and writes its tables, figures and page.
 
     Args:
-        name: of the recipe.
+        name: the name of the recipe.
         scale: one of SCALES, or `scale.changed(…)` of it.
-        out: folder for results.json, tables.md, report.html, a CSV a table, an SVG and a PNG a figure; it appears whole or
-            not at all.
-        runs: folder of the runs themselves, shared by recipes; beside `out` and named by the scale if None.
-        parallel: runs at a time, see `comrope.lab.study.run_all`; started by `torchrun`, all processes share each run, and the
-            first writes.
-        command: what was typed, for the record.
+        out: the folder for results.json, tables.md, report.html, a CSV for each table, and an SVG and a PNG for each
+            figure. It is written atomically.
+        runs: the folder of the runs, which recipes share; if None, a folder beside `out` that is named after the scale.
+        parallel: the number of runs at a time, see `comrope.lab.study.run_all`. Under `torchrun` all processes share
+            each run, and the first writes.
+        command: the command that was typed, for the record.
         on_progress: is called with (name of the run, stage, done, total, samples per second).
-        show: is given what was found, in the process that writes.
-        settings: further ones of `comrope.lab.runs.run`.
+        show: is called with the outcome, in the process that writes.
+        settings: further arguments of `comrope.lab.runs.run`.
     Returns:
         What results.json holds.
     Raises:
         ConfigurationError: there is no such recipe, or none of its encodings was asked for.
-        DataError: the data are not there, or `out` holds something else.
+        DataError: the data are missing, or `out` holds other files.
     """
     if name not in RECIPES:
         raise ConfigurationError(
@@ -126,7 +126,7 @@ def run(
 
 
 def page_of(found: Mapping[str, Any]) -> str:
-    """Returns the page of a result that `run` wrote, made again of its runs.
+    """Returns the page of a result that `run` wrote, made again from its runs.
 
     Raises:
         DataError: a part of it is missing or damaged, an earlier version of comrope wrote it, or the recipe measures times.
@@ -162,7 +162,7 @@ def scale_of(found: Mapping[str, Any]) -> Scale:
 
 
 def _outcome(name: str, plan: Plan, scale: Scale, made: list[dict[str, Any]]) -> Outcome:
-    """The plan's outcome with what all recipes have: how many samples were tested, a first sentence, the recipe's docstring."""
+    """Returns the plan's outcome with the number of test samples, a first sentence and the recipe's docstring added."""
     outcome = plan.outcome(made)
     counts = sorted({run["data"]["test"]["count"] for run in made if "data" in run})
     tested = f"Test samples of each run: {' or '.join(f'{count:,}' for count in counts)}." if counts else ""

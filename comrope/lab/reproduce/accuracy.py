@@ -34,7 +34,7 @@ STILL = ("ape", "rope", "liere", "comrope-ap", "comrope-ld")
 FAMILY = ("comrope-ap", "comrope-ld", "comrope-mt")
 _INTENSITIES = (0.0, 0.25, 0.5, 1.0, 2.0)
 INTENSITIES = {"demo": (0.0, 1.0), "small": _INTENSITIES, "paper": _INTENSITIES}
-"""σ of figure 7 in patches, by the scale's name."""
+"""The values of σ in figure 7, in patches, by the scale's name."""
 _DEIT: dict[str, Any] = {"weight_decay": 0.05, "warmup": 5 / 300, "repeats": 3}
 DEIT = {
     "demo": Recipe(epochs=2, batch_size=24, learning_rate=3e-3, **_DEIT),
@@ -53,7 +53,7 @@ def table1(scale: Scale) -> Plan:
     The paper: ViT-B/16 on ImageNet-1K from scratch at 224, 200 epochs, batch 6144, AdamW at 1e-3, block size 8; tested from
     112 to 512 without retraining. ComRoPE-LD has 65.49 % at 224 and 55.29 % at 512 with σ = 1, LieRE 64.36 % and 53.74 %, RoPE
     63.09 % and 51.11 %, APE 58.76 % and 50.99 %; σ = 1 is better than σ = 0 nearly everywhere.
-    Ours adds no encoding at all, RoPE-Mixed, STRING and ComRoPE-MT at σ = 1.
+    Ours adds a model without encoding, RoPE-Mixed, STRING and ComRoPE-MT at σ = 1.
 
     Cost: 14 trainings a seed (9 encodings at σ = 1, 5 at σ = 0), each measured at every size.
     """
@@ -181,7 +181,7 @@ def fig6(scale: Scale) -> Plan:
 
 
 def fig7(scale: Scale) -> Plan:
-    """The perturbation intensity σ that is trained with.
+    """The perturbation intensity σ in training.
 
     The paper draws accuracy against σ (figure 7, a picture, no numbers) and settles on σ = 1. Here σ is in patches, drawn anew
     at every step from a Gaussian cut off at the patch's edge.
@@ -253,6 +253,7 @@ def table10(scale: Scale) -> Plan:
 
 
 def _by_resolution(scale: Scale, found: dict[Key, list[Result]], sigma: float) -> Figure:
+    """Draws figure 3: accuracy against image size, for encodings trained with `sigma`."""
     lines = {
         name: [(float(edge), summary(accuracies(each, edge))) for edge in scale.edges]
         for (name, trained_with), each in found.items()

@@ -1,4 +1,4 @@
-"""Table 7: what encodings cost in parameters and in operations, by formula and counted."""
+"""Table 7: the parameters and operations of encodings, by formula and counted."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ _MATRIX_FUNCTIONS = ("linalg_matrix_exp", "exp_skew", "skew_basis", "_linalg_sol
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a ViT and its images."""
+    """The sizes of a ViT and its images."""
 
     model: str
     size: tuple[int, int]
@@ -106,6 +106,7 @@ def table7(scale: Scale) -> Plan:
 
 
 def _parameters(name: str, shape: Shape) -> tuple[Cell, ...]:
+    """Returns the row of an encoding in the table of parameters."""
     with torch.device("meta"):
         owned = [_encoding(name, shape)] * shape.layers if name != "ape" else [_encoding(name, shape, grid=shape.grid)]
     counted = sum(parameter.numel() for pe in owned for parameter in pe.parameters())
@@ -119,13 +120,14 @@ def _parameters(name: str, shape: Shape) -> tuple[Cell, ...]:
 
 
 def _published(shape: Shape) -> tuple[Cell, ...]:
-    """The paper's algorithm, with a rotation shared by q and k and by the batch."""
+    """Returns the row of the paper's algorithm, with a rotation shared by q and k and by the batch."""
     pe = _encoding("comrope-ld", shape)
     counted = _count(lambda q, k, x: reference.rotate(q, k, pe.angle_matrices(), x), shape)
     return "as published", *_dense(shape), counted[0], shape.num_patches * shape.width // BLOCK_SIZE, counted[1]
 
 
 def _operations(name: str, shape: Shape) -> tuple[Cell, ...]:
+    """Returns the row of an encoding in the table of operations."""
     pe, n, d, b = _encoding(name, shape), shape.num_patches, shape.width, BLOCK_SIZE
     counted = _count(pe, shape)
     basis, phases = 2 * n * d * shape.head_dim, NUM_AXES * n * d // 2
@@ -142,6 +144,7 @@ def _operations(name: str, shape: Shape) -> tuple[Cell, ...]:
 
 
 def _dense(shape: Shape) -> tuple[str, int]:
+    """Returns formula and number of the multiply-adds with dense blocks."""
     return "N·n·d·b + 2·n·d·b", (NUM_AXES + 2) * shape.num_patches * shape.width * BLOCK_SIZE
 
 
@@ -152,7 +155,7 @@ def _encoding(name: str, shape: Shape, **settings: Any) -> Encoding:
 
 @torch.no_grad()
 def _count(rotate: Any, shape: Shape) -> tuple[int, int]:
-    """Multiply-adds of matrix products, and small matrix functions, of rotating the queries and keys of an image."""
+    """Returns the numbers of multiply-adds in products and of small matrix functions, for q and k of one image."""
     q, k = torch.zeros(2, 1, shape.num_heads, shape.num_patches, shape.head_dim)
     x = torch.rand(shape.num_patches, NUM_AXES, generator=generator(0, Stream.EXAMPLE))
     with FlopCounterMode(display=False) as products, _MatrixFunctions() as functions:
@@ -161,7 +164,7 @@ def _count(rotate: Any, shape: Shape) -> tuple[int, int]:
 
 
 class _MatrixFunctions(TorchDispatchMode):
-    """Counts the matrices that are decomposed, exponentiated or solved for."""
+    """Counts the matrices that are decomposed, exponentiated or solved with."""
 
     count = 0
 

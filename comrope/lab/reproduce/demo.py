@@ -28,11 +28,11 @@ SCALE = Scale(
     edges=(24, 32, 48, 64, 96),
     recipe=Recipe(epochs=12, learning_rate=2e-3),
 )
-"""What `comrope demo` runs at."""
+"""The scale of `comrope demo`."""
 OFFSETS = (0.5, 1.0, 2.0)
-"""ρ in canvas widths."""
+"""The values of ρ in canvas widths."""
 Measured = Mapping[str, Sequence[Result]]
-"""The row of each seed's evaluation under one condition, by encoding."""
+"""The rows of all seeds' evaluations under one condition, by encoding."""
 
 
 def demo(scale: Scale) -> Plan:
@@ -52,9 +52,9 @@ def demo(scale: Scale) -> Plan:
     def outcome(results: list[Result]) -> Outcome:
         found = gather(names, results)
 
-        def measured(place: int) -> Measured:
+        def measured(index: int) -> Measured:
             pairs = {name: zip(each, scale.seeds, strict=True) for name, each in found.items()}
-            return {name: [row(r, conditions[seed][place]) for r, seed in pair] for name, pair in pairs.items()}
+            return {name: [row(r, conditions[seed][index]) for r, seed in pair] for name, pair in pairs.items()}
 
         by_size = {size: measured(i) for i, size in enumerate(sizes)}
         trained = by_size[scale.image_size]
@@ -85,7 +85,7 @@ def demo(scale: Scale) -> Plan:
         notes = [
             *(_extremes(size, by_size[size], scale) for size in dict.fromkeys((scale.image_size, sizes[0], sizes[-1]))),
             _under_offsets(found, by_offset),
-            _trust(trained),
+            _confidence(trained),
             on_seeds(len(scale.seeds)),
         ]
         return Outcome(tables, figures, notes, _lead(scale, results, trained), template="reproduce/demo.html")
@@ -96,7 +96,7 @@ def demo(scale: Scale) -> Plan:
 
 
 def _sizes(scale: Scale) -> list[tuple[int, int]]:
-    """The scale's square sizes and one that is not square, by area."""
+    """Returns the scale's square sizes and one size that is not square, by area."""
     tall = scale.image_size[0], scale.image_size[1] - MODELS[scale.model]["patch_size"]
     return sorted([*((edge, edge) for edge in scale.edges), tall], key=math.prod)
 
@@ -148,19 +148,19 @@ def _losses(found: Mapping[str, Sequence[Result]]) -> Figure:
 
 
 def _extremes(size: tuple[int, int], measured: Measured, scale: Scale) -> str:
-    """Which encodings have the highest and the lowest accuracy; nothing here presumes how it should have come out."""
+    """Returns a sentence on the encodings with the highest and the lowest accuracy, whichever they are."""
     reached = {label(name): _mean(rows).mean for name, rows in measured.items()}
 
-    def those_at(value: float) -> str:
+    def names_at(value: float) -> str:
         return f"{' and '.join(name for name, other in reached.items() if other == value)} ({value:.1f} %)"
 
     where = "the size trained at" if size == scale.image_size else "without retraining"
-    highest, lowest = those_at(max(reached.values())), those_at(min(reached.values()))
+    highest, lowest = names_at(max(reached.values())), names_at(min(reached.values()))
     return f"At {_text(size)}, {where}, accuracy is highest with {highest} and lowest with {lowest}."
 
 
 def _under_offsets(found: Mapping[str, Sequence[Result]], by_offset: Mapping[float, Measured]) -> str:
-    """What the largest offset changes: for encodings that passed the check together, for each other by itself."""
+    """Returns a sentence on the largest offset: one part for all encodings that passed the check, one for each other."""
     farthest = max(by_offset)
     changed = {name: max(r["changed"] for r in rows) for name, rows in by_offset[farthest].items()}
     drop = {name: _mean(by_offset[0.0][name]).mean - _mean(by_offset[farthest][name]).mean for name in changed}
@@ -179,7 +179,8 @@ def _under_offsets(found: Mapping[str, Sequence[Result]], by_offset: Mapping[flo
     return f"With all positions shifted (ρ = {farthest:g} canvas widths), {'; '.join(parts)}."
 
 
-def _trust(measured: Measured) -> str:
+def _confidence(measured: Measured) -> str:
+    """Returns a sentence on the confidence intervals of accuracies."""
     rows = sorted((r for rows in measured.values() for r in rows), key=percent)
     typical = rows[len(rows) // 2]
     total = typical["total"]
@@ -191,6 +192,7 @@ def _trust(measured: Measured) -> str:
 
 
 def _lead(scale: Scale, results: Sequence[Result], measured: Measured) -> str:
+    """Returns the first paragraph of the page: the model, the data, the training and the evaluation."""
     model, recipe = MODELS[scale.model], scale.recipe
     parameters = sorted({result["num_parameters"] for result in results})
     range_of_them = " to ".join(f"{n:,}" for n in dict.fromkeys((parameters[0], parameters[-1])))
@@ -208,12 +210,12 @@ def _lead(scale: Scale, results: Sequence[Result], measured: Measured) -> str:
 
 
 def _mean(rows: Sequence[Result]) -> Summary:
-    """Accuracy in % over seeds."""
+    """Returns the accuracy in % over seeds."""
     return summary([percent(r) for r in rows])
 
 
 def _total(measured: Measured) -> int:
-    """Test images."""
+    """Returns the number of test images."""
     return next(iter(measured.values()))[0]["total"]
 
 

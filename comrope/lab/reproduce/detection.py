@@ -25,11 +25,11 @@ COMPARED = ("ape", "rope-mixed", "liere", "comrope-ld", "comrope-mt")
 
 @dataclass(frozen=True)
 class DetectionScale:
-    """What a scale's recipes for detection share."""
+    """The configurations of a scale's recipes for detection."""
 
     experiment: DetectionConfig
     pretraining: ImageConfig | None = None
-    """A classifier that the backbone comes from; None where timm has its weights."""
+    """The classifier whose training initialises the backbone; None if timm has pretrained weights."""
 
 
 _DIGITS = ImageConfig(data="digits", model="timm:demo", encoding="ape", image_size=(32, 32), perturbation=0.0)
@@ -59,7 +59,7 @@ DETECTION: dict[str, DetectionScale] = {
         )
     ),
 }
-"""By the scale's name. The paper trains as ViT-CoMer does; "paper" is that protocol on ViTDet's pyramid."""
+"""Scales of detection by name. The paper trains by the protocol of ViT-CoMer; "paper" is that protocol for ViTDet's pyramid."""
 
 
 def table2(scale: Scale) -> Plan:
@@ -117,6 +117,7 @@ def _jobs(scale: Scale) -> tuple[list[str], DetectionScale, list[Job]]:
 
 
 def _tuned(base: DetectionConfig, encoding: str, seed: int, first: Mapping[int, ImageConfig]) -> DetectionConfig:
+    """Returns the configuration of an encoding and a seed, which starts from the pretrained classifier of that seed."""
     start = first[seed].name if first else base.start
     return _with_seed(replace(base, encoding=encoding, start=start), seed)
 
@@ -126,6 +127,7 @@ def _with_seed(config: Config, seed: int) -> Config:
 
 
 def _found(names: Sequence[str], here: DetectionScale, scale: Scale, results: list[Result]) -> dict[str, list[Result]]:
+    """Returns the results of the detectors by encoding, without those of pretraining."""
     return gather(names, results[len(scale.few_seeds) if here.pretraining else 0 :])
 
 
@@ -146,6 +148,7 @@ def _notes(scale: Scale, base: DetectionConfig) -> list[str]:
 
 
 def _values(results: Sequence[Result], name: str) -> list[float] | None:
+    """Returns a metric of each seed's run; None if it does not exist, as APl without large objects."""
     values = [result["evaluation"][0][name] for result in results]
     return None if None in values else values
 
@@ -173,12 +176,13 @@ def _against_ape(found: dict[str, list[Result]]) -> Table:
 
 
 def _curve(results: Sequence[Result]) -> list[tuple[float, Summary]]:
+    """Returns (epoch, AP over seeds) after each epoch."""
     histories = [[row["AP"] or 0.0 for row in result["history"]] for result in results]
     return [(float(epoch), summary(values)) for epoch, values in enumerate(zip(*histories, strict=True), 1)]
 
 
 def _iterations(found: dict[str, list[Result]]) -> Table:
-    """For each encoding the share of the iterations after which it first has the AP that APE ends with, seed by seed."""
+    """Returns for each encoding the share of the iterations until it first reaches APE's final AP, seed by seed."""
     rows: list[tuple[Cell, ...]] = []
     goals = [result["history"][-1]["AP"] or 0.0 for result in found.get("ape", ())]
     for name, results in found.items() if goals else ():
@@ -193,9 +197,9 @@ def _iterations(found: dict[str, list[Result]]) -> Table:
 
 
 def _share(precisions: Sequence[float], goal: float) -> float | None:
-    """Where the line from 0 at the start through the precisions after each epoch first is at `goal`, in parts of the whole.
+    """Returns the share of the training after which the AP first reaches `goal`, interpolated linearly within an epoch.
 
-    None where it never is, or where the goal is 0, which says nothing.
+    Returns None if it never does, or if the goal is 0, which is meaningless.
     """
     before = 0.0
     for epoch, now in enumerate(precisions):

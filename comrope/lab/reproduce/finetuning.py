@@ -24,7 +24,7 @@ class Tuning:
     recipe: Recipe
     model: str
     pretraining: Recipe | None = None
-    """How the model is trained first; None where timm has its weights."""
+    """How the model is pretrained; None if timm has pretrained weights."""
 
 
 _QUICK, _SMALL = Recipe(epochs=2, batch_size=24, learning_rate=3e-3), Recipe(epochs=4, batch_size=32)
@@ -36,7 +36,7 @@ TUNING = {
         "timm:vit_base_patch16_clip_224.openai",
     ),
 }
-"""By the scale's name."""
+"""Fine-tuning by the scale's name."""
 
 
 def table4(scale: Scale) -> Plan:
@@ -82,6 +82,7 @@ def table4(scale: Scale) -> Plan:
 
 
 def _pretrained(scale: Scale, seed: int) -> ImageConfig:
+    """Returns the configuration of the pretraining."""
     tuning = TUNING[scale.name]
     assert tuning.pretraining is not None
     recipe = scale.lengthened(tuning.pretraining)
@@ -89,6 +90,7 @@ def _pretrained(scale: Scale, seed: int) -> ImageConfig:
 
 
 def _tuned(scale: Scale, encoding: str, seed: int, before: dict[int, ImageConfig]) -> ImageConfig:
+    """Returns the configuration of the fine-tuning, which starts from the pretrained model of the same seed."""
     start = before[seed].name if before else "pretrained"
     init = None if encoding in ("ape", "rope") else "identity"
     tuning = TUNING[scale.name]

@@ -1,4 +1,4 @@
-"""Figure 5: coordinates moved as a whole. Commuting angle matrices must not notice; LieRE and APE do."""
+"""Figure 5: all coordinates moved together. Encodings that commute do not change; LieRE and APE do."""
 
 from comrope.lab.classification import Condition, shifted
 from comrope.lab.figures import percent
@@ -16,9 +16,9 @@ ENCODINGS = ("ape", "rope", "rope-mixed", "liere", "comrope-ap", "comrope-ld", "
 DIRECTIONS = ("first-axis", "last-axis", "steepest")
 _OFFSETS = (0.0, 0.25, 0.5, 1.0, 2.0)
 OFFSETS = {"demo": (0.0, 1.0), "small": _OFFSETS, "paper": _OFFSETS}
-"""ρ in canvas widths, by the scale's name."""
+"""The values of ρ in canvas widths, by the scale's name."""
 FAR = {"demo": (1e3,), "small": (1e3, 1e6), "paper": (1e3, 1e6)}
-"""Offsets far from any canvas trained on, in canvas widths."""
+"""Offsets far beyond the canvas, in canvas widths, by the scale's name."""
 
 
 def fig5(scale: Scale) -> Plan:
@@ -39,16 +39,16 @@ def fig5(scale: Scale) -> Plan:
         num_random = len(OFFSETS[scale.name]) + len(FAR[scale.name])
         num_all = len(conditions[scale.few_seeds[0]])
         tables = []
-        for name, what, places in (
+        for name, what, indices in (
             ("fig5", "random, ρ in canvas widths", range(num_random)),
             ("fig5-adversarial", "chosen by an adversary, in canvas widths", (0, *range(num_random, num_all))),
         ):
             rows: list[tuple[Cell, ...]] = []
             for encoding, each in found.items():
-                met = [[row(r, conditions[s][i]) for r, s in zip(each, scale.few_seeds, strict=True)] for i in places]
+                met = [[row(r, conditions[s][i]) for r, s in zip(each, scale.few_seeds, strict=True)] for i in indices]
                 rows.append((label(encoding), "top-1 %", *(summary([percent(m) for m in ms]) for ms in met)))
                 rows.append((label(encoding), "labels changed, %", *(summary([_changed(m) for m in ms]) for ms in met)))
-            headings = (_heading(conditions[scale.few_seeds[0]][i]) for i in places)
+            headings = (_heading(conditions[scale.few_seeds[0]][i]) for i in indices)
             title = f"Accuracy, and labels that are other ones than without an offset. Offsets: {what}."
             tables.append(Table(name, title, ("method", "measure", *headings), rows))
         drawn = {
@@ -78,7 +78,7 @@ def fig5(scale: Scale) -> Plan:
 
 
 def _conditions(scale: Scale, seed: int) -> list[Condition]:
-    """Random offsets, near then far, then chosen ones; each seed draws its own."""
+    """Returns random offsets, small then large, with numbers of this seed, then offsets in chosen directions."""
     size = scale.image_size
     random = shifted(size, (*OFFSETS[scale.name], *FAR[scale.name]), seed)
     return random + [Condition(size, offset, d) for d in DIRECTIONS for offset in (1.0, FAR[scale.name][-1])]
@@ -89,4 +89,5 @@ def _heading(condition: Condition) -> str:
 
 
 def _changed(measured: dict) -> float:
+    """Returns the share of changed labels in %."""
     return 100 * measured["changed"] / measured["total"]

@@ -1,4 +1,4 @@
-"""What the paper does not ask: do trained matrices commute, more axes, what is learned, and which start matters."""
+"""Experiments that are not in the paper: commutators after training, number of axes, learned frequencies, initial angles."""
 
 import math
 from typing import Any
@@ -35,12 +35,12 @@ STARTS = {
 }
 """Settings of an encoding with learned angles, by name; the first is its own default."""
 FASTER = 10
-"""A learning rate of the angles, in those of the weights."""
+"""The larger learning rate of the angles, as a multiple of that of the weights."""
 GRID_STDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 NUM_HEADS, HEAD_DIM = 2, 96
 _CANVASES = ((1024,), (32, 32), (8, 8, 16), (4, 4, 8, 8))
 CANVASES = {"demo": ((64,), (8, 8), (4, 4, 4), (2, 2, 4, 4)), "small": _CANVASES, "paper": _CANVASES}
-"""Tokens on one to four axes, by the scale's name."""
+"""Grids of tokens with one to four axes, by the scale's name."""
 
 
 def commutators(scale: Scale) -> Plan:
@@ -80,9 +80,9 @@ def axes(scale: Scale) -> Plan:
         rows: list[tuple[Cell, ...]] = []
         for grid in CANVASES[scale.name]:
             each = {name: _encoding(name, len(grid)) for name in names}
-            places = comrope.positions.grid(grid)
+            positions = comrope.positions.grid(grid)
             rounds = max(2, scale.rounds // 2)
-            seconds = in_turn({n: _step(pe, places) for n, pe in each.items()}, rounds, lambda name: None)
+            seconds = in_turn({n: _step(pe, positions) for n, pe in each.items()}, rounds, lambda name: None)
             timed = {row["opponent"]: row for row in compared(seconds, next(iter(each)))}
             for name, pe in each.items():
                 (check,) = comrope.check(pe)
@@ -106,7 +106,7 @@ def axes(scale: Scale) -> Plan:
 
 
 def spectra(scale: Scale) -> Plan:
-    """What frequencies are learned: how fast the planes of each layer turn, and along which axes.
+    """What frequencies are learned: how fast the planes of each layer rotate, and along which axes.
 
     The paper looks at elements of the angle matrices only (figure 8); elements depend on the basis, frequencies do not.
 
@@ -140,13 +140,14 @@ def spectra(scale: Scale) -> Plan:
 
 
 def starts(scale: Scale) -> Plan:
-    """Which start of the angles, and which learning rate of theirs, matters; and what RoPE does at the frequencies of others.
+    """Which initial angles and which learning rate of the angles matter, and how RoPE does with faster frequencies.
 
-    The paper draws standard normal parameters and has one learning rate. All commuting encodings fold to RoPE-Mixed, so what
-    differs between them is how they start and how they train: the same std gives planes of AP, LD and MT, which are
-    eigenvalues of 8 × 8 matrices, larger frequencies than RoPE-Mixed's. AP and LD do not hold vanilla RoPE with b = 8.
-    The paper's RoPE rotates by a radian a canvas at most; that its angles are fixed is not all that makes it differ from the
-    learned ones, and a RoPE that rotates by a radian a patch, as where patches are counted, tells the two apart.
+    The paper draws standard normal parameters and has one learning rate. All commuting encodings fold to RoPE-Mixed, so
+    what differs between them is how they start and how they train: the same std gives planes of AP, LD and MT, which
+    are eigenvalues of 8 × 8 matrices, larger frequencies than RoPE-Mixed's. AP and LD with b = 8 do not include vanilla
+    RoPE. The paper's RoPE rotates by a radian a canvas at most. So it differs from learned encodings by its frequencies
+    too, not only because its angles are fixed. A RoPE that rotates by a radian a patch, as where patches are counted,
+    separates the two.
 
     Cost: 5 encodings × (4 to 6 starts, and a larger learning rate with the default one) and 2 of RoPE a seed; the default is
     table 1's run.
@@ -259,7 +260,7 @@ def grids(scale: Scale) -> Plan:
 
 
 def _starts(scale: Scale, encoding: str) -> dict[str, dict[str, Any]]:
-    """Settings of an encoding by what they are called; the first are its default, and only what the family holds is there."""
+    """Returns the settings of the starts that an encoding has, by their names; the first are its defaults."""
     counting = {"max_frequency": scale.image_size[0] / MODELS[scale.model]["patch_size"]}
     if encoding == "rope":
         return {"rope": {}, COUNTING: counting}
@@ -275,6 +276,7 @@ def _encoding(name: str, num_axes: int) -> Encoding:
 
 
 def _step(pe: Encoding, positions: torch.Tensor) -> Step:
+    """Returns a step: forward and backward of the rotation of q and k."""
     rng = generator(0, Stream.EXAMPLE)
     q, k, grad = (torch.randn(1, NUM_HEADS, len(positions), HEAD_DIM, generator=rng) for _ in range(3))
     q.requires_grad_()
@@ -288,7 +290,7 @@ def _step(pe: Encoding, positions: torch.Tensor) -> Step:
 
 
 def _possible(scale: Scale, encoding: str, settings: dict[str, Any]) -> bool:
-    """Whether the family holds such a start."""
+    """Whether the encoding has this start."""
     try:
         built(scale, encoding, settings)
     except ConfigurationError:

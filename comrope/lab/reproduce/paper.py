@@ -1,9 +1,9 @@
-"""The paper's own numbers (CVPR 2025, arXiv 2506.03737): one run each; of its figures 3 and 5 to 8 only pictures exist."""
+"""The paper's own numbers (CVPR 2025, arXiv 2506.03737), of one run each. It gives none for its figures 3 and 5 to 8."""
 
 from collections.abc import Callable
 
 SIZE = 224
-"""Pixels trained at."""
+"""Edge of the training images in pixels."""
 SIZES = (112, 128, 192, 224, 256, 320, 384, 448, 512)
 WHERE = "ImageNet-1K, ViT-B/16"
 
@@ -34,7 +34,7 @@ TABLE2 = {
 """AP, AP50, AP75, APs, APm, APl on COCO in per cent."""
 
 FIG4_SAVED = 29
-"""Per cent of the iterations that ComRoPE-LD needs fewer than APE for the same metric."""
+"""The iterations, in per cent, that ComRoPE-LD saves to reach APE's final metric."""
 
 _TABLE3 = (
     ("ape", 1.0, 48.10, 55.25, 76.50, 93.10, 76.70, 71.48, 74.36, 62.23, 53.18),
@@ -61,7 +61,7 @@ TABLE7: dict[str, tuple[str, Callable[[int, int, int, int, int], float]]] = {
     "comrope-ap": ("L·d·b", lambda layers, width, tokens, axes, block: layers * width * block),
     "comrope-ld": ("L·d(b + N/b)", lambda layers, width, tokens, axes, block: layers * width * (block + axes / block)),
 }
-"""Extra parameters: as written, and as a function of L, d, n, N, b."""
+"""Extra parameters: the formula as printed, and as a function of L, d, n, N, b."""
 
 TABLE8 = {
     ("liere", 2): 0.326,

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from comrope.lab import figures
 from comrope.lab.statistics import Summary
 
-_MOST_TICKS = 16
+_MAX_TICKS = 16
 Curve = Sequence[tuple[float, Summary]]
 """Points (x, value over seeds)."""
 
@@ -32,13 +32,13 @@ def curves(
     """Draws a line for each encoding through means over seeds, in a band of one standard deviation to each side.
 
     Args:
-        title: above it.
-        lines: by encoding.
+        title: the title of the figure.
+        lines: the points of each line, by encoding.
         x, y: labels of the axes.
         scale, y_scale: "linear" or "log".
-        names: what stands at places of the x axis in place of numbers.
-        marked: a place on the x axis, and what is there.
-        value: how the last value of a line is written at its end.
+        names: labels of ticks on the x axis in place of numbers, by coordinate.
+        marked: a coordinate on the x axis, and a note there.
+        value: the format of the last value of a line, which is written at its end.
     """
     figure, axes = figures.line_axes(title)
     axes.set_xlabel(x)
@@ -49,10 +49,10 @@ def curves(
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    places = sorted({point for line in lines.values() for point, _ in line})
-    names = names or {place: f"{place:g}" for place in places}
-    step = max(1, math.ceil(len(places) / _MOST_TICKS))
-    figures.ticks(axes, places[step - 1 :: step], [names[place] for place in places[step - 1 :: step]])
+    ticks = sorted({point for line in lines.values() for point, _ in line})
+    names = names or {tick: f"{tick:g}" for tick in ticks}
+    step = max(1, math.ceil(len(ticks) / _MAX_TICKS))
+    figures.ticks(axes, ticks[step - 1 :: step], [names[tick] for tick in ticks[step - 1 :: step]])
     if marked is not None:
         figures.note_at(axes, *marked)
     for name, line in lines.items():
@@ -68,11 +68,11 @@ def curves(
 
 
 def scatter(title: str, points: Mapping[str, Sequence[tuple[Summary, Summary]]], *, x: str, y: str) -> Figure:
-    """A point a condition, bars of one standard deviation over seeds both ways; x is logarithmic.
+    """Draws a point for each condition, with bars of one standard deviation over seeds in x and y; x is logarithmic.
 
     Args:
-        title: above it.
-        points: (x, y) by encoding.
+        title: the title of the figure.
+        points: (x, y) of each point, by encoding.
         x, y: labels of the axes.
     """
     figure = _titled(title, 4.4)
@@ -96,11 +96,12 @@ def scatter(title: str, points: Mapping[str, Sequence[tuple[Summary, Summary]]],
 
 
 def densities(title: str, panels: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]) -> Figure:
-    """Density of the angle matrices' elements: a column for each of `panels`, a line an encoding, linear above, log below.
+    """Draws the density of the angle matrices' elements: a column for each panel, with a linear and a logarithmic axis.
 
     Args:
-        title: above it.
-        panels: by heading, then by encoding: histograms to be put together, each `bound` and `counts` over [−bound, bound].
+        title: the title of the figure.
+        panels: histograms by heading, then by encoding, each with `bound` and `counts` over [−bound, bound]. Those of
+            an encoding are added.
     """
     columns = max(1, len(panels))
     figure = _titled(title, 5.2)
@@ -135,7 +136,7 @@ def _plain(axes: Axes) -> None:
 
 
 def _density(histograms: Sequence[dict[str, Any]], hide_empty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Middles of bins, as many as Rice's rule has for so many elements, and the share in each over its width."""
+    """Returns centres of bins and the density in each. Rice's rule gives the number of bins."""
     bound = max(h["bound"] for h in histograms)
     total = sum(sum(h["counts"]) for h in histograms)
     edges = np.linspace(-bound, bound, 2 + round(2 * total ** (1 / 3)))

@@ -1,4 +1,4 @@
-"""What a recipe returns: runs to make, and what to make of them."""
+"""The plan that a recipe returns: its runs, and the function that makes a result of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from comrope.lab.study import Job
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs, and the function that makes an outcome of their results, given in the same order."""
+    """Runs, and a function that makes the outcome, given the results of the runs in the same order."""
 
     title: str
     jobs: Sequence[Job]
     outcome: Callable[[list[dict[str, Any]]], Outcome]
     encodings: Sequence[str] = ()
-    """Those that it can compare, where no jobs say it."""
+    """The encodings that the recipe can compare, besides those of the jobs."""
     files: Sequence[str] = ()
-    """Patterns of files that it writes whose names do not start with the recipe's."""
+    """Patterns of the names of its files that do not start with the recipe's name."""
     measures: bool = False
-    """Whether the outcome takes times itself, so that the runs alone do not give it again."""
+    """Whether the outcome measures times, so that it cannot be made again from the runs alone."""

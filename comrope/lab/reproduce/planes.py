@@ -1,4 +1,4 @@
-"""Frequencies of planes, as a run's result has them: read, and drawn as dots."""
+"""Frequencies of planes: reads them from a run's result, and draws them as dots."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from comrope.lab.images.config import ImageConfig
 from comrope.lab.reproduce.scales import Scale
 
 Frequencies = Sequence[Any] | None
-"""[layer][axis][head][block][plane] in radians per canvas; None where an encoding has none."""
+"""[layer][axis][head][block][plane] in radians per canvas; None if an encoding has no frequencies."""
 ALIGNED = 10.0
 """Degrees from an axis within which a plane counts as aligned with it."""
 
@@ -50,9 +50,9 @@ def built(scale: Scale, encoding: str, settings: dict[str, Any]) -> Encoding:
 def draw_planes(frequencies: Mapping[str, Frequencies]) -> Figure:
     """Draws (ω_row, ω_column) in radians per canvas, one dot a plane; a panel for each encoding, a colour for each layer.
 
-    All panels share square limits, wide enough for 97 % of each panel's planes, unless that would be more than twice
-    what the middle panel needs: one encoding with wild values must not shrink all others to a dot. A panel says how
-    many of its planes lie outside.
+    All panels have the same limits, wide enough for 97 % of each panel's planes, but at most twice what the median
+    panel needs: one encoding with extreme values must not shrink all others to a dot. A panel shows the number of
+    planes outside.
     """
     planes = {name: planes_of(each) for name, each in frequencies.items()}
     drawn = {name: layers for name, layers in planes.items() if layers is not None}
@@ -127,7 +127,7 @@ def _panel(axes: Axes, name: str, limit: float, num_outside: int) -> None:
 
 
 def _robust_limit(panels: list[np.ndarray]) -> float:
-    """Half the side of all panels, by the rule that `draw_planes` states; everything is inside if that costs little."""
+    """Returns half the side of all panels, by the rule of `draw_planes`; all planes are inside if that adds little."""
     sizes = [np.abs(points[np.isfinite(points).all(1)]).max(1) for points in panels]
     needs = [float(np.quantile(size, 0.97)) for size in sizes if len(size)] or [1.0]
     need = min(max(needs), 2 * float(np.median(needs))) or max(needs) or 1.0

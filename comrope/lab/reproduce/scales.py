@@ -1,4 +1,4 @@
-"""How large an experiment is: seconds on digits, hours on Fashion-MNIST, or the paper's protocol on ImageNet-1K."""
+"""The scales of experiments: seconds on digits, hours on Fashion-MNIST, or the paper's protocol on ImageNet-1K."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from comrope.lab.images.model import MODELS
 from comrope.lab.reproduce import paper
 
 BLOCK_SIZE = 8
-"""The paper's throughout, and the default of the encodings that have blocks."""
+"""The paper's block size, and the default of the encodings that have blocks."""
 BLOCKED = ("liere", "comrope-ap", "comrope-ld", "comrope-mt")
 """Encodings whose block size is varied."""
 
@@ -28,31 +28,31 @@ class Scale:
     data: str
     model: str
     image_size: tuple[int, int]
-    """(height, width) trained at."""
+    """(height, width) of the training images."""
     edges: tuple[int, ...]
-    """Of the square test images, in pixels."""
+    """Edges of the square test images in pixels."""
     recipe: Recipe
     num_train: int | None = None
     num_test: int | None = None
     seeds: tuple[int, ...] = (0,)
-    """Of table 1 and what is read off its runs."""
+    """Seeds of table 1, and of the recipes that use its runs."""
     few_seeds: tuple[int, ...] = (0,)
-    """Of all other runs."""
+    """Seeds of all other runs."""
     block_sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
-    """Of figure 6, as far as a head can be cut into them."""
+    """Block sizes of figure 6; a model uses those that divide its heads."""
     rounds: int = 11
-    """Turns that each encoding takes where time is measured."""
+    """Number of rounds in which each encoding is timed."""
     encodings: tuple[str, ...] = tuple(ENCODINGS)
-    """Which to compare; a recipe takes those of its own that are among them."""
+    """Encodings to compare; a recipe uses those of its own that are among them."""
     asked: dict[str, Any] = field(default_factory=dict)
-    """What `changed` has changed, for recipes of other problems, which have scales of their own."""
+    """The changes made by `changed`, for recipes of other problems, which have scales of their own."""
 
     def lengthened(self, recipe: Recipe) -> Recipe:
-        """A recipe with the epochs and the batch size that were asked for."""
+        """Returns a recipe with the epochs and the batch size that were asked for."""
         return replace(recipe, **{k: self.asked[k] for k in ("epochs", "batch_size") if k in self.asked})
 
     def applied(self, config: Config) -> Config:
-        """The configuration of another problem with the data, samples, epochs and batch size that were asked for."""
+        """Returns the configuration of another problem with the data, samples, epochs and batch size asked for."""
         data = {k: self.asked[k] for k in ("data", "num_train", "num_test") if k in self.asked}
         return replace(config, **data, recipe=self.lengthened(config.recipe))
 
@@ -66,12 +66,12 @@ class Scale:
 
     @property
     def few_edges(self) -> tuple[int, ...]:
-        """The smallest test images, those of the size trained at, and the largest."""
+        """Edges of the smallest test images, of those of the trained size, and of the largest."""
         return tuple(dict.fromkeys((self.edges[0], self.image_size[0], self.edges[-1])))
 
     @property
     def differs(self) -> str:
-        """What the paper's numbers beside ours come from, if from something else; empty at the paper's scale."""
+        """A note on how data and model differ from the paper's; empty at the paper's scale."""
         if self.name == "paper":
             return ""
         return (
@@ -80,7 +80,7 @@ class Scale:
         )
 
     def of(self, *encodings: str) -> list[str]:
-        """Those of `encodings` that are wanted; ConfigurationError if none is."""
+        """Returns those of `encodings` that are to be compared; raises ConfigurationError if there are none."""
         found = self.among(*encodings)
         if not found:
             raise ConfigurationError(
@@ -89,18 +89,18 @@ class Scale:
         return found
 
     def among(self, *encodings: str) -> list[str]:
-        """Those of `encodings` that are wanted, which may be none."""
+        """Returns those of `encodings` that are to be compared, which may be none."""
         return [name for name in encodings if name in self.encodings]
 
     def block_sizes_of(self, encoding: str) -> list[int]:
-        """The block sizes that a head of this model can have; ComRoPE-AP needs a multiple of two blocks."""
+        """Returns the block sizes that heads of this model can have; ComRoPE-AP needs an even number of blocks."""
         axes = 2 if encoding == "comrope-ap" else 1
         return [b for b in self.block_sizes if self.head_dim % (b * axes) == 0]
 
     def experiment(
         self, encoding: str, seed: int, *, perturbation: float = 1.0, block_size: int | None = None, **changes
     ) -> ImageConfig:
-        """A run from scratch. The same settings always give the same ImageConfig, so that recipes share it on disk."""
+        """Returns the configuration of a run from scratch. Equal settings give equal configurations, so recipes share runs."""
         recipe = changes.pop("recipe", self.recipe)
         rate = changes.pop("angle_learning_rate", None)
         settings = {"data": self.data, "num_train": self.num_train, "num_test": self.num_test, "model": self.model}
@@ -113,7 +113,7 @@ class Scale:
         )
 
     def squares(self, edges: tuple[int, ...] | None = None) -> tuple[Condition, ...]:
-        """Square test images, of all edges by default."""
+        """Returns the conditions of square test images, of all edges by default."""
         return tuple(plain([(edge, edge) for edge in edges or self.edges]))
 
     def changed(
@@ -127,12 +127,12 @@ class Scale:
         epochs: int | None = None,
         batch_size: int | None = None,
     ) -> "Scale":
-        """With other data, seeds, encodings, or length and batch of every training, where given.
+        """Returns the scale with the given changes: data, seeds, encodings, epochs and batch size of every training.
 
-        Of other data all samples are taken, unless `num_train` and `num_test` say how many.
+        All samples of other data are used, unless `num_train` and `num_test` give their numbers.
 
         Raises:
-            ConfigurationError: an encoding or a seed that there is not, or one of them twice.
+            ConfigurationError: an encoding or a seed is invalid, or given twice.
         """
         if set(encodings) - set(ENCODINGS) or len(set(encodings)) < len(encodings):
             raise ConfigurationError(
@@ -191,4 +191,4 @@ SCALES: dict[str, Scale] = {
         recipe=_PAPER,
     ),
 }
-"""Seconds, hours on two cores, and days on a cluster."""
+"""They take seconds, hours on two cores, and days on a cluster."""

@@ -1,4 +1,4 @@
-"""Accuracies of many runs as tables: over seeds, at each image size, beside the paper's."""
+"""Tables of accuracies over seeds, at each image size, beside the paper's."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,29 +20,29 @@ MEASURES = {
     "equation": "largest residual of the RoPE equation",
     "offset_drift": "offset drift",
 }
-"""What `comrope.check` measures, as headings."""
+"""The measurements of `comrope.check`, and their headings."""
 
 
 def gather(keys: Iterable[Any], results: Sequence[Result]) -> dict[Any, list[Result]]:
-    """The results of jobs that were made key by key, the seeds of a key together, by key."""
+    """Returns the results by key. They are in the order of the keys, with all seeds of a key together."""
     keys = list(keys)
     each = len(results) // max(1, len(keys))
     return {key: list(results[i * each : (i + 1) * each]) for i, key in enumerate(keys)}
 
 
 def row(result: Result, condition: Condition) -> dict[str, Any]:
-    """What a run gave under a condition."""
+    """Returns the row of a run's evaluation under a condition."""
     wanted = {**vars(condition), "size": list(condition.size)}
     return next(r for r in result["evaluation"] if all(r[name] == value for name, value in wanted.items()))
 
 
 def accuracies(results: Sequence[Result], edge: int) -> list[float]:
-    """Top-1 % of each seed's run on square images."""
+    """Returns top-1 accuracy in % of each seed's run on square images."""
     return [percent(row(result, Condition((edge, edge)))) for result in results]
 
 
 def difference(first: Sequence[Result], second: Sequence[Result], edge: int) -> Difference:
-    """first − second on square images, seed by seed, in percentage points."""
+    """Returns first − second on square images, seed by seed, in percentage points."""
     return paired(accuracies(first, edge), accuracies(second, edge))
 
 
@@ -59,7 +59,7 @@ def checks(name: str, title: str, found: Mapping[str, Sequence[Result]]) -> Tabl
 
 
 def holds(encoding: str, results: Sequence[Result]) -> bool | None:
-    """Whether `comrope.check` found the RoPE equation to hold in all layers; None of an encoding that does not rotate."""
+    """Whether `comrope.check` found the RoPE equation to hold in all layers; None for an encoding that does not rotate."""
     layers = [layer for result in results for layer in result["check"]]
     if not layers or not issubclass(kind_of(encoding), Encoding):
         return None
@@ -73,7 +73,7 @@ def by_size(
     found: Mapping[Key, Sequence[Result]],
     published: Mapping[Key, Mapping[int, float]],
 ) -> Table:
-    """A row for each encoding and σ, the paper's under it where it has one; a column for each size."""
+    """Returns a table with a row for each encoding and σ, the paper's below it if there is one, and a column for each size."""
     pairs = _sizes(scale, published)
     rows: list[tuple[Cell, ...]] = []
     for key, results in found.items():
@@ -95,7 +95,7 @@ def differences(
     pairs_of_keys: Sequence[tuple[Key, Key]],
     published: Mapping[Key, Mapping[int, float]],
 ) -> Table:
-    """A row for each pair of encodings and σ: paired differences in percentage points, first − second, at each size."""
+    """Returns a table of paired differences, first − second, in percentage points, for each pair of keys at each size."""
     sizes = _sizes(scale, published)
     rows: list[tuple[Cell, ...]] = []
     for first, second in pairs_of_keys:
@@ -113,7 +113,7 @@ def differences(
 
 
 def means(results: Mapping[Any, Sequence[Result]], edge: int) -> dict[Any, Summary]:
-    """Accuracy on square images over seeds, by key."""
+    """Returns the accuracy on square images over seeds, by key."""
     return {key: summary(accuracies(each, edge)) for key, each in results.items()}
 
 
@@ -124,7 +124,7 @@ def quartiles(values: Sequence[float]) -> str:
 
 
 def on_seeds(count: int) -> str:
-    """What the numbers after a mean are."""
+    """Returns a note on what deviations and intervals mean."""
     if count == 1:
         return "One seed: nothing here says how far another would differ, and no interval is given."
     return (
@@ -140,7 +140,7 @@ def _minus(first: float | None, second: float | None) -> Difference | None:
 
 
 def _sizes(scale: Scale, published: Mapping[Key, Mapping[int, float]]) -> list[tuple[int | None, int | None]]:
-    """(our edge, the paper's of the same ratio to the size trained at), either missing where there is none."""
+    """Returns pairs of our edge and the paper's with the same ratio to the trained size; either is None if there is none."""
     trained = scale.image_size[0]
     theirs = sorted({size for sizes in published.values() for size in sizes})
     matched = {edge * paper.SIZE / trained: edge for edge in scale.edges}

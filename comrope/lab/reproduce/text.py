@@ -1,4 +1,4 @@
-"""Language models: bits per byte at other lengths than the one trained on, and what very long sequences cost."""
+"""Language models: bits per byte at other lengths than the one trained on, and the cost of very long sequences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,18 +26,18 @@ TUNED = ("rope", "rope-mixed", "string", "comrope-ld", "comrope-mt")
 
 @dataclass(frozen=True)
 class TextScale:
-    """How large the recipe's models, texts and long sequences are."""
+    """The sizes of the recipe's models, texts and long sequences."""
 
     experiment: TextConfig
     tuning: Recipe
-    """Of training that continues; as many windows an epoch."""
+    """Recipe of continued training; an epoch has as many windows."""
     lengths: tuple[int, ...]
-    """Of long sequences, in tokens."""
+    """Lengths of long sequences in tokens."""
     chunk: int = 2048
     """Tokens that are read at a time with a cache."""
     rounds: int = 3
     memory: bool = True
-    """Whether it is measured, which takes a process for each."""
+    """Whether memory is measured, which takes a process for each model."""
 
 
 _QUICK = Recipe(epochs=1, batch_size=8, learning_rate=3e-3, warmup=0.05)
@@ -56,11 +56,11 @@ TEXT_SCALES = {
         lengths=(8192, 16384, 32768),
     ),
 }
-"""Seconds; and hours, two minutes a run on one core. The paper has no experiment on text, and so there is no third."""
+""""demo" takes seconds, "small" hours, with two minutes a run on one core. The paper has no experiment on text."""
 
 
 def text(scale: Scale) -> Plan:
-    """Causal language models on bytes, and sequences of up to 32k tokens: the paper names it as future work, ours.
+    """Causal language models on bytes, and sequences of up to 32k tokens; not in the paper, which names them as future work.
 
     transformers' Llama architecture, trained from scratch on the standard library of the Python that runs, split by file; all
     encodings start from vanilla RoPE's frequencies but "none". Bits per byte at the trained length and 2, 4 and 8 times that,
@@ -122,6 +122,7 @@ _CONTINUED_MINUS = "Bits per byte after training on, minus those of RoPE trained
 
 
 def _bits(results: Sequence[Result], condition: Condition) -> list[float]:
+    """Returns the bits per byte of each seed's run under a condition."""
     return [bits_per_byte(next(r for r in result["evaluation"] if condition.describes(r))) for result in results]
 
 
@@ -157,8 +158,8 @@ def _scaled(found: Mapping[str, Sequence[Result]], conditions: Sequence[Conditio
     )
 
 
-def _places(results: Sequence[Result], condition: Condition) -> list[tuple[int, int, Summary]]:
-    """(first, last + 1, bits per byte) of places in the window."""
+def _by_group(results: Sequence[Result], condition: Condition) -> list[tuple[int, int, Summary]]:
+    """Returns (first, last + 1, bits per byte) for each group of positions in the window."""
     rows = [next(r for r in result["evaluation"] if condition.describes(r))["positions"] for result in results]
     bits = [[bits_per_byte({"nats": nats, "bytes": count}) for _, _, nats, count in each] for each in rows]
     return [
@@ -167,18 +168,18 @@ def _places(results: Sequence[Result], condition: Condition) -> list[tuple[int, 
 
 
 def _by_position(found: Mapping[str, Sequence[Result]], condition: Condition) -> Table:
-    places = {name: _places(each, condition) for name, each in found.items()}
-    headings = [f"{a} – {b - 1}" if b - a > 1 else str(a) for a, b, _ in next(iter(places.values()), [])]
-    rows: list[tuple[Cell, ...]] = [(label(n), *(s for *_, s in each)) for n, each in places.items()]
+    groups = {name: _by_group(each, condition) for name, each in found.items()}
+    headings = [f"{a} – {b - 1}" if b - a > 1 else str(a) for a, b, _ in next(iter(groups.values()), [])]
+    rows: list[tuple[Cell, ...]] = [(label(n), *(s for *_, s in each)) for n, each in groups.items()]
     title = f"Bits per byte by the byte's place in a window of {condition.length}."
     return Table("text-positions", title, ("method", *headings), rows, 3)
 
 
 def _long(names: Sequence[str], ours: TextScale) -> list[Table]:
-    """Costs and exactness at each length; with gradients at the shortest only, where it is a matter of minutes."""
-    priced: list[tuple[Cell, ...]] = []
-    exact: list[tuple[Cell, ...]] = []
-    subjects = [
+    """Returns tables of costs and of numerical accuracy at each length; gradients are measured at the shortest one only."""
+    cost_rows: list[tuple[Cell, ...]] = []
+    error_rows: list[tuple[Cell, ...]] = []
+    models = [
         n
         for name in dict.fromkeys(("rope", *names))
         for n in (name, name + FOLDED)
@@ -186,27 +187,27 @@ def _long(names: Sequence[str], ours: TextScale) -> list[Table]:
     ]
     for length in ours.lengths:
         for training in (False, True) if length == ours.lengths[0] else (False,):
-            rows = costs(subjects, length, ours.rounds, training=training, memory=ours.memory)
+            rows = costs(models, length, ours.rounds, training=training, memory=ours.memory)
             for row in rows:
                 cost = (row["seconds"][1], quartiles(row["ratio"]))
                 memory = (row["bytes"] / 2**20, row["bytes"] / rows[0]["bytes"]) if ours.memory else (None, None)
                 way = "forward + backward" if training else "forward"
-                priced.append((_subject(row["opponent"]), length, way, *cost, *memory))
+                cost_rows.append((_label(row["opponent"]), length, way, *cost, *memory))
         for name in names:
             asked = {"chunk": ours.chunk, "split": length == ours.lengths[0] and name == "comrope-mt"}
             row = exactness(name, length, **asked)
-            exact.append((label(name), length, *(_error(row[key]) for key in _EXACT)))
+            error_rows.append((label(name), length, *(_error(row[key]) for key in _ERRORS)))
     columns = ("method", "tokens", "pass", "seconds", "ratio to RoPE", "MiB", "ratio to RoPE")
     title = "One sequence read by a small model on one process: time, and memory above that of the model."
-    columns_exact = ("method", "tokens", *_EXACT.values())
-    title_exact = "What should be the same, in float32: largest difference over the largest value."
+    columns_errors = ("method", "tokens", *_ERRORS.values())
+    title_errors = "What should be the same, in float32: largest difference over the largest value."
     return [
-        Table("text-long", title, columns, priced),
-        Table("text-long-exactness", title_exact, columns_exact, exact),
+        Table("text-long", title, columns, cost_rows),
+        Table("text-long-exactness", title_errors, columns_errors, error_rows),
     ]
 
 
-_EXACT = {
+_ERRORS = {
     "scores": "far-end scores against float64",
     "scores_offset": f"the same, {OFFSET:,} tokens on",
     "offset": f"logits, all positions moved by {OFFSET:,}",
@@ -215,7 +216,7 @@ _EXACT = {
 }
 
 
-def _subject(name: str) -> str:
+def _label(name: str) -> str:
     return label(name.removesuffix(FOLDED)) + (FOLDED if name.endswith(FOLDED) else "")
 
 
@@ -225,7 +226,7 @@ def _error(value: float | None) -> str | None:
 
 def _figures(found: Mapping[str, Sequence[Result]], conditions: Sequence[Condition], trained: int) -> dict[str, Any]:
     lengths = {n: [(float(c.length), summary(_bits(each, c))) for c in conditions] for n, each in found.items()}
-    places = {n: [(float(b), s) for _, b, s in _places(each, conditions[-1])] for n, each in found.items()}
+    groups = {n: [(float(b), s) for _, b, s in _by_group(each, conditions[-1])] for n, each in found.items()}
     common: dict[str, Any] = {
         "y": "bits per byte",
         "scale": "log",
@@ -236,7 +237,7 @@ def _figures(found: Mapping[str, Sequence[Result]], conditions: Sequence[Conditi
         "text": curves("Bits per byte at other lengths, frequencies unscaled", lengths, x="window (bytes)", **common),
         "text-positions": curves(
             f"Bits per byte by place in a window of {conditions[-1].length}",
-            places,
+            groups,
             x="last place of the group (bytes)",
             **common,
         ),

@@ -19,17 +19,18 @@ from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
 TIMED = (("rope", None), ("liere", 8), ("comrope-ld", 4), ("comrope-ap", 4), ("comrope-ld", 8), ("comrope-ap", 8))
-"""(encoding, block size), in the paper's order; the first is what ratios are to."""
+"""(encoding, block size), in the paper's order; ratios are to the first."""
 MOST_TIMED = 64
-"""Images in a step that is timed: what one device can hold of a batch of thousands."""
+"""Largest number of images in a timed step: one device cannot hold a batch of thousands."""
 
 
 def table9(scale: Scale) -> Plan:
     """Time of a training epoch and of an evaluation, side by side in one process.
 
-    The paper: RoPE 16 minutes an epoch and 32 seconds an evaluation, LieRE (b = 8) 21 and 36, ComRoPE-AP and -LD 19 to 20 and
-    34 to 35, on its cluster. Here training steps (forward, backward, AdamW, data read before) and evaluations of one batch take
-    turns in float32, encoding by encoding; medians are multiplied by the number of steps, and ratios taken within each turn.
+    The paper: RoPE 16 minutes an epoch and 32 seconds an evaluation, LieRE (b = 8) 21 and 36, ComRoPE-AP and -LD 19 to
+    20 and 34 to 35, on its cluster. Here training steps (forward, backward, AdamW, data read before) and evaluations of
+    one batch alternate in float32, encoding by encoding; medians are multiplied by the number of steps, and ratios
+    taken within each round.
 
     Cost: no training; six models, so many rounds of a step and of an evaluation.
     """
@@ -74,7 +75,7 @@ def _key(name: str, block_size: int | None) -> str:
 
 
 def _steps(experiment: ImageConfig, train: ImageSet, test: ImageSet, batch_size: int) -> tuple[Step, Step]:
-    """A training step, and the evaluation of a batch, on images that are read before."""
+    """Returns a training step, and the evaluation of a batch, on images that were read before."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(experiment, train).to(device)
     task = Classification(model, train, experiment)
@@ -82,7 +83,7 @@ def _steps(experiment: ImageConfig, train: ImageSet, test: ImageSet, batch_size:
     optimizer = torch.optim.AdamW(comrope.param_groups(model, lr=None, weight_decay=experiment.recipe.weight_decay))
     pixels = EvalImages(test, experiment.image_size).__getitems__(list(range(batch_size))).pixels.to(device)
 
-    def finished() -> None:
+    def synchronize() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -91,11 +92,11 @@ def _steps(experiment: ImageConfig, train: ImageSet, test: ImageSet, batch_size:
         task.loss(model, batch, generator(0, Stream.EXAMPLE))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
-        finished()
+        synchronize()
 
     @torch.no_grad()
     def evaluation() -> None:
         model.eval()(pixels)
-        finished()
+        synchronize()
 
     return training, evaluation

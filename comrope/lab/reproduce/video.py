@@ -30,17 +30,17 @@ FAMILY = ("comrope-ap", "comrope-ld", "comrope-mt")
 
 @dataclass(frozen=True)
 class VideoScale:
-    """What a scale's recipes for video share."""
+    """The configuration and the evaluation of a scale's recipes for video."""
 
     experiment: VideoConfig
     edges: tuple[int, ...]
-    """Of the square test clips, in pixels."""
+    """Edges of the square test clips in pixels."""
     frames: tuple[int, ...]
-    """Of the test clips; among them the number trained at."""
+    """Numbers of frames of the test clips, among them the number trained with."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """Every size with the number of frames trained at, every number of frames at the size trained at."""
+        """Every size with the trained number of frames, and every number of frames at the trained size."""
         asked = (VideoOptions(resolutions=tuple(map(str, self.edges))), VideoOptions(frames=self.frames))
         return tuple(dict.fromkeys(c for options in asked for c in problem.conditions(self.experiment, options)))
 
@@ -66,18 +66,18 @@ VIDEO: dict[str, VideoScale] = {
         frames=(4, 8, 16, 32),
     ),
 }
-"""Seconds, two minutes a run on one core, and days on a cluster."""
+"""They take seconds, two minutes a run on one core, and days on a cluster."""
 
 
 def table3(scale: Scale) -> Plan:
     """Encodings in three axes, on video, at other resolutions and other numbers of frames than trained at.
 
-    The paper: 8 layers, width 384, 8 heads, patches of one frame × 16 × 16, joint attention over all patches of 8 frames, on
-    UCF-101 from scratch at 224, 80 epochs, batch 768, AdamW at 1.2e-4, block size 8; tested from 112 to 512. At 512, σ = 1:
-    ComRoPE-LD 60.39 %, AP 59.34 %, LieRE 58.23 %, RoPE 57.34 %, APE 53.18 %; at 224 all but APE are within a point.
-    Perturbation moves rows and columns, never frames; each axis is scaled by its own extent. Ours adds no encoding at all,
-    RoPE-Mixed and ComRoPE-MT at σ = 1, and other numbers of frames, which the paper does not test; and beside the paper's
-    RoPE, which rotates by a radian a canvas at most, one that rotates by a radian a patch.
+    The paper: 8 layers, width 384, 8 heads, patches of one frame × 16 × 16, joint attention over all patches of 8
+    frames, on UCF-101 from scratch at 224, 80 epochs, batch 768, AdamW at 1.2e-4, block size 8; tested from 112 to 512.
+    At 512, σ = 1: ComRoPE-LD 60.39 %, AP 59.34 %, LieRE 58.23 %, RoPE 57.34 %, APE 53.18 %; at 224 all but APE are
+    within a point. Perturbation moves rows and columns, never frames; each axis is scaled by its own extent. Ours adds
+    a model without encoding, RoPE-Mixed and ComRoPE-MT at σ = 1, and other numbers of frames, which the paper does not
+    test; and beside the paper's RoPE, which rotates by a radian a canvas at most, one that rotates by a radian a patch.
 
     Cost: 14 trainings a seed (8 encodings and the other RoPE at σ = 1, 5 at σ = 0), each measured at every size and number of
     frames.
@@ -127,6 +127,7 @@ def table3(scale: Scale) -> Plan:
 
 
 def _only(result: Result, num_frames: int) -> Result:
+    """Returns a result with those rows only that have this number of frames."""
     return result | {"evaluation": [row for row in result["evaluation"] if row["num_frames"] == num_frames]}
 
 
@@ -161,13 +162,13 @@ def _curves(what: str, lines: Mapping[str, list], x: str, trained: int) -> Figur
 
 
 def _strips(experiment: VideoConfig, count: int = 4) -> Figure:
-    """One test clip of each of a few classes, its frames side by side, as the model sees them."""
+    """Draws a test clip of each of `count` classes, its frames side by side, as the model sees them."""
     _, clips = problem.datasets(experiment, unreadable="skip")
     shown = [next(i for i, at in enumerate(clips.labels.tolist()) if at == c) for c in clips.labels.unique()[:count]]
-    feed = EvalClips(clips, experiment.num_frames, experiment.image_size)
+    dataset = EvalClips(clips, experiment.num_frames, experiment.image_size)
     figure = Figure(figsize=(8, 8 / experiment.num_frames * len(shown) + 0.3 * len(shown)), facecolor="white")
     for axes, index in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
-        strip = feed.__getitems__([index]).pixels.permute(0, 3, 2, 4, 1).flatten(0, 1).flatten(1, 2)  # (H, T·W, 3)
+        strip = dataset.__getitems__([index]).pixels.permute(0, 3, 2, 4, 1).flatten(0, 1).flatten(1, 2)  # (H, T·W, 3)
         axes.imshow((strip.numpy() + 1) / 2)
         axes.set_title(clips.classes[int(clips.labels[index])], fontsize=9, color=INK, loc="left")
         axes.set_axis_off()

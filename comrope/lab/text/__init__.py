@@ -1,1 +1,1 @@
-"""Language models on bytes: other lengths than the one trained on, and very long ones."""
+"""Language models on bytes: training, evaluation at other lengths than trained at, and very long sequences."""

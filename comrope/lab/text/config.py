@@ -1,4 +1,4 @@
-"""The settings that decide the weights of a language model, and what it can be evaluated under."""
+"""The configuration of a language model, and the options of its evaluation."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -13,40 +13,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """The measurements of a language model: at every combination of lengths and scalings."""
+    """A language model is evaluated at every combination of these lengths and scalings."""
 
     lengths: tuple[int, ...] = ()
-    """Lengths of windows of text, in bytes; that of training by default."""
+    """Context lengths in bytes; the length trained at by default."""
     scalings: tuple[Literal["none", "linear", "ntk", "yarn"], ...] = ()
-    """How frequencies are scaled for windows that are longer than in training."""
+    """How frequencies are scaled at lengths beyond the trained one."""
 
 
 @dataclass(frozen=True)
 class TextConfig(ExperimentConfig):
-    """All that decides the weights of a causal language model on bytes."""
+    """All settings that determine the weights of a causal language model on bytes."""
 
     kind = "text"
     about = "Train a language model on bytes: of any folder of texts, or of Python's own standard library."
     Options = TextOptions
 
     data: str = "stdlib"
-    """"stdlib", the standard library of the Python that runs, or a folder of text files."""
+    """"stdlib", the standard library of the running Python, or a folder of text files."""
     suffixes: tuple[str, ...] = (".md", ".py", ".rst", ".txt")
     """Suffixes of the files in a folder that are text; with "stdlib" it is .py."""
     num_train: int | None = None
     """Number of windows in an epoch, spread over all training text; as many as cover it once if None."""
     num_test: int | None = None
-    """Largest number of stretches of test text, spread over all of it; all if None."""
+    """Largest number of test segments, spread over all test text; all if None."""
     length: int = 256
     """Bytes in a training window: the context length."""
     test_length: int = 2048
-    """Bytes in a stretch of test text. Every length that is evaluated divides it, so that all predict the same bytes."""
+    """Bytes in a test segment. Every evaluated length divides it, so that the same bytes are predicted at each length."""
     model: str = "small"
     """"tiny", "small" or "medium", of transformers' Llama architecture."""
     encoding: str = "comrope-ld"
-    """Name of the encoding. "rope" leaves the model with the RoPE of its library, untouched."""
+    """Name of the encoding. "rope" keeps the model's own RoPE, that of transformers."""
     init: str | None = None
-    """How the angles start: "normal", "identity" or "rope", the model's own RoPE, if None too."""
+    """How the angles start: "normal", "identity", or "rope" (also if None) for the frequencies of the model's own RoPE."""
     start: str | None = None
     """Name of a run beside this one, of the same model with encoding="rope", whose weights training starts from."""
 

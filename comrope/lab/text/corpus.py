@@ -1,9 +1,10 @@
-"""Text as bytes: files split into training and test text, packed into windows, cut into stretches.
+"""Text as bytes: files are split into training and test text; training text is packed, test text is cut into segments.
 
-A document is one token BOS and then the bytes of a file. Training text is packed: all documents in a row, windows cut out of
-it anywhere. Nothing is padded and no byte is lost, and where a window runs over the end of a document, positions start again
-at 0, from which transformers makes a block-diagonal mask, so that no token sees another document. Test text is not packed: a
-stretch lies within one document, so that a byte's place in a window is the context it has.
+A document is the token BOS followed by the bytes of a file. Training text is packed: all documents are concatenated,
+and windows start anywhere. Nothing is padded, and no byte is lost. Where a document begins within a window, positions
+restart at 0. From that transformers makes a block-diagonal mask, so that no token attends to another document. Test
+text is not packed: a segment lies within one document, so that the position of a byte in a window is the length of its
+context.
 """
 
 import hashlib
@@ -26,26 +27,26 @@ BOS = 256
 """The token that a document begins with; a byte is its own token."""
 VOCABULARY = 257
 TEST_SHARE = 0.1
-"""Of the files."""
-_NOT_TEXT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-"""Folders of the standard library that are left out: tests, and what was installed beside it."""
+"""Share of the files that are held out for testing."""
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+"""Folders of the standard library that are left out: tests and installed packages."""
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """A batch to train on."""
+    """A batch of training windows."""
 
     tokens: Tensor
     """(B, L + 1)."""
     positions: Tensor
-    """(B, L), of all but the last token: 0 where the window or a document begins. (1, L) where all rows are alike."""
+    """(B, L), for all but the last token: 0 where the window or a document begins. (1, L) if all rows are the same."""
 
 
 class TrainText:
     """Windows of packed documents: `dataset[[(epoch, index, copy), …]]` is a `TextBatch`.
 
-    Window `index` begins at random within the index-th of `num_windows` equal parts of the text: an epoch covers all of it
-    evenly, and each one cuts it elsewhere.
+    Window `index` begins at a random position in the index-th of `num_windows` equal parts of the text. So an epoch
+    covers the text evenly, and the windows of different epochs begin at different positions.
     """
 
     def __init__(self, documents: Sequence[bytes], length: int, num_windows: int | None = None, *, seed: int = 0):
@@ -62,36 +63,37 @@ class TrainText:
         return self.num_windows
 
     def __getitems__(self, keys: list[tuple[int, int, int]]) -> TextBatch:
+        """Returns the batch of `keys`, each of which is (epoch, index, copy)."""
         part = (len(self.tokens) - self.length) / self.num_windows
-        begins = torch.tensor([int((key[1] + self._draw(key)) * part) for key in keys])
-        places = begins.unsqueeze(1) + torch.arange(self.length + 1)  # (B, L + 1), in the packed text
-        document = torch.searchsorted(self.starts, places[:, :-1].contiguous(), right=True) - 1
-        positions = places[:, :-1] - torch.maximum(self.starts[document], begins.unsqueeze(1))
+        begins = torch.tensor([int((key[1] + self._uniform(key)) * part) for key in keys])
+        indices = begins.unsqueeze(1) + torch.arange(self.length + 1)  # (B, L + 1), in the packed text
+        document = torch.searchsorted(self.starts, indices[:, :-1].contiguous(), right=True) - 1
+        positions = indices[:, :-1] - torch.maximum(self.starts[document], begins.unsqueeze(1))
         alike = bool((positions == positions[:1]).all())
-        return TextBatch(self.tokens[places].long(), positions[:1] if alike else positions)
+        return TextBatch(self.tokens[indices].long(), positions[:1] if alike else positions)
 
-    def _draw(self, key: tuple[int, int, int]) -> float:
+    def _uniform(self, key: tuple[int, int, int]) -> float:
         return torch.rand((), dtype=torch.float64, generator=generator(self.seed, Stream.AUGMENTATION, *key)).item()
 
 
 @dataclass(frozen=True)
 class EvalText:
-    """Stretches of test documents."""
+    """Segments of test documents, all of the same length."""
 
     tokens: Tensor
-    """(num_stretches, test_length + 1), int16: each a piece of one document, the last token also the next one's first."""
+    """(num_segments, test_length + 1), int16. A segment's last token is also the first of the next segment."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def length(self) -> int:
-        """Bytes in a stretch that are predicted: all but its first token."""
+        """The number of bytes that are predicted in a segment: all but its first token."""
         return self.tokens.shape[1] - 1
 
     @classmethod
     def of(cls, documents: Sequence[bytes], length: int, num: int | None = None) -> "EvalText":
-        """At most `num` stretches, spread evenly over all that there are."""
+        """Returns at most `num` segments, spread evenly over all that there are."""
         pieces = [
             tokens[at : at + length + 1]
             for tokens in map(_tokens, documents)
@@ -100,7 +102,7 @@ class EvalText:
         if not pieces:
             raise DataError(f"no test document has {length} bytes: choose a shorter test_length, or give longer texts.")
         if num is not None and num < 1:
-            raise ConfigurationError(f"num_test={num}: expected 1 stretch or more.")
+            raise ConfigurationError(f"num_test={num}: expected 1 segment or more.")
         count = len(pieces) if num is None else min(num, len(pieces))
         chosen = np.linspace(0, len(pieces) - 1, count).round().astype(int)
         return cls(torch.from_numpy(np.stack([pieces[i] for i in chosen])))
@@ -108,17 +110,17 @@ class EvalText:
 
 @lru_cache(maxsize=2)
 def documents(source: str, suffixes: tuple[str, ...], unreadable: str = "fail") -> tuple[list[bytes], list[bytes]]:
-    """The texts to train on and to test on, in the order of their paths.
+    """Returns the texts to train on and those to test on, in the order of their paths.
 
-    The tenth of the files whose paths have the smallest hashes are for testing, one at least. Of files with the same bytes
-    only the first is read, so that no text is on both sides. Empty files are left out, and hidden ones.
+    The tenth of the files whose paths have the smallest hashes, one file at least, are test text. Of files with the
+    same bytes only the first is read, so that no text is in both parts. Empty and hidden files are left out.
 
     Args:
         source: "stdlib", or a folder.
-        suffixes: of the files in a folder that are text, in any case.
-        unreadable: whether a file that cannot be read is to "fail", or be left out ("skip").
+        suffixes: the suffixes of text files in a folder; upper and lower case count as the same.
+        unreadable: whether a file that cannot be read raises an error ("fail") or is skipped ("skip").
     Raises:
-        DataError: there is no such folder, too little in it, or a file that cannot be read.
+        DataError: the folder does not exist or holds less than two texts, or a file cannot be read.
     """
     root = Path(sysconfig.get_path("stdlib") if source == "stdlib" else source)
     if not source or not os.path.isdir(root):
@@ -135,7 +137,7 @@ def documents(source: str, suffixes: tuple[str, ...], unreadable: str = "fail") 
     endings = {suffix.lower() for suffix in wanted}
     paths = sorted(path.relative_to(root).as_posix() for path in found if path.suffix.lower() in endings)
     if source == "stdlib":
-        paths = [path for path in paths if _NOT_TEXT.isdisjoint(path.split("/"))]
+        paths = [path for path in paths if _LEFT_OUT.isdisjoint(path.split("/"))]
     texts: dict[str, bytes] = {}
     seen: set[bytes] = set()
     for path in paths:
@@ -154,7 +156,7 @@ def documents(source: str, suffixes: tuple[str, ...], unreadable: str = "fail") 
 
 
 def held_out(paths: Iterable[str]) -> set[str]:
-    """The paths that are for testing; those that stay keep their side, but for a few at the margin, when files are added.
+    """Returns the paths that are held out for testing. When files are added, nearly all others stay where they were.
 
     >>> sorted(held_out(f"{i}.txt" for i in range(20)))
     ['1.txt', '18.txt']
@@ -164,6 +166,7 @@ def held_out(paths: Iterable[str]) -> set[str]:
 
 
 def _read(path: Path, unreadable: str) -> bytes:
+    """Returns the bytes of a file, or none if it cannot be read and unreadable="skip"."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -176,7 +179,7 @@ def _tokens(text: bytes) -> np.ndarray:
 
 
 def _packed(texts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-    """All tokens in a row, and where each document begins."""
+    """Returns all tokens in one tensor, and the index at which each document begins."""
     pieces = [_tokens(text) for text in texts]
     lengths = torch.tensor([0, *(len(piece) for piece in pieces[:-1])])
     return torch.from_numpy(np.concatenate(pieces)), lengths.cumsum(0)

@@ -1,7 +1,7 @@
-"""A trained model in transformers alone: RoPE whose heads have frequencies of their own.
+"""Exports a trained model to plain transformers, as RoPE with different frequencies in each head.
 
-`HeadwiseAttention` and `HeadwiseLlamaForCausalLM` need torch and transformers only: whoever gets an exported model needs
-them, and nothing else of comrope.
+An exported model needs the classes `HeadwiseAttention` and `HeadwiseLlamaForCausalLM`, and nothing else of comrope.
+They import torch and transformers only.
 """
 
 import copy
@@ -17,9 +17,9 @@ import comrope
 
 
 class HeadwiseAttention(LlamaAttention):
-    """`LlamaAttention` that turns each head at its own `inv_freq`, (key heads, D/2), radians per token.
+    """`LlamaAttention` that rotates each head by its own frequencies `inv_freq`, (key heads, D/2), in radians per token.
 
-    They are float64 whatever the model is cast to: far positions multiply their rounding.
+    `inv_freq` stays float64 when the model is cast to another dtype, since far positions multiply its rounding errors.
     """
 
     inv_freq: Tensor
@@ -48,7 +48,7 @@ class HeadwiseAttention(LlamaAttention):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (p(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projections)
         phases = position_ids[:, None, :, None].double() * self.inv_freq[:, None]  # (B, H, L, D/2)
-        q, k = _turned(q, phases.repeat_interleave(self.num_key_value_groups, 1)), _turned(k, phases)
+        q, k = _rotated(q, phases.repeat_interleave(self.num_key_value_groups, 1)), _rotated(k, phases)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         config: Any = self.config
@@ -59,7 +59,7 @@ class HeadwiseAttention(LlamaAttention):
 
 
 class HeadwiseLlamaForCausalLM(LlamaForCausalLM):
-    """`LlamaForCausalLM` with `HeadwiseAttention`: saved, loaded and generated from as transformers does it."""
+    """`LlamaForCausalLM` with `HeadwiseAttention`; transformers' saving, loading and generation work as usual."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -68,31 +68,33 @@ class HeadwiseLlamaForCausalLM(LlamaForCausalLM):
         self.post_init()
 
 
-def _turned(x: Tensor, phases: Tensor) -> Tensor:
+def _rotated(x: Tensor, phases: Tensor) -> Tensor:
+    """Returns x (B, H, L, D) rotated by phases (B, H, L, D/2), with transformers' layout of planes."""
     cos, sin = (table.repeat(1, 1, 1, 2).to(x.dtype) for table in (phases.cos(), phases.sin()))
     return x * cos + rotate_half(x) * sin
 
 
 @torch.no_grad()
 def export(model: LlamaForCausalLM) -> HeadwiseLlamaForCausalLM:
-    """The same model without comrope: the basis folded into the weights, the frequencies in `inv_freq`.
+    """Returns the same model without comrope: the basis is folded into the weights, the frequencies are in `inv_freq`.
 
     Args:
-        model: with an encoding attached, trained or not, folded or not; it stays as it is.
+        model: a model with an encoding attached, folded or not. It is not changed.
     Raises:
-        ConfigurationError, NoSpectrumError: what `comrope.fold` refuses: nothing is attached, or LieRE.
+        ConfigurationError: nothing is attached.
+        NoSpectrumError: the encoding does not commute (LieRE).
     """
     folded: Any = comrope.fold(copy.deepcopy(model))
     found: Any = HeadwiseLlamaForCausalLM(model.config)
     found.to(model.device, model.dtype)
     state = {name: tensor for name, tensor in folded.state_dict().items() if ".encoding." not in name}
-    own = folded.model.rotary_emb.attention_scaling  # of queries and of keys, by YaRN for example
+    rope_factor = folded.model.rotary_emb.attention_scaling  # a factor of queries and of keys, from YaRN for example
     for index, layer in enumerate(folded.model.layers):
         attention, prefix = layer.self_attn, f"model.layers.{index}.self_attn"
-        for name in ("q_proj", "k_proj"):  # from planes side by side to transformers' halves
+        for name in ("q_proj", "k_proj"):  # from interleaved planes to transformers' layout in halves
             rows = state[f"{prefix}.{name}.weight"].unflatten(0, (-1, attention.head_dim // 2, 2))
             state[f"{prefix}.{name}.weight"] = rows.transpose(1, 2).flatten(0, 2)
-        temperature = own**2 * attention.scaling * attention.head_dim**0.5
+        temperature = rope_factor**2 * attention.scaling * attention.head_dim**0.5
         state[f"{prefix}.q_proj.weight"] = state[f"{prefix}.q_proj.weight"] * temperature
         state[f"{prefix}.inv_freq"] = attention.encoding.spectrum().frequencies[0].flatten(1)
     found.load_state_dict(state)

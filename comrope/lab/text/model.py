@@ -1,4 +1,4 @@
-"""transformers' Llama on bytes, with an encoding of ours in its attention."""
+"""Builds the language model of a configuration: transformers' Llama on bytes, with an encoding attached."""
 
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,18 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def check(config: TextConfig) -> None:
-    """Refuses a model that there is not."""
+    """Raises ConfigurationError for an unknown model."""
     if config.model not in MODELS:
         raise ConfigurationError(f"model={config.model!r}: expected one of {', '.join(MODELS)}.")
 
 
 def build(config: TextConfig, text: Any = None, runs: Path | None = None) -> LlamaForCausalLM:
-    """The model of a configuration; with the same seed all encodings start from the same weights outside of themselves.
+    """Returns the untrained model; with the same seed, weights outside of the encoding are the same for all encodings.
 
     Args:
-        config: which.
-        text: not asked: all text has the same vocabulary.
-        runs: the folder that has the run `config.start` in it.
+        config: the configuration.
+        text: not used, since all text has the same vocabulary.
+        runs: the folder that the folder of the run `config.start` is in.
     """
     model = llama(config.model, config.length, config.recipe.seed)
     if config.start is not None:
@@ -50,13 +50,13 @@ def build(config: TextConfig, text: Any = None, runs: Path | None = None) -> Lla
 
 
 def llama(name: str, length: int, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
-    """A model from scratch, with transformers' own RoPE.
+    """Returns an untrained model with transformers' own RoPE.
 
     Args:
-        name: of MODELS.
-        length: that it is trained with, in tokens; kept as `max_position_embeddings`.
-        seed: of the weights.
-        settings: further ones of LlamaConfig.
+        name: a name in MODELS.
+        length: the context length of training in tokens, stored as `max_position_embeddings`.
+        seed: the seed of the weights.
+        settings: further settings of LlamaConfig.
     """
     if name not in MODELS:
         raise ConfigurationError(f"model={name!r}: expected one of {', '.join(MODELS)}.")
@@ -67,9 +67,9 @@ def llama(name: str, length: int, seed: int = 0, **settings: Any) -> LlamaForCau
 
 
 def with_encoding(model: LlamaForCausalLM, encoding: str, **settings: Any) -> LlamaForCausalLM:
-    """The model with an encoding attached, in place; as it is for "rope", which it has.
+    """Attaches an encoding to a model in place, and returns the model. For "rope", which it has, nothing is attached.
 
-    Without `init` it starts from the model's RoPE.
+    Without `init`, learned angles start from the model's RoPE.
     """
     if encoding != "rope":
         comrope.attach(model, encoding, **settings)

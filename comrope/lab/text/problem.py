@@ -1,4 +1,4 @@
-"""Language modelling, as `comrope.lab.problem.Problem` describes a problem: bits per byte at any length."""
+"""Language modelling as a `comrope.lab.problem.Problem`: bits per byte at any context length."""
 
 import itertools
 import math
@@ -23,17 +23,17 @@ from comrope.lab.text.scaling import SCALINGS, scaled
 from comrope.lab.train import BatchMetrics, Task
 
 _TOKENS = 16384
-"""Read at a time when measuring."""
+"""Number of tokens in a batch of the evaluation."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How test text is read."""
+    """A context length, and a scaling of the frequencies."""
 
     length: int
     """Bytes in a window."""
     scaling: str = "none"
-    """How frequencies are scaled, by length over the trained length: of `comrope.lab.text.scaling.SCALINGS`."""
+    """One of `comrope.lab.text.scaling.SCALINGS`. The factor is the length over the trained length."""
 
     def __post_init__(self):
         if self.scaling not in SCALINGS or self.length < 1:
@@ -47,14 +47,17 @@ class Condition:
 
 
 def longer(config: TextConfig, scalings: Sequence[str] = ("none",)) -> list[Condition]:
-    """The trained length, and 2, 4, 8, … times that as far as test text goes, with each scaling."""
+    """Returns the trained length and 2, 4, 8, … times that, up to the length of test segments, with each scaling."""
     factors = [2**i for i in range(config.test_length.bit_length())]
     lengths = [f * config.length for f in factors if f * config.length <= config.test_length]
     return [Condition(n, s) for n in lengths for s in scalings if s == "none" or n > config.length]
 
 
 def conditions(config: TextConfig, options: TextOptions | None = None) -> list[Condition]:
-    """Every combination of the lengths asked for, the trained one if there are none, and scalings, for longer windows alone."""
+    """Returns every combination of the lengths and scalings asked for; by default the trained length without scaling.
+
+    Scalings are combined with lengths beyond the trained one only.
+    """
     options = options or TextOptions()
     for length in options.lengths:
         if length < 1 or config.test_length % length:
@@ -70,50 +73,51 @@ def conditions(config: TextConfig, options: TextOptions | None = None) -> list[C
     return found
 
 
-def _no_divisor(length: int, stretch: int) -> str:
+def _no_divisor(length: int, segment: int) -> str:
     return (
-        f"length={length}: expected a divisor of the {stretch} bytes in a stretch of test text, so that the same bytes are "
+        f"length={length}: expected a divisor of the {segment} bytes in a segment of test text, so that the same bytes are "
         "predicted at every length (test_length)."
     )
 
 
 def task(model: nn.Module, train: TrainText, evaluation: EvalText, config: TextConfig) -> "NextByte":
-    """The training windows, and the loss of the next byte."""
+    """Returns the training task: the training windows and the loss of the next byte."""
     return NextByte(train)
 
 
 class NextByte(Task):
-    """The next byte of every byte of a window, for the training loop."""
+    """Trains on the prediction of the next byte, at every byte of a window."""
 
     def __init__(self, text: TrainText):
         self.dataset = text
 
     def loss(self, model: nn.Module, batch: TextBatch, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:
-        """Nats a token. Where the next token begins another document nothing is asked, and nothing is lost."""
+        """Returns the loss in nats per token. The first token of the next document is not predicted."""
         device = next(model.parameters()).device
         tokens, positions = batch.tokens.to(device), batch.positions.to(device)
         logits = model(input_ids=tokens[:, :-1], position_ids=positions, use_cache=False).logits
         targets = tokens[:, 1:]
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=BOS, reduction="sum")
-        loss = nats / targets.numel()  # not by those asked: parts of a batch weigh alike
+        loss = nats / targets.numel()  # not by the number predicted: all windows have the same weight
         return loss, BatchMetrics(len(tokens), {"bits_per_byte": loss / math.log(2)})
 
 
 def evaluate(
     model: nn.Module, text: EvalText, conditions: Sequence[Condition], *, num_workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Returns rows, one for each condition, with the nats that the test text costs: of the same bytes at every length.
+    """Returns rows, one for each condition, with the loss on the test text in nats, over the same bytes at every length.
 
-    Called in several processes, each takes its share of the stretches; the sums are of all of them.
+    If several processes call this together, each takes its share of the segments; the rows have the sums of all
+    processes.
 
     Args:
         model: a `LlamaForCausalLM`.
-        text: stretches that every length divides.
-        conditions: at which lengths, and how frequencies are scaled.
-        num_workers: of no use here: text is in memory.
+        text: test segments; every length must divide theirs.
+        conditions: the lengths and scalings to evaluate at.
+        num_workers: not used, since the text is in memory.
     Returns:
-        In each row the condition's fields, `nats` of all `bytes`, and `positions`, rows [first, last + 1, nats, bytes] of
-        places in the window: 0, 1, 2–3, 4–7, 8–15, ….
+        In each row the condition's fields, the sum `nats` over all `bytes`, and `positions`: rows [first, last + 1,
+        nats, bytes] for the bytes at the positions 0, 1, 2–3, 4–7, 8–15, … of the window.
     """
     assert isinstance(model, LlamaForCausalLM)
     for condition in conditions:
@@ -135,9 +139,9 @@ def _rows(model: LlamaForCausalLM, text: EvalText, conditions: Sequence[Conditio
 
 @torch.no_grad()
 def nats_by_position(model: LlamaForCausalLM, text: EvalText, length: int) -> Tensor:
-    """−ln p of the bytes of all stretches, read `length` at a time, summed by place in the window: (length,), float64.
+    """Returns −ln p of the bytes of all segments, summed by position in windows of `length`: (length,), float64.
 
-    Every process that calls it computes its share, and has the sums of all.
+    If several processes call this together, each computes its share and returns the sums of all.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     device = next(model.parameters()).device
@@ -145,13 +149,13 @@ def nats_by_position(model: LlamaForCausalLM, text: EvalText, length: int) -> Te
     inputs, targets = (part.reshape(-1, length) for part in (mine[:, :-1], mine[:, 1:]))
     sums = torch.zeros(length, dtype=torch.float64, device=device)
     size = max(1, _TOKENS // length)
-    for read, asked in zip(inputs.split(size), targets.split(size), strict=True):
+    for read, expected in zip(inputs.split(size), targets.split(size), strict=True):
         logits = model(input_ids=read.to(device), use_cache=False).logits.float()
-        sums += F.cross_entropy(logits.mT, asked.to(device), reduction="none").double().sum(0)
+        sums += F.cross_entropy(logits.mT, expected.to(device), reduction="none").double().sum(0)
     total: Any = reduce(sums, "sum")
     return total.cpu()
 
 
 def bits_per_byte(row: dict[str, Any]) -> float:
-    """The bits per byte of a row of `evaluate`."""
+    """Returns the bits per byte of a row of `evaluate`."""
     return row["nats"] / row["bytes"] / math.log(2)

@@ -1,1 +1,1 @@
-"""Video classification (paper, Table 3): clips from files, the model of frames and patches, and what decides a run."""
+"""Video classification (paper, Table 3): clips from files, the model, training and evaluation."""

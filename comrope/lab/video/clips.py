@@ -1,4 +1,4 @@
-"""Videos in files, one label each: UCF-101 as it is unpacked, or folders named after their classes."""
+"""Video files with one label each: UCF-101 as it is unpacked, or folders named after their classes."""
 
 import os
 import re
@@ -30,28 +30,29 @@ class Clips(LabelledFiles):
     mirrors: bool = False
 
     def frames(self, index: int, shares: Sequence[float]) -> Tensor | None:
-        """The frames of a video at these shares of its duration: (frames, 3, height, width), uint8.
+        """Returns the frames of a video at these shares of its duration: (frames, 3, height, width), uint8.
 
         Returns:
-            The frames; None where it cannot be read and unreadable="skip".
+            The frames; None if the video cannot be read and unreadable="skip".
         Raises:
-            DataError: it cannot be read and unreadable="fail".
+            DataError: the video cannot be read and unreadable="fail".
         """
         return self._read(index, lambda file: frames.read(file, shares), frames.DAMAGE)
 
 
 def video_folder(root: Path, split: int = 1, unreadable: str = "fail") -> tuple[Clips, Clips]:
-    """The videos under `root` to train on, and to test on.
+    """Returns the videos under `root` to train on and those to test on.
 
-    UCF-101 where `root`, or its folder ucfTrainTestlist, has trainlist01.txt, testlist01.txt and classInd.txt; the videos are
-    in `root` or its folder UCF-101. Otherwise train/<class>/* and val/<class>/*.
+    If `root`, or its folder ucfTrainTestlist, has classInd.txt, it holds UCF-101: the lists trainlist01.txt,
+    testlist01.txt and so on are beside classInd.txt, the videos in `root` or its folder UCF-101. Otherwise the videos
+    are train/<class>/* and val/<class>/*.
 
     Args:
-        root: the folder of all.
-        split: of UCF-101's three.
-        unreadable: what is to come of a video that cannot be read: "fail", or "skip". It is found when it is read.
+        root: the folder that holds everything.
+        split: which of UCF-101's three splits.
+        unreadable: whether reading a damaged video raises an error ("fail") or skips it ("skip").
     Raises:
-        DataError: files are missing, or do not fit together.
+        DataError: files are missing, or contradict one another.
     """
     for lists in (root / "ucfTrainTestlist", root):
         if (lists / "classInd.txt").is_file():
@@ -87,7 +88,7 @@ def _ucf101(root: Path, lists: Path, split: int, unreadable: str) -> tuple[Clips
 
 
 def _classes(file: Path) -> tuple[str, ...]:
-    """Names of classes by their numbers: "1 ApplyEyeMakeup", "2 ApplyLipstick", …."""
+    """Returns the names of the classes, from the lines "1 ApplyEyeMakeup", "2 ApplyLipstick", …."""
     names: list[str] = []
     for line in _lines(file):
         number, *rest = line.split(maxsplit=1)
@@ -101,7 +102,10 @@ def _classes(file: Path) -> tuple[str, ...]:
 
 
 def _listed(videos: Path, file: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """Videos and their classes: "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1", the number left out in a test list."""
+    """Returns the videos of a list with their classes.
+
+    A line is "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1"; test lists leave out the number.
+    """
     found = []
     for line in _lines(file):
         match = re.fullmatch(r"(?P<name>.+?)(\s+(?P<number>\d+))?", line)

@@ -1,4 +1,4 @@
-"""The settings that decide the weights of a video classifier, and what it can be evaluated under."""
+"""The configuration of a video classifier, and the options of its evaluation."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,44 +12,44 @@ if TYPE_CHECKING:
     from comrope.lab.video.problem import Condition
 
 MOST_FRAMES = 4096
-"""The most frames of a clip."""
+"""The largest number of frames in a clip."""
 
 
 @dataclass(frozen=True)
 class VideoOptions(ClassifierOptions):
-    """The measurements of a video classifier: at every combination of sizes, frames, offsets and perturbations."""
+    """A video classifier is evaluated at every combination of these sizes, numbers of frames, offsets and perturbations."""
 
     frames: tuple[int, ...] = ()
-    """Numbers of frames of a clip; as many as in training by default."""
+    """Numbers of frames in a clip; the number trained with by default."""
 
 
 @dataclass(frozen=True)
 class VideoConfig(ExperimentConfig):
-    """All that decides the weights of a video classifier."""
+    """All settings that determine the weights of a video classifier."""
 
     kind = "video"
     about = "Train a video classifier, on UCF-101, any folder of videos, or made-up clips whose class is their motion."
     Options = VideoOptions
 
     data: str = "motion"
-    """"motion", written into runs/motion; "motion:<folder>", written there; or a folder, as UCF-101 is unpacked or with
-    train/<class>/ and val/<class>/."""
+    """"motion", generated in runs/motion; "motion:<folder>", generated in that folder; or a folder of videos: UCF-101
+    as it is unpacked, or train/<class>/ and val/<class>/."""
     split: int = 1
     """Which of UCF-101's three splits."""
     num_train: int | None = None
-    """Number of training clips, as many of each class; all if None."""
+    """Number of training clips, balanced over the classes; all if None."""
     num_test: int | None = None
     """Number of test clips, likewise."""
     model: str = "small"
     """"tiny", "small" or "paper"."""
     encoding: str = "comrope-ld"
-    """Name of the encoding; "ape" is a code book of frames, rows and columns."""
+    """Name of the encoding; "ape" learns a code book over frames, rows and columns."""
     num_frames: int = 8
-    """Frames of a training clip: one from each of so many equal parts of the video."""
+    """Number of frames in a training clip: one from each of as many equal parts of the video."""
     image_size: tuple[int, int] = (32, 32)
     """Height and width of training clips in pixels."""
     resize_ratio: float = 1.1
-    """Ratio of the size that frames are resized to, to the size that is then cropped from them."""
+    """Ratio of the size that frames are resized to before cropping, to the size of the crop."""
     flip: bool | None = None
     """Whether half of the training clips are mirrored. If None, only UCF-101's are: elsewhere a class may be a direction."""
     perturbation: float = 1.0

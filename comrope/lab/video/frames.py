@@ -1,4 +1,4 @@
-"""Frames of a video file, by when they are shown rather than by their number: right at any and at no fixed frame rate."""
+"""Reads frames of a video file by presentation time, not by index: this is right at any frame rate, also a variable one."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,38 +14,39 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 DAMAGE = (av.FFmpegError, OSError, ValueError)
-"""What `read` raises of a file that is no whole video."""
+"""The errors that `read` raises for a file that is not a complete video."""
 FORMATS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
-"""FFmpeg's names of what holds videos. What else it knows are pictures, text, sound, or lists of other files, which are not to
-be read in place of this one."""
-_LEAST = 0.9  # of the frames, or bytes, that a file's header promises
-_SEGMENT = b"\x18\x53\x80\x67"  # all of a Matroska file but its first bytes
+"""FFmpeg's names of the container formats that are read. The others are images, text, audio, or playlists, which would
+make FFmpeg open other files."""
+_MIN_SHARE = 0.9  # a file must have this share of the frames or bytes that its header promises
+_SEGMENT = b"\x18\x53\x80\x67"  # the ID of Matroska's Segment element: all of a file after its header
 
 
 class _Index(NamedTuple):
-    """What a file says of its frames, before any is decoded."""
+    """The times of a video's frames, read from its packets without decoding."""
 
     times: np.ndarray
-    """(n,), when each is shown, in order; their numbers, where the file has no times."""
+    """(n,), presentation times in ascending order; the indices of the frames if the file has no times."""
     end: int
-    """When the last one is over."""
+    """The time at which the last frame ends."""
     keys: list[tuple[int, int]] | None
-    """(when it is shown, when it is decoded) of frames that need none before them; None where the file has no times."""
+    """(presentation time, decoding time) of each key frame; None if the file has no times."""
 
 
 def read(path: str | Path, shares: Sequence[float]) -> Tensor:
-    """The frames shown at these shares of a video's duration.
+    """Returns the frames that are shown at these shares of a video's duration.
 
-    A video with fewer frames than asked for repeats some. Only what lies between a key frame and a frame asked for is decoded.
+    If the video has fewer frames than are asked for, some are repeated. Only frames between a key frame and a wanted
+    one are decoded.
 
     Args:
-        path: of the file.
-        shares: increasing, in [0, 1): 0 is the first frame, ½ the one shown half-way.
+        path: the video file.
+        shares: increasing numbers in [0, 1): 0 is the first frame, ½ the one shown half-way.
     Returns:
-        (frames, 3, height, width), uint8, RGB, upright, all of the first one's size.
+        (frames, 3, height, width), uint8, RGB, upright, all resized to the first one's size.
     Raises:
-        av.FFmpegError, OSError, ValueError: it is damaged, empty or no video, or more than a tenth of the frames, or of the
-            bytes, that its header promises are missing.
+        av.FFmpegError, OSError, ValueError: the file is damaged, empty or no video, or more than a tenth of the frames,
+            or of the bytes, that its header promises are missing.
     """
     with _opened(path) as container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -56,10 +57,10 @@ def read(path: str | Path, shares: Sequence[float]) -> Tensor:
         stream = streams[0]
         if stream.codec_context is None:
             raise ValueError("its codec is not known")
-        stream.codec_context.thread_count = 1  # readers are processes; frames come in the same order either way
+        stream.codec_context.thread_count = 1  # DataLoader workers run in parallel already
         index = _index(container, stream)
         begin = int(index.times[0])
-        wanted = [begin + int(share * (index.end - begin)) for share in shares]  # whole numbers: times may be huge
+        wanted = [begin + int(share * (index.end - begin)) for share in shares]  # integers: times may be huge
         at = np.searchsorted(index.times, wanted, side="right") - 1
         found = list(_decoded(container, stream, index, index.times[at]))
     reformatter, first = VideoReformatter(), found[0]
@@ -69,7 +70,7 @@ def read(path: str | Path, shares: Sequence[float]) -> Tensor:
 
 
 def _opened(path: str | Path) -> Any:
-    # An absolute path is a file for sure: "a:b.mp4" would be a way of transmission.
+    # FFmpeg would read "a:b.mp4" as a URL with the protocol "a"; an absolute path is always a file.
     try:
         return av.open(os.path.abspath(path), container_options={"format_whitelist": FORMATS})
     except av.ArgumentError as error:
@@ -77,25 +78,28 @@ def _opened(path: str | Path) -> Any:
 
 
 def _check_length(path: str | Path) -> None:
-    """Of a Matroska file, which says how many bytes follow its head, unless written live: FFmpeg reads any part of it."""
+    """Raises ValueError if a Matroska file is much shorter than its header says. FFmpeg reads a truncated file without error.
+
+    The header of a file that was recorded live does not say how long it is.
+    """
     with open(path, "rb") as file:
         before, _, after = file.read(4096).partition(_SEGMENT)
         size = os.fstat(file.fileno()).st_size
     if not after:
         return
-    # A number of `width` bytes begins with width − 1 bits of zero and one of one.
+    # EBML's numbers of `width` bytes begin with width − 1 zero bits and a one.
     width = 9 - after[0].bit_length()
     most = (1 << 7 * width) - 1
     follow = int.from_bytes(after[:width], "big") & most
     whole = len(before) + len(_SEGMENT) + width + follow
-    if follow != most and size < _LEAST * whole:
+    if follow != most and size < _MIN_SHARE * whole:
         raise ValueError(f"{size} of {whole} bytes are there")
 
 
 def _index(container: Any, stream: Any) -> _Index:
-    """From the packets alone."""
+    """Returns the times of the frames; raises ValueError if too many frames are missing."""
     packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-    if not packets or len(packets) < _LEAST * stream.frames:
+    if not packets or len(packets) < _MIN_SHARE * stream.frames:
         promised = f" of {stream.frames}" if stream.frames else ""
         raise ValueError(f"{len(packets)}{promised} frames are there")
     if any(p.pts is None for p in packets):
@@ -108,12 +112,13 @@ def _index(container: Any, stream: Any) -> _Index:
 
 
 def _decoded(container: Any, stream: Any, index: _Index, wanted: np.ndarray) -> Iterator[Any]:
-    """The frame at each of the times `wanted`, in order; the last one there is where decoding ends before."""
+    """Yields the frame at each of the times `wanted`, in order; the last decoded frame where decoding ends early."""
     frames, now, shown = None, -np.inf, None
     for time in wanted:
         key = max((key for key in index.keys or () if key[0] <= time), default=None)
         if frames is None or (key is not None and now < key[0]):
-            container.seek(0 if key is None else key[1], stream=stream)  # to when it is decoded, which is never later
+            # seek takes a decoding time, which is never later than the presentation time.
+            container.seek(0 if key is None else key[1], stream=stream)
             frames, now = _timed(container, stream, index), -np.inf
         while now < time and (found := next(frames, None)) is not None:
             now, shown = found
@@ -123,7 +128,7 @@ def _decoded(container: Any, stream: Any, index: _Index, wanted: np.ndarray) -> 
 
 
 def _timed(container: Any, stream: Any, index: _Index) -> Iterator[tuple[float, Any]]:
-    """(when it is shown, frame)"""
+    """Yields (presentation time, frame); the frame's index if the file has no times."""
     for number, frame in enumerate(container.decode(stream)):
         time = number if index.keys is None else frame.pts
         if time is not None:
@@ -131,11 +136,14 @@ def _timed(container: Any, stream: Any, index: _Index) -> Iterator[tuple[float, 
 
 
 def write(path: Path, images: Sequence[np.ndarray], *, rate: int | Fraction, codec: str, **options: str) -> None:
-    """Writes RGB images, (height, width, 3) uint8, as a video of `rate` frames a second.
+    """Writes RGB images, (height, width, 3) uint8, as a video file.
 
     Args:
+        path: the video file.
+        images: the frames.
+        rate: frames per second.
         codec: one of FFmpeg's encoders, such as "mpeg4", which every build has.
-        options: of the encoder, such as g="1" for nothing but key frames.
+        options: options of the encoder, such as g="1" for key frames only.
     """
     height, width, _ = images[0].shape
     with av.open(str(path), "w") as container:

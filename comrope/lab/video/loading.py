@@ -1,7 +1,7 @@
-"""What a DataLoader reads: batches of clips, cut at random to train on, and plain to test on.
+"""Data sets of clips for a DataLoader: augmented clips to train on, and plain ones to evaluate on.
 
-How a clip is cut is drawn from its key (epoch, index, copy) alone, whatever batch, process or worker it comes in, and is the
-same for all of its frames.
+The augmentation of a clip is random and depends on its key (epoch, index, copy) alone, not on the batch, process or
+worker that reads it. It is the same for all frames of the clip.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,9 @@ Key = tuple[int, int, int]
 class TrainClips(Dataset):
     """Augmented clips: `dataset[[(epoch, index, copy), …]]`, through a DataLoader, is a `Batch`.
 
-    A clip is one frame of each of `num_frames` equal parts of the video, at a random time within its part; resized so that
-    `resize_ratio` times the size just fits into it, cropped at random and, with `flip`, mirrored half of the time.
+    A clip has one frame from each of `num_frames` equal parts of the video, at a random time within the part. Frames
+    are resized to the smallest size that covers `resize_ratio` times `size`, cropped at random and, with `flip`,
+    mirrored half of the time.
     """
 
     def __init__(
@@ -39,14 +40,14 @@ class TrainClips(Dataset):
     ):
         """
         Args:
-            clips: what is augmented.
-            num_frames: of a clip.
-            size: (height, width) in pixels, of what comes out.
-            resize_ratio: frames are resized to so many times `size`; 1 or more.
-            flip: whether to mirror.
-            seed: of all draws, together with a clip's key.
+            clips: the clips to augment.
+            num_frames: the number of frames in a clip.
+            size: (height, width) of the crops in pixels.
+            resize_ratio: the size of the resized frames over `size`; 1 or more.
+            flip: whether clips are mirrored at random.
+            seed: the seed that, with a clip's key, determines its augmentation.
         Raises:
-            ConfigurationError: settings that are none of these.
+            ConfigurationError: a setting is out of range.
         """
         if resize_ratio < 1:
             raise ConfigurationError(
@@ -54,31 +55,31 @@ class TrainClips(Dataset):
             )
         self.clips, self.num_frames, self.size, self.flip, self.seed = clips, num_frames, size, flip, seed
         _check(num_frames, size)
-        self._enlarged = (round(resize_ratio * size[0]), round(resize_ratio * size[1]))
+        self._resized_size = (round(resize_ratio * size[0]), round(resize_ratio * size[1]))
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The clips of `keys`; pixels (n, 3, frames, height, width), float32 in [−1, 1]."""
-        draws = torch.stack([self._draws(key) for key in keys])  # (n, frames + 3), in [0, 1)
-        down, right, mirror = draws[:, -3:].unbind(1)
+        """Returns the batch of `keys`, with pixels (n, 3, frames, height, width), float32 in [−1, 1]."""
+        uniform = torch.stack([self._uniform(key) for key in keys])  # (n, frames + 3), in [0, 1)
+        down, right, mirror = uniform[:, -3:].unbind(1)
 
-        def cut(at: int, frames: Tensor) -> Tensor:
-            clip = crop(cover(frames, self._enlarged), self.size, float(down[at]), float(right[at]))
+        def crop_clip(at: int, frames: Tensor) -> Tensor:
+            clip = crop(cover(frames, self._resized_size), self.size, float(down[at]), float(right[at]))
             return clip.flip(-1) if self.flip and mirror[at] < 0.5 else clip
 
         indices = [index for _, index, _ in keys]
-        return _gather(self.clips, self.size, indices, draws[:, : self.num_frames], cut)
+        return _gather(self.clips, self.size, indices, uniform[:, : self.num_frames], crop_clip)
 
-    def _draws(self, key: Key) -> Tensor:
+    def _uniform(self, key: Key) -> Tensor:
         return torch.rand(
             self.num_frames + 3, generator=generator(self.seed, Stream.AUGMENTATION, *key), dtype=torch.float64
         )
 
 
 class EvalClips(Dataset):
-    """Plain clips: `dataset[[index, …]]` is a `Batch` of the middle frame of each part, cut to its middle."""
+    """Plain clips: `dataset[[index, …]]`, through a DataLoader, is a `Batch` of centre crops of each part's middle frame."""
 
     def __init__(self, clips: Clips, num_frames: int, size: tuple[int, int]):
         _check(num_frames, size)
@@ -88,16 +89,23 @@ class EvalClips(Dataset):
         return len(self.clips)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The clips at `indices`."""
+        """Returns the batch of the clips at `indices`."""
         middle = torch.full((len(indices), self.num_frames), 0.5, dtype=torch.float64)
-        cut: Callable = lambda at, frames: crop(cover(frames, self.size), self.size)  # noqa: E731
-        return _gather(self.clips, self.size, indices, middle, cut)
+        crop_clip: Callable = lambda at, frames: crop(cover(frames, self.size), self.size)  # noqa: E731
+        return _gather(self.clips, self.size, indices, middle, crop_clip)
 
 
 def _gather(
-    clips: Clips, size: tuple[int, int], indices: Sequence[int], within: Tensor, cut: Callable[[int, Tensor], Tensor]
+    clips: Clips,
+    size: tuple[int, int],
+    indices: Sequence[int],
+    within: Tensor,
+    crop_clip: Callable[[int, Tensor], Tensor],
 ) -> Batch:
-    """The batch of what is `cut` of each video that can be read, its frames at `within`, (n, frames), of their parts."""
+    """Returns the batch of the videos that can be read, each cropped by `crop_clip(index in the batch, frames)`.
+
+    `within`, (n, frames) in [0, 1), says at which share of its part each frame is taken.
+    """
     num_frames = within.shape[1]
     shares = (torch.arange(num_frames) + within) / num_frames
     found, kept, skipped = [], [], []
@@ -106,7 +114,7 @@ def _gather(
         if frames is None:
             skipped.append(clips.name(index))
         else:
-            found.append(cut(at, frames).transpose(0, 1))
+            found.append(crop_clip(at, frames).transpose(0, 1))
             kept.append(index)
     pixels = torch.stack(found).float() / 127.5 - 1 if found else torch.empty(0, 3, num_frames, *size)
     return Batch(pixels, clips.labels[kept], tuple(skipped))

@@ -1,4 +1,4 @@
-"""The classifier of clips (paper, Table 3): the laboratory's ViT with frames as a third axis."""
+"""The video classifier (paper, Table 3): the laboratory's ViT with frames as a third axis."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "small": {"embed_dim": 96, "depth": 2, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2},
     "paper": {"embed_dim": 384, "depth": 8, "num_heads": 8, "patch_size": 16},
 }
-"""Settings of timm's VisionTransformer. Heads are of 24 or 48 features: three axes of blocks of 8."""
+"""Settings of timm's VisionTransformer. Heads have 24 or 48 features, so that the three axes get equally many blocks of 8."""
 
 
 def check(config: VideoConfig) -> None:
-    """Refuses a model that there is not, and an encoding that its heads cannot have."""
+    """Raises ConfigurationError for an unknown model, or an encoding that its heads cannot have."""
     if config.model not in MODELS:
         raise ConfigurationError(f"model={config.model!r}: expected one of {', '.join(MODELS)}.")
     check_encoding(config, MODELS[config.model], num_axes=3)
@@ -29,7 +29,7 @@ def check(config: VideoConfig) -> None:
 
 
 def build(config: VideoConfig, clips: Clips, runs: Path | None = None) -> "VideoViT":
-    """The model of a configuration; with the same seed all encodings start from the same weights outside of themselves."""
+    """Returns the untrained model; with the same seed, weights outside of the encoding are the same for all encodings."""
     check(config)
     torch.manual_seed(config.recipe.seed)
     shape = (config.num_frames, config.image_size)
@@ -38,16 +38,15 @@ def build(config: VideoConfig, clips: Clips, runs: Path | None = None) -> "Video
 
 
 class VideoViT(ViT):
-    """A ViT whose tokens are the patches of all frames of a clip, each of one frame, attending to one another alike.
+    """A ViT whose tokens are the patches of all frames of a clip. Each patch lies in one frame; attention is over all patches.
 
     Positions are (frame, row, column), each relative to its own extent; the class token is in the middle of all three. Clips
-    may have any number of frames, and frames any size that patches divide.
+    may have any number of frames, of any size that is a multiple of the patch.
 
     Args:
-        encoding: name of an encoding; "ape" adds a code book of frames, rows and columns to the tokens.
-        num_frames: that ape's code book is laid out for.
-        image_size: (height, width) that it is laid out for.
-        encoding_settings, vit: as for `ViT`.
+        encoding: the name of an encoding; "ape" adds a code book over frames, rows and columns to the tokens.
+        num_frames, image_size: number of frames and (height, width) that give the size of ape's code book.
+        encoding_settings, vit: see `ViT`.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class VideoViT(ViT):
         super().__init__(encoding, (num_frames, *image_size), encoding_settings, **vit)
 
     def positions(self, image_size: tuple[int, ...], device: torch.device | str | None = None) -> Tensor:
-        """Relative patch centres on [0, 1]³, class token first, in the middle: (1 + frames · rows · columns, 3).
+        """Returns relative patch centres on [0, 1]³, (1 + frames · rows · columns, 3), the class token first, in the middle.
 
         `image_size` is (frames, height, width), as it is for `grid`.
         """
@@ -73,12 +72,12 @@ class VideoViT(ViT):
         return super().token_positions(x, positions)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Logits (B, classes) of clips (B, C, frames, height, width).
+        """Returns logits (B, classes) of clips (B, C, frames, height, width).
 
         `positions`, (L, 3) or (B, L, 3), replaces `self.positions(...)` where tokens are perturbed or offset.
         """
         return super().forward(x, positions)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """(B, C, frames, height, width) as (B, frames, rows, columns, width of the model)."""
+        """Returns the patches' tokens (B, frames, rows, columns, width) of clips (B, C, frames, height, width)."""
         return self.patch_embed(x.transpose(1, 2).flatten(0, 1)).contiguous().unflatten(0, (len(x), -1))

@@ -1,11 +1,12 @@
-"""Videos whose class is how things in them move, written on the spot: what is in the frames says nothing about the class.
+"""Generated videos whose class is the motion of the objects in them. The content of the frames says nothing about the class.
 
-Two handwritten digits (scikit-learn's) pass over a still photograph (one of scikit-learn's two), one in the upper and one in
-the lower part of the frame, each to the right or to the left. Both to the right, both to the left, or round one another: that
-is the class. A digit's way to the left is its way to the right played backward, and in between there is a strip that no digit
-enters. So, as long as a patch is no higher than that strip, the four classes of a scene are made of the very same patches in
-other places, and a model that sees patches without their positions answers one in four. The files hold up what is meant: each
-frame is coded by itself with one and the same quantiser, so that a patch's bits do not depend on when it is shown.
+Two handwritten digits (scikit-learn's) move across a still photograph (one of scikit-learn's two), one in the upper and
+one in the lower part of the frame, each to the right or to the left. The class is the pair of directions: both to the
+right, both to the left, clockwise or anticlockwise. A digit that moves to the left takes the positions of its motion to
+the right in reverse order, and no digit enters the strip between the two parts. So, if patches are no higher than that
+strip, the four classes of a scene consist of the same patches at other positions, and a model that does not see
+positions is right one time in four. The encoding of the files keeps this true: each frame is coded by itself with a
+constant quantiser, so that the pixels of a patch do not depend on the time at which it is shown.
 """
 
 import os
@@ -27,28 +28,29 @@ CLASSES = ("right", "left", "clockwise", "anticlockwise")
 FOLDER = Path("runs/motion")
 NUM_TRAIN, NUM_TEST = 2000, 500
 EDGE, LANE, NUM_FRAMES, RATE = 48, 16, 24, 24
-"""Pixels of a frame's edge, and of the upper and lower parts' height, 16 between them; frames of a video, and in a second."""
+"""Edge of a frame, and height of its upper and lower part, in pixels (16 remain between); frames in a video, and per second."""
 _FORWARD = {"right": (True, True), "left": (False, False), "clockwise": (True, False), "anticlockwise": (False, True)}
 """Whether the upper and the lower digit move to the right."""
 _PARTS = ("train", "val")
-_VERSION = 1  # of what is drawn: files of another one are not taken
+_VERSION = 1  # of the drawing; files of other versions are not used
 
 
 def motion(
     folder: Path | None = None, num_train: int | None = None, num_test: int | None = None, unreadable: str = "fail"
 ) -> tuple[Clips, Clips]:
-    """The videos to train on, and to test on; those that are not in the folder yet are written, each whole or not at all.
+    """Returns the videos to train on and those to test on. Videos that do not exist yet are written, each atomically.
 
-    Digits and photographs of the two are different ones. Classes take turns; a longer set begins with a shorter one.
+    Training and test videos have different digits and different parts of the photographs. Classes alternate, and a
+    longer set begins with the videos of a shorter one.
 
     Args:
-        folder: where the files are, as train/<class>/*.mp4 and val/<class>/*.mp4 in a folder of this version; runs/motion if
-            None.
-        num_train, num_test: how many; 2000 and 500 if None.
-        unreadable: "fail" or "skip".
+        folder: the folder of the files, which are train/<class>/*.mp4 and val/<class>/*.mp4 in a subfolder for this
+            version; runs/motion if None.
+        num_train, num_test: the numbers of videos; 2000 and 500 if None.
+        unreadable: whether reading a damaged video raises an error ("fail") or skips it ("skip").
     Raises:
-        ConfigurationError: fewer than one video.
-        DataError: the files cannot be written.
+        ConfigurationError: a number of videos is less than 1.
+        DataError: a file cannot be written.
     """
     root = (FOLDER if folder is None else folder) / f"v{_VERSION}"
     counts = (NUM_TRAIN if num_train is None else num_train, NUM_TEST if num_test is None else num_test)
@@ -59,22 +61,22 @@ def motion(
 
 
 def images(part: str, index: int, motion: str | None = None) -> np.ndarray:
-    """The frames of a video: (frames, height, width, 3), uint8.
+    """Returns the frames of a video: (frames, height, width, 3), uint8.
 
     Args:
         part: "train" or "val".
-        index: of the scene.
-        motion: its class; the one that the set gives the scene if None.
+        index: the index of the scene.
+        motion: the class; if None, the class of this scene in the data set.
     """
     seed = int(np.random.SeedSequence((_PARTS.index(part), index)).generate_state(1)[0])
-    draws = np.random.RandomState(seed)  # numpy keeps its legacy streams as they are
-    video = np.repeat(_background(part, draws)[None], NUM_FRAMES, axis=0)
+    rng = np.random.RandomState(seed)  # unlike Generator's, its numbers are the same in every version of numpy
+    video = np.repeat(_background(part, rng)[None], NUM_FRAMES, axis=0)
     for top, forward in zip((0, EDGE - LANE), _FORWARD[motion or CLASSES[index % len(CLASSES)]], strict=True):
-        digit = _digit(part, draws)  # (size, size, 1), in [0, 1]
-        colour = draws.uniform(192, 255, size=3)
+        digit = _digit(part, rng)  # (size, size, 1), in [0, 1]
+        colour = rng.uniform(192, 255, size=3)
         size = len(digit)
-        row = top + draws.randint(LANE - size + 1)
-        begin, end = draws.uniform(0, 0.3), draws.uniform(0.7, 1)
+        row = top + rng.randint(LANE - size + 1)
+        begin, end = rng.uniform(0, 0.3), rng.uniform(0.7, 1)
         columns = np.rint(np.linspace(begin, end, NUM_FRAMES) * (EDGE - size)).astype(int)
         for image, column in zip(video, columns if forward else columns[::-1], strict=True):
             window = image[row : row + size, column : column + size]
@@ -82,20 +84,20 @@ def images(part: str, index: int, motion: str | None = None) -> np.ndarray:
     return video
 
 
-def _digit(part: str, draws: np.random.RandomState) -> np.ndarray:
-    """A digit, 11 to 16 pixels high, as how much it covers: (size, size, 1), in [0, 1]."""
+def _digit(part: str, rng: np.random.RandomState) -> np.ndarray:
+    """Returns the opacity of a digit of 11 to 16 pixels: (size, size, 1), in [0, 1]."""
     known = _digits()[_PARTS.index(part)]
-    pixels = (known.pixels[draws.randint(len(known)), 0].numpy() + 1) / 2
-    size = draws.randint(11, 17)
+    pixels = (known.pixels[rng.randint(len(known)), 0].numpy() + 1) / 2
+    size = rng.randint(11, 17)
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))[..., None]
 
 
-def _background(part: str, draws: np.random.RandomState) -> np.ndarray:
-    """A dimmed square of a photograph: of its left half to train on, of its right half to test."""
-    photograph = _photographs()[draws.randint(2)]
+def _background(part: str, rng: np.random.RandomState) -> np.ndarray:
+    """Returns a darkened square of a photograph: from its left half for training, from its right half for testing."""
+    photograph = _photographs()[rng.randint(2)]
     height, width, _ = photograph.shape
-    edge = draws.randint(EDGE, min(height, width // 2) + 1)
-    row, column = draws.randint(height - edge + 1), draws.randint(width // 2 - edge + 1)
+    edge = rng.randint(EDGE, min(height, width // 2) + 1)
+    row, column = rng.randint(height - edge + 1), rng.randint(width // 2 - edge + 1)
     column += _PARTS.index(part) * (width - width // 2)
     square = Image.fromarray(photograph[row : row + edge, column : column + edge])
     return np.asarray(square.resize((EDGE, EDGE), Image.Resampling.BILINEAR)) // 3

@@ -1,4 +1,4 @@
-"""Video classification, as `comrope.lab.problem.Problem` describes a problem."""
+"""Video classification as a `comrope.lab.problem.Problem`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from comrope.lab.video.model import build as build
 from comrope.lab.video.model import check as check
 
 MOVES = (False, True, True)
-"""The axes (frame, row, column) that perturbation moves: frames are held still (paper, section 4)."""
+"""Whether the perturbation moves positions along each axis (frame, row, column): not along frames (paper, section 4)."""
 
 
 @dataclass(frozen=True)
 class Condition(classification.Condition):
-    """What test clips and their coordinates are put through.
+    """A size and a number of frames of test clips, and a displacement of their coordinates.
 
-    An offset moves frames, rows and columns alike; "first-axis" is the frames, "last-axis" the columns.
+    An offset moves positions along all three axes; "first-axis" is the frames, "last-axis" the columns.
     """
 
     num_frames: int = 8
@@ -40,7 +40,7 @@ class Condition(classification.Condition):
             raise ConfigurationError(f"frames={self.num_frames}: expected 1 to {MOST_FRAMES} frames of a clip.")
 
     @property
-    def canvas(self) -> tuple[int, ...]:
+    def image_size(self) -> tuple[int, ...]:
         return (self.num_frames, *self.size)
 
     @property
@@ -52,7 +52,7 @@ class Condition(classification.Condition):
 
 
 def conditions(config: VideoConfig, options: VideoOptions | None = None) -> list[Condition]:
-    """Every combination of the sizes, numbers of frames, offsets and perturbations that are asked for; else as trained."""
+    """Returns every combination of the sizes, frames, offsets and perturbations asked for; by default those of training."""
     options = options or VideoOptions()
     sizes, counts = options.sizes() or [config.image_size], options.frames or [config.num_frames]
     return [
@@ -63,17 +63,17 @@ def conditions(config: VideoConfig, options: VideoOptions | None = None) -> list
 def evaluate(
     model: VideoViT, clips: Clips, conditions: Sequence[Condition], *, num_workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """A row for each condition, see `comrope.lab.classification.evaluate`."""
+    """Returns rows, one for each condition; see `comrope.lab.classification.evaluate`."""
     return classification.evaluate(model, clips, conditions, batch_size=25, num_workers=num_workers)
 
 
 def task(model: VideoViT, train: Clips, evaluation: Clips, config: VideoConfig) -> "Classification":
-    """The training clips, and cross-entropy."""
+    """Returns the training task: the training clips and the cross-entropy loss."""
     return Classification(model, train, config)
 
 
 class Classification(Task):
-    """Clips with one label each, for the training loop."""
+    """Trains on clips with one label each, by cross-entropy."""
 
     def __init__(self, model: VideoViT, clips: Clips, config: VideoConfig):
         flip = clips.mirrors if config.flip is None else config.flip
@@ -81,9 +81,9 @@ class Classification(Task):
         settings = {"resize_ratio": config.resize_ratio, "flip": flip, "seed": config.recipe.seed}
         self.dataset = TrainClips(clips, *shape, **settings)
         self._sigma = config.perturbation
-        canvas = (config.num_frames, *config.image_size)
-        self._positions = model.positions(canvas)  # perturbed on the CPU: the same draws on every device
-        self._patch = [1 / n for n in model.grid(canvas)]
+        size = (config.num_frames, *config.image_size)
+        self._positions = model.positions(size)  # perturbed on the CPU: the same random numbers on every device
+        self._patch = [1 / n for n in model.grid(size)]
         self._prefix = model.num_prefix_tokens
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:

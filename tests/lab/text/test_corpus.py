@@ -66,15 +66,15 @@ def test_rows_alike_share_their_positions():
     assert len(TrainText([bytes(200)], 8)) == 25
 
 
-def test_stretches_are_pieces_of_one_document_that_meet_in_a_token():
+def test_segments_are_pieces_of_one_document_that_meet_in_a_token():
     texts = [bytes(range(100)), b"short", bytes(range(100, 165))]
-    stretches = EvalText.of(texts, 32)
-    assert stretches.length == 32 and stretches.tokens.shape == (5, 33)
-    assert stretches.tokens[0].tolist() == [BOS, *range(32)]
-    assert stretches.tokens[1].tolist() == list(range(31, 64))
-    assert stretches.tokens[4].tolist() == list(range(131, 164))
-    assert torch.equal(EvalText.of(texts, 32, 3).tokens, stretches.tokens[[0, 2, 4]])
-    assert torch.equal(EvalText.of(texts, 32, 9).tokens, stretches.tokens)
+    segments = EvalText.of(texts, 32)
+    assert segments.length == 32 and segments.tokens.shape == (5, 33)
+    assert segments.tokens[0].tolist() == [BOS, *range(32)]
+    assert segments.tokens[1].tolist() == list(range(31, 64))
+    assert segments.tokens[4].tolist() == list(range(131, 164))
+    assert torch.equal(EvalText.of(texts, 32, 3).tokens, segments.tokens[[0, 2, 4]])
+    assert torch.equal(EvalText.of(texts, 32, 9).tokens, segments.tokens)
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -9,7 +9,7 @@ import comrope
 from comrope.errors import ConfigurationError
 from comrope.lab.text import scaling
 from comrope.lab.text.model import llama, with_encoding
-from comrope.lab.text.subjects import subject, words
+from comrope.lab.text.untrained import random_bytes, untrained_model
 
 LENGTH, HEAD_DIM, BASE = 512, 64, 10000.0
 
@@ -67,8 +67,8 @@ LEARNED = ("rope-mixed", "string", "comrope-ld", "comrope-mt")
 )
 def test_linear_scaling_is_reading_at_positions_between(encoding, gap):
     """Far out too, but for transformers' own RoPE, whose phases are float32."""
-    model = subject(encoding, 64)
-    tokens, places = words(128), (torch.arange(128) + gap * (torch.arange(128) >= 64)).unsqueeze(0)
+    model = untrained_model(encoding, 64)
+    tokens, places = random_bytes(128), (torch.arange(128) + gap * (torch.arange(128) >= 64)).unsqueeze(0)
     with torch.no_grad():
         scaled = scaling.scaled(model, "linear", 2.0)(tokens, position_ids=places).logits
         squeezed = model(tokens, position_ids=places / 2).logits
@@ -84,14 +84,16 @@ def test_a_scaled_model_is_transformers_scaled_model(encoding, rope):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = scaling.scaled(model, rope["rope_type"], 4.0)
     with torch.no_grad():
-        torch.testing.assert_close(found(words(256)).logits, expected(words(256)).logits, rtol=1e-3, atol=2e-4)
-        assert (found(words(256)).logits - model(words(256)).logits).abs().max() > 0.1
+        torch.testing.assert_close(
+            found(random_bytes(256)).logits, expected(random_bytes(256)).logits, rtol=1e-3, atol=2e-4
+        )
+        assert (found(random_bytes(256)).logits - model(random_bytes(256)).logits).abs().max() > 0.1
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert comrope.check(found).holds
 
 
 def test_scaling_that_does_nothing_or_is_unknown():
-    model = subject("comrope-mt", 32)
+    model = untrained_model("comrope-mt", 32)
     assert scaling.scaled(model, "none", 4.0) is model and scaling.scaled(model, "yarn", 1.0) is model
     for method, factor in (("longrope", 2.0), ("linear", 0.5)):
         with pytest.raises(ConfigurationError, match="expected one of none, linear, ntk, yarn"):

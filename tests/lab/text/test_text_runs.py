@@ -19,7 +19,7 @@ from comrope.lab.text import problem
 from comrope.lab.text.config import TextConfig
 from comrope.lab.text.corpus import BOS, EvalText, TextBatch, TrainText
 from comrope.lab.text.problem import Condition, bits_per_byte, longer
-from comrope.lab.text.subjects import subject
+from comrope.lab.text.untrained import untrained_model
 from tests.lab.text.helpers import quick, write_texts
 
 LEARNED = ("rope-mixed", "string", "comrope-ld", "comrope-mt")
@@ -50,7 +50,7 @@ def test_no_token_sees_another_document(encoding):
     tokens = feed.tokens[3:44].long().unsqueeze(0)
     document = torch.searchsorted(feed.starts, torch.arange(3, 43), right=True) - 1
     positions = torch.arange(3, 43) - torch.maximum(feed.starts[document], torch.tensor(3))
-    model = subject(encoding, 40)
+    model = untrained_model(encoding, 40)
     with torch.no_grad():
         loss, means = problem.NextByte(feed).loss(model, TextBatch(tokens, positions.unsqueeze(0)), torch.Generator())
         alone = 0.0
@@ -123,21 +123,21 @@ def test_two_processes_reach_the_weights_of_one(texts, whole, tmp_path):
     for name, weights in here.items():
         torch.testing.assert_close(weights, alone[name], rtol=1e-3, atol=5e-5, msg=name)
     # Every byte counted once: what one process finds with these weights.
-    model, (_, stretches) = runs.load_run(tmp_path / "run"), problem.datasets(quick(texts))
+    model, (_, segments) = runs.load_run(tmp_path / "run"), problem.datasets(quick(texts))
     both = runs.read(tmp_path / "run")["evaluation"]
     for row, expected in zip(
-        both, problem.evaluate(model, stretches, [Condition(32), Condition(128, "yarn")]), strict=True
+        both, problem.evaluate(model, segments, [Condition(32), Condition(128, "yarn")]), strict=True
     ):
         assert row["bytes"] == expected["bytes"] == 3 * 128
         assert row["nats"] == pytest.approx(expected["nats"], rel=1e-6)
 
 
 def test_bits_per_byte_are_those_of_every_byte_at_its_place():
-    model = subject("comrope-mt", 16)
-    stretches = EvalText.of([bytes(range(97, 97 + 70))], 32)
-    rows = list(problem.evaluate(model, stretches, [Condition(16), Condition(32), Condition(32, "linear")]))
+    model = untrained_model("comrope-mt", 16)
+    segments = EvalText.of([bytes(range(97, 97 + 70))], 32)
+    rows = list(problem.evaluate(model, segments, [Condition(16), Condition(32), Condition(32, "linear")]))
     with torch.no_grad():
-        pieces = stretches.tokens.long().unfold(1, 17, 16).flatten(0, 1)
+        pieces = segments.tokens.long().unfold(1, 17, 16).flatten(0, 1)
         logits = model(pieces[:, :-1]).logits
         nats = -logits.log_softmax(-1).gather(-1, pieces[:, 1:, None]).squeeze(-1)
     assert rows[0]["bytes"] == rows[1]["bytes"] == 64
@@ -153,7 +153,7 @@ def test_bits_per_byte_are_those_of_every_byte_at_its_place():
     ]
     assert rows[1]["nats"] != rows[2]["nats"]
     with pytest.raises(ConfigurationError, match="length=24"):
-        problem.evaluate(model, stretches, [Condition(24)])
+        problem.evaluate(model, segments, [Condition(24)])
 
 
 def test_lengths_go_on_doubling_with_scalings_beyond_the_trained_one():

@@ -1,4 +1,4 @@
-"""What long sequences are tried on: untrained models whose attention looks hard, and random bytes."""
+"""Untrained models whose attention is far from uniform, and random bytes, for measurements on long sequences."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from comrope.lab.rng import Stream, generator
 from comrope.lab.text.model import llama, with_encoding
 
 
-def subject(encoding: str, length: int, **settings) -> LlamaForCausalLM:
-    """A small model with random weights, large enough for attention that is far from uniform, in eval mode.
+def untrained_model(encoding: str, length: int, **settings) -> LlamaForCausalLM:
+    """Returns a small untrained model in eval mode, with weights that are large enough for attention far from uniform.
 
-    Learned angles are drawn at random, with frequencies of about 0.7 radians per token: planes that turn thousands of times
+    Learned angles are random, with frequencies of about 0.7 radians per token: planes that rotate thousands of times
     within a sequence are the hardest case for rounding.
     """
     model = llama("small", length, initializer_range=0.1, **settings)
@@ -20,6 +20,6 @@ def subject(encoding: str, length: int, **settings) -> LlamaForCausalLM:
     return with_encoding(model, encoding, **drawn).eval()
 
 
-def words(length: int) -> Tensor:
-    """Bytes at random, (1, length), always the same."""
+def random_bytes(length: int) -> Tensor:
+    """Returns random bytes (1, length), always the same."""
     return torch.randint(256, (1, length), generator=generator(0, Stream.EXAMPLE))
