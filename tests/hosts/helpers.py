@@ -15,7 +15,7 @@ from comrope.hosts._attachment import Attachment
 from comrope.hosts._coordinate_grid import CoordinateGrid
 from comrope.hosts._position_context import PositionContext
 from tests.hosts import model_table
-from tests.hosts.zoo import ZOO
+from tests.hosts.zoo import LIBRARIES, ZOO
 
 VIT = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 EVA = VIT | {"use_rot_pos_emb": True}
@@ -44,8 +44,6 @@ FAMILIES = ("rope-mixed", "string", "comrope-ap", "comrope-ld", "comrope-mt")
 ENCODING: dict[str, Any] = {"name": "comrope-ld", "block_size": 2}
 """Arguments of `attach` for the models of the zoo: LD in the smallest blocks, which can represent every host's RoPE."""
 
-
-LIBRARIES = ("timm", "transformers", "diffusers", "torch")
 UNAVAILABLE: dict[str, str] = {}
 """Libraries that cannot be imported together with the installed versions of the others, and why."""
 

@@ -2,8 +2,8 @@
 
     python -m tests.hosts.model_table
 
-writes docs/models/<library>-<version>.json for the installed versions, and the table. With other versions than those of
-constraints.txt on the path (`make test-versions`), it writes theirs.
+writes docs/models/<library>-<version>.json for the installed versions, and the table. `python -m tests.versions oldest
+earlier --record` does so with other versions than those of constraints.txt.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from torch import nn
 
 import comrope
 from comrope.errors import ComropeError
-from tests.hosts.zoo import NUM_TOKENS, ZOO, Entry, names
+from tests.hosts.zoo import LIBRARIES, NUM_TOKENS, ZOO, Entry, names
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "hosts.md"
@@ -138,7 +138,7 @@ def page_with(models: str) -> str:
 
 def main() -> None:
     (DOCS / "models").mkdir(exist_ok=True)
-    for library in ("timm", "transformers", "diffusers", "torch"):
+    for library in LIBRARIES:
         try:
             number = version(library)
         except ImportError:

@@ -243,9 +243,11 @@ def test_onnxruntime_agrees_with_torch(name):
 
 
 @pytest.fixture(scope="module")
-def differences(tmp_path_factory) -> dict[str, str]:
-    """Of all models at once, so that the processes start once."""
-    return in_two_processes(gradient_differences, tmp_path_factory.mktemp("distributed"), SUPPORTED)
+def differences(request, tmp_path_factory) -> dict[str, str]:
+    """Of all models that are tested at once, so that the processes start once."""
+    tested = [item for item in request.session.items if "differences" in getattr(item, "fixturenames", ())]
+    names = list(dict.fromkeys(item.callspec.params["name"] for item in tested))
+    return in_two_processes(gradient_differences, tmp_path_factory.mktemp("distributed"), names)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

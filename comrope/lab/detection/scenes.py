@@ -55,7 +55,7 @@ def scenes(folder: Path, num_train: int = 400, num_val: int = 100) -> Path:
                     with atomic_folder(whole) as draft:
                         photographs = [image.astype(np.float32) / 255 for image in load_sample_images().images]
                         for split, num, glyphs in zip(range(2), (num_train, num_val), digits(), strict=True):
-                            _write(draft, split, num, photographs, _known(glyphs))
+                            _write(draft, split, num, photographs, _of_classes(glyphs))
             finally:
                 lock.unlink(missing_ok=True)
     except OSError as error:

@@ -14,3 +14,5 @@ from tests.hosts.zoo.entry import NUM_TOKENS as NUM_TOKENS
 from tests.hosts.zoo.entry import ZOO as ZOO
 from tests.hosts.zoo.entry import Entry as Entry
 from tests.hosts.zoo.entry import names as names
+
+LIBRARIES = tuple(dict.fromkeys(entry.library for entry in ZOO.values()))
