@@ -29,6 +29,9 @@ FILES = {
     "axes": ("axes",),
     "spectra": ("spectra", "spectra.svg"),
     "starts": ("starts", "starts-differences", "starts.svg"),
+    "grids": ("grids",),
+    "learning": ("learning", "learning-differences", "learning-oblique"),
+    "longer": ("longer", "longer-differences"),
     "demo": ("demo", "demo-check", "demo-training", *(f"{name}.svg" for name in DEMOS)),
 }
 
