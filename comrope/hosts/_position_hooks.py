@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from comrope.errors import ConfigurationError
 from comrope.hosts._coordinate_grid import CoordinateGrid
 from comrope.hosts._position_context import PositionContext, TokenPositions
 
@@ -178,7 +179,12 @@ class PositionEmbeddingHook:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("position_ids")
         if ids is None:
-            ids = args[0] if args else kwargs["input"]
+            ids = args[0] if args else kwargs.get("input")
+            if not isinstance(ids, Tensor):
+                raise ConfigurationError(
+                    f"{type(module).__name__} is called with {type(ids).__name__} and not with position ids or tokens, so that "
+                    "the positions of tokens are not known there."
+                )
             if ids.dtype not in (torch.int64, torch.int32) or accepts(module, "attention_mask"):
                 ids = torch.arange(ids.shape[-1], device=ids.device)
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids

@@ -288,7 +288,11 @@ class GridRopeBackbone(TransformersBackbone):
         return {first: pixels, "grid_thw": grid}
 
     def position_hooks(self, prefix):
-        (rope,) = {module: None for module, _ in self._ropes()}
+        rope, *others = {module: None for module, _ in self._ropes()}
+        if others:
+            raise ConfigurationError(
+                f"{type(self.module).__name__} has {1 + len(others)} modules that make RoPE tables: expected one"
+            )
         return [ModuleHook(rope, GridPositionHook(self.position_context, rope, self.module.config), with_kwargs=True)]
 
     def conventions(self, layer, call):

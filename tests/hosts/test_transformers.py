@@ -276,3 +276,27 @@ def test_a_block_that_does_not_fit_is_refused_by_layer():
     with pytest.raises(ConfigurationError, match=r"encoder\.layers\.0\.self_attn.*block_size=6"):
         attach(model, "comrope-ld", block_size=6)
     assert_as_before(model, before)
+
+
+def _roformer() -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return hf.RoFormerModel(hf.RoFormerConfig(vocab_size=50, embedding_size=32, max_position_embeddings=64, **sizes))
+
+
+def _sam3() -> nn.Module:
+    if not hasattr(hf, "Sam3ViTModel"):
+        pytest.skip("this version of transformers has no Sam3ViTModel")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    windows = {"window_size": 4, "global_attn_indexes": [1], "pretrain_image_size": 32}
+    return hf.Sam3ViTModel(hf.Sam3ViTConfig(image_size=64, patch_size=8, **sizes, **windows))
+
+
+@pytest.mark.parametrize(
+    "make, reason", [(_roformer, "not with position ids or tokens"), (_sam3, "2 modules that make RoPE tables")]
+)
+def test_positions_that_are_known_in_no_way_of_ours_are_refused_with_the_reason(make, reason):
+    model = make()
+    before = snapshot(model)
+    with pytest.raises(ConfigurationError, match=reason):
+        attach(model, "rope-mixed")
+    assert_as_before(model, before)
