@@ -3,13 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-versions lint clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+export PYTHONDONTWRITEBYTECODE :=  # or pytest would rewrite the assertions of every test file in each run
+
+.PHONY: demo test test-slow test-all test-versions lint clean
 
 demo: $(READY)
 	$(BIN)/comrope demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 test-versions: $(READY)
 	$(BIN)/python -m tests.versions

@@ -11,6 +11,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests stay in one process (--dist loadgroup): those of a file if they share runs, else those of a function."""
+    for item in items:
+        file, _, function = item.nodeid.partition("::")
+        shared = file.startswith(("tests/lab/", "tests/faults/"))
+        item.add_marker(pytest.mark.xdist_group(file if shared else f"{file}::{function.partition('[')[0]}"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Runs on one thread: small matrices gain nothing from more, and sums are then always in the same order."""

@@ -196,6 +196,7 @@ def _gradients_of_a_part(rank: int, name: str) -> dict[str, Tensor]:
     return {leaf: p.grad for leaf, p in pe.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["comrope-ap", "comrope-ld", "comrope-mt"])
 def test_a_sequence_on_two_processes_has_the_gradients_of_one(name, tmp_path):
     """Sequence parallelism: each process rotates its own tokens, and its queries use the keys of both."""

@@ -39,6 +39,7 @@ def _one_line(text: str) -> bool:
     return text.startswith("comrope: ") and text.count("\n") == 1 and text.endswith("\n")
 
 
+@pytest.mark.slow
 def test_unknown_encoding_on_the_real_command_line(tmp_path):
     arguments = [COMROPE, "demo", "--encodings", "none", "comrope-dl", "--out", str(tmp_path / "result")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -190,6 +190,7 @@ def test_an_accelerator_is_never_waited_for(name):
                 rotated[0].sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [(9, 2), (3, 9, 2)])
 @pytest.mark.parametrize("block_size", [2, 4, 16])
 @pytest.mark.parametrize("name", ROTARY)

@@ -39,6 +39,7 @@ def test_nearly_equal_frequencies_of_tokens_that_are_all_far_from_the_origin(far
     assert_close(ours, theirs, 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2.5e-5), (torch.float64, 5e-12)], ids=str)
 @pytest.mark.parametrize("decade", range(-6, 1))
 def test_one_of_the_two_forms_is_accurate_for_every_gap(decade, dtype, most):

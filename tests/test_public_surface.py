@@ -55,17 +55,20 @@ def imports():
     return _measure_import()
 
 
+@pytest.mark.slow
 def test_the_public_names_are_these(imports):
     assert set(imports["names"]) - SUBPACKAGES == PUBLIC
     assert all(hasattr(comrope, name) for name in PUBLIC)
 
 
+@pytest.mark.slow
 def test_importing_it_needs_torch_alone(imports):
     top = {module.partition(".")[0] for module in imports["modules"]}
     assert "comrope" in top
     assert top.isdisjoint(OPTIONAL)
 
 
+@pytest.mark.slow
 def test_it_imports_torch_on_first_use():
     loaded = "'torch' in sys.modules"
     code = f"import sys, comrope, comrope.cli; assert not {loaded}; comrope.encoding; assert {loaded}"

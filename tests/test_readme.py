@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # timm and transformers about themselves
 @pytest.mark.parametrize("page", ["README.md", "docs/idea.md", "docs/hosts.md"])
 def test_the_examples_run(page, capsys, tmp_path, monkeypatch):
@@ -26,6 +27,7 @@ def test_the_examples_run(page, capsys, tmp_path, monkeypatch):
     assert "yes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_unchanged_model_and_improves_it():
     done = subprocess.run([sys.executable, ROOT / "examples/finetune.py"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
@@ -40,6 +42,7 @@ def test_the_table_is_the_demos_output():
     assert f"| encoding{table}" in README
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/laboratory.md"])
 def test_the_commands_run(page, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

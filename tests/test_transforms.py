@@ -238,6 +238,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("transform", COMPILED)
 @pytest.mark.parametrize("name", LEARNED)
@@ -252,6 +253,7 @@ def test_a_transform_within_a_compiled_function(name, transform):
             torch.compile(lambda p: COMPILED[transform](ours, p), backend="aot_eager", fullgraph=True)(parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("name", LEARNED)
 def test_forward_mode_of_a_compiled_function(name):

@@ -6,7 +6,7 @@ import torch
 import comrope
 from tests.helpers import EVERY, assert_close, build, draw, gradients, nonlinear, trainable
 
-pytestmark = pytest.mark.compile
+pytestmark = [pytest.mark.compile, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ def test_at_the_identity_a_basis_does_not_move(name, in_weights):
     assert pe.frequencies.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNED)
 def test_from_the_identity_another_encodings_scores_are_learned(name):
     """The loss falls at least a hundredfold, to scores made by other parameters of the same family."""

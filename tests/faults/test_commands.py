@@ -91,6 +91,7 @@ def _refused(words: list[str], places: dict[str, str], monkeypatch: Any, capsys:
     return err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", DRAWN, ids=[" ".join(line)[-60:] for line in DRAWN])
 def test_a_bad_command_line_is_refused(words, places, monkeypatch, capsys):
     _refused(list(words), places, monkeypatch, capsys)
@@ -111,6 +112,7 @@ def _process(*words: str | bytes, before: str = "pass", **settings: Any) -> subp
 _COST = "import atexit, resource, sys; atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF), *sys.modules))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     ["--help", "--version", "dmo", "demo --sed 3", "train images --learning-rate x", "check nowhere", "fold x -o y"],
@@ -129,6 +131,7 @@ def test_what_needs_no_laboratory_answers_at_once(line):
     pytest.fail(f"it takes {sum(spent):.1f} seconds of the processor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[b"report", b"\xff"], [b"check", b"\xfe\xff"], [b"\xff"], [b"demo", b"--\xff"]])
 def test_names_that_are_no_text_can_be_named(words, tmp_path):
     done = _process(*words, capture_output=True, cwd=tmp_path)

@@ -135,6 +135,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "file", "change"), CASES)
 def test_crafted_settings_are_refused_at_once(model, file, change, saved, tmp_path):
     folder = _changed(saved[model], tmp_path / "crafted", file, change)

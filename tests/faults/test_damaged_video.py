@@ -49,6 +49,7 @@ def _damages(whole: bytes, draws: random.Random) -> Iterator[tuple[str, bytes]]:
 NUM_DAMAGES = sum(1 for _ in _damages(bytes(1000), random.Random(SEED)))
 
 
+@pytest.mark.slow
 @pytest.mark.area(AREA, tries=NUM_DAMAGES)
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged_files_are_read_or_named(name, tmp_path, whole):

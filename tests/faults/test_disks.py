@@ -16,6 +16,8 @@ from comrope.lab.classification import plain
 from tests.faults.children import told
 from tests.lab.helpers import QUICK
 
+pytestmark = pytest.mark.slow
+
 PLAIN, MORE = tuple(plain([(8, 8)])), tuple(plain([(8, 8), (12, 12)]))
 EXPERIMENT = replace(QUICK, encoding="comrope-ld")
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}

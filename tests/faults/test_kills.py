@@ -20,6 +20,8 @@ from comrope.lab.study import Job, run_all
 from tests.faults.children import killed
 from tests.lab.helpers import QUICK
 
+pytestmark = pytest.mark.slow
+
 TRAININGS, EVALUATIONS, STUDIES, FOLDS = 47, 15, 3, 10
 PLAIN = tuple(plain([(8, 8)]))
 MANY = tuple(plain([(size, size) for size in range(8, 48, 4)]))

@@ -22,6 +22,8 @@ from comrope.lab.images import data as image_data
 from comrope.lab.images.config import ImageConfig
 from tests.lab.helpers import QUICK
 
+pytestmark = pytest.mark.slow
+
 PLAIN = plain([(8, 8)])
 EXPERIMENT = replace(QUICK, encoding="comrope-ld")
 

@@ -44,6 +44,7 @@ def _save_forever(folder: Path, started: Any) -> None:
             comrope.save(model, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.area("kills of comrope.save", tries=NUM_KILLS)
 def test_killed_at_any_instant_the_older_or_the_newer_model_loads(tmp_path):
     folder, draws = tmp_path / "model", random.Random(0)

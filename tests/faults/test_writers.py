@@ -17,6 +17,8 @@ from comrope.lab.classification import plain
 from tests.faults.children import told
 from tests.lab.helpers import QUICK
 
+pytestmark = pytest.mark.slow
+
 PLAIN, MORE = tuple(plain([(8, 8)])), tuple(plain([(8, 8), (12, 12)]))
 FIRST = replace(QUICK, encoding="comrope-ld")
 SECOND = replace(QUICK, encoding="comrope-ap")

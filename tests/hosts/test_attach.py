@@ -287,6 +287,7 @@ def test_axial_planes_are_sorted_into_blocks_of_one_axis():
     assert one_axis_per_block(rows + 1, block_size=4) is None
 
 
+@pytest.mark.slow
 def test_importing_hosts_imports_no_library():
     code = "import sys, comrope.hosts; print(*{'timm', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -69,6 +69,7 @@ def assert_same_gradients(found: Mapping[str, Tensor], expected: Mapping[str, Te
 # Half precision
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's, of norms under autocast
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_autocast_trains_angles_in_float32(name):
@@ -83,6 +84,7 @@ def test_autocast_trains_angles_in_float32(name):
         assert gradient.dtype == torch.float32 and gradient.isfinite().all() and gradient.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_bfloat16_rounds_weights_and_no_angle(name):
     def halved(model: nn.Module) -> Tensor:
@@ -173,6 +175,7 @@ class SingleOutput(nn.Module):
         return self.tensor(self.model(**keywords, **self.more))
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -205,6 +208,7 @@ def graph_breaks(name: str, model: nn.Module) -> set[tuple[str, int]]:
     return {(line.filename, line.lineno or 0) for line in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_exports_as_the_plain_model_does(name):
     skip_if_represented(name, everything_that_matters)
@@ -218,6 +222,7 @@ def test_exports_as_the_plain_model_does(name):
         close(attempt_both(name, exported), run(name, shared_model(name)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_onnxruntime_agrees_with_torch(name):
@@ -250,6 +255,7 @@ def differences(request, tmp_path_factory) -> dict[str, str]:
     return in_two_processes(gradient_differences, tmp_path_factory.mktemp("distributed"), names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_two_processes_have_the_gradients_of_one(name, wrapper, differences):
@@ -262,6 +268,7 @@ def test_two_processes_have_the_gradients_of_one(name, wrapper, differences):
 # Adapters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_lora_and_angles_train_together(name):
     """With LoRA on all linear projections, outputs are the same at the start, and both the adapters and the angles train."""
@@ -334,6 +341,7 @@ def test_padding_on_the_left_changes_no_logits(name):
     attempt_generating(name, check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_MODELS)
 def test_a_static_cache_agrees_with_a_dynamic_one(name):
     text, longer = random_tokens(4, 6)
@@ -365,6 +373,7 @@ def test_packed_texts_agree_with_single_texts(name, how):
     attempt_generating(name, check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT_MODELS)
 @torch.no_grad()
 def test_position_ids_are_used(name):

@@ -12,6 +12,8 @@ import comrope
 from tests.hosts.tiny_transformers import build, forward, images, perturb_angles, token_ids
 from tests.processes import in_two_processes
 
+pytestmark = pytest.mark.slow
+
 HOSTS = {"vit": images, "llama": token_ids}
 
 

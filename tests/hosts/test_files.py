@@ -29,6 +29,7 @@ def _host(host):
     return build(host), lambda m: forward(m, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("host", ["timm", "clip", "llama"])
 def test_loading_gives_back_what_was_saved(host, name, tmp_path):
@@ -189,6 +190,7 @@ def _twelve_layers(name):
     return comrope.attach(timm.create_model("vit_tiny_patch16_224", **TIMM | {"depth": 12}), name, block_size=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pt", "safetensors", None])
 @pytest.mark.parametrize("kind", ["comrope-ap", "comrope-ld", "liere"])
 def test_the_official_releases_parameters(kind, suffix, tmp_path):

@@ -38,6 +38,7 @@ def _trained(host, family, **settings):
     return attached(tiny(host), family, perturbation=0.3, **start, **size, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("host", HOSTS)
 def test_folding_keeps_the_logits(host, family):
@@ -202,6 +203,7 @@ def test_folded_rope_runs_at_a_casts_precision():
     assert error(model(x.double()), reference(x.double())) <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [8_000, 1_000_000])
 @pytest.mark.parametrize("change", [hosts.fold, comrope.freeze], ids=["folded", "frozen"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -233,6 +235,7 @@ def test_frequencies_in_the_host_s_own_rope_are_rounded_once():
     assert torch.equal(hosts.fold(model).rope.freqs.flip(0), expected.float())  # axes (column, row) there
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_folded_models_compile_and_export():
     torch._dynamo.reset()

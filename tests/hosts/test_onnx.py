@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import comrope
 from tests.hosts.tiny_transformers import build, forward, images, perturb_angles
 
+pytestmark = pytest.mark.slow
+
 
 def through_onnx(model: nn.Module, x: Tensor, example: Tensor) -> Tensor:
     """Returns the output of onnxruntime for `x`, from a model exported with `example`, which has another batch size."""

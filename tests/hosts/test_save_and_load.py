@@ -14,6 +14,7 @@ from tests.hosts.saved_models import FAMILIES, TIMM, assert_same_state, attached
 from tests.hosts.zoo import NUM_TOKENS, ZOO, names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("host", names("transformers") + names("diffusers"))
 @torch.no_grad()

@@ -15,6 +15,7 @@ from tests.hosts.saved_models import FAMILIES, assert_same_state, attached, atta
 from tests.hosts.zoo import ZOO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("host", ["vit classifier", "llama", "llava", "dit"])
 @torch.no_grad()

@@ -22,6 +22,7 @@ TIMM_MODELS = {
 }
 
 
+@pytest.mark.slow
 @keeps_arguments
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("host", TIMM_MODELS)

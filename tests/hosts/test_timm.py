@@ -365,6 +365,7 @@ def test_angles_do_not_decay():
     assert all(group["weight_decay"] == 0 for group in groups if angles & {id(p) for p in group["params"]})
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize(("host", "family"), [("vit", "comrope-ld"), ("dinov3", "comrope-mt")])
 def test_compiles_as_one_graph_at_any_size(host, family):
@@ -375,6 +376,7 @@ def test_compiles_as_one_graph_at_any_size(host, family):
         assert error(compiled(x), model(x)) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("host", ["vit", "mixed"])
 def test_exports(host):

@@ -89,6 +89,7 @@ def test_evas_of_timms_factory(architecture):
     assert error(exported(x), expected) <= SAME_LOGITS
 
 
+@pytest.mark.slow
 def test_timm_alone_loads_it(tmp_path):
     model = attached(tiny("clip"), "comrope-ld", init="normal", std=0.5, prefix="first")
     (x,) = images(SIZE)

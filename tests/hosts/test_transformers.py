@@ -44,6 +44,7 @@ def close(actual, expected, tolerance: float = 1e-5):
     assert error <= tolerance * expected.abs().max().item(), f"error {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "name"),
     # LieRE holds no RoPE, and zero angles are not DINOv3, which has one.
@@ -87,6 +88,7 @@ def test_dinov3_in_training_moves_its_coordinates_as_ever(layers):
     assert (forward(model, x) - outputs[1]).abs().max() > 1e-3  # another draw gives other positions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("host", ["vit", "dinov2", "dinov3"])
@@ -98,6 +100,7 @@ def test_every_angle_gets_a_gradient(host, name, attention):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in angles.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("host", HOSTS)
 def test_training_starts_from_where_the_model_was(host, name):
@@ -224,6 +227,7 @@ def test_masked_tokens_stay_masked():
     close(attached("vit")(images(), attention_mask=mask).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("host", ["vit", "dinov3"])
 def test_compiles_whole(host):
@@ -235,6 +239,7 @@ def test_compiles_whole(host):
             close(compiled(images(*grid), **options)[0], forward(model, images(*grid)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", HOSTS)
 def test_exports(host):
     model = perturb_angles(attached(host, config={"num_hidden_layers": 1}))

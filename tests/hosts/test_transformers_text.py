@@ -104,6 +104,7 @@ def test_attention_is_that_of_queries_and_keys_rotated_at_their_positions(host, 
     torch.testing.assert_close(seen["weights"], scores.softmax(-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("host", ["llama", "qwen3"])
@@ -154,6 +155,7 @@ def test_norms_with_weights_keep_a_basis_from_folding():
     close(fold(model)(token_ids()).logits, expected, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", HOSTS)
 def test_generation_gives_the_same_text(host):
     model = build(host)
@@ -167,6 +169,7 @@ def test_generation_gives_the_same_text(host):
     assert not torch.equal(cached, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detached", [False, True], ids=["all keys", "detached keys"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", LEARNED)
@@ -209,6 +212,7 @@ def test_far_positions_matter_by_their_distance_only():
     close(model(token_ids(), position_ids=near + 100_000).logits, model(token_ids(), position_ids=near).logits, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [8_000, 1_000_000])
 @pytest.mark.parametrize("change", [fold, comrope.freeze], ids=["folded", "frozen"])
 @pytest.mark.parametrize("name", LEARNED)
@@ -274,6 +278,7 @@ def test_half_precision_leaves_angles_alone():
     assert all(p.dtype == torch.float32 and torch.equal(p, angles[n]) for n, p in angle_parameters(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_compiles_whole():
     model = perturb_angles(attach(build("llama", num_hidden_layers=1), "comrope-mt"))
@@ -282,6 +287,7 @@ def test_compiles_whole():
         close(compiled(token_ids(), use_cache=False).logits, model(token_ids()).logits)
 
 
+@pytest.mark.slow
 def test_exports():
     model = perturb_angles(attach(build("llama", num_hidden_layers=1), "comrope-mt"))
     with torch.no_grad():

@@ -111,6 +111,7 @@ def _attached_layers(model: nn.Module) -> list[AttachedLayer]:
 TRANSFORMERS = [n for n in SUPPORTED if ZOO[n].library == "transformers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_eager_and_sdpa_agree(name):
     entry, outputs = ZOO[name], []
@@ -131,6 +132,7 @@ def test_eager_and_sdpa_agree(name):
         close(outputs[0], outputs[1], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's, of norms under autocast
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_autocast_and_casts_leave_angles_alone(name):
@@ -154,6 +156,7 @@ def _enable_checkpointing(model: nn.Module, *, reentrant: bool) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_gradient_checkpointing_recomputes_the_same(name, reentrant):
@@ -194,6 +197,7 @@ def _disable_dropout(model: nn.Module) -> None:
 GENERATING = [n for n in SUPPORTED if ZOO[n].library == "transformers" and "vision" not in n]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATING)
 def test_generation_through_a_cache_is_that_without(name):
     """Keys are cached after rotation; padding on the left changes positions and nothing else."""

@@ -130,6 +130,7 @@ def test_the_model_of_the_bench_folds(monkeypatch):
         torch.testing.assert_close(comrope.fold(learned)(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_step():
     taken = clock.peak_memory(_fill, 50_000_000, above_start=True)
     assert 40e6 < taken < 80e6
@@ -170,6 +171,7 @@ def test_tables_targets_and_figure_follow_from_the_raw_output(run):
     assert (run / "bench.svg").exists()
 
 
+@pytest.mark.slow
 def test_a_bench_is_written_as_every_result_is(tmp_path):
     found = {"title": "comrope bench", "notes": [], **_found(RUNS[0])}
     outcome = bench.outcome(found)

@@ -64,6 +64,7 @@ def test_counts_are_those_of_a_plain_loop(images):
     assert 0 < sum(row["correct"] for row in rows) < 180
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ape", "liere", "comrope-ld"])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_batch_size_changes_no_label(images, name, offset):

@@ -7,6 +7,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from comrope.lab.vit import ViT
 from tests.helpers import assert_close, draw, gradients
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((32, 48), (24, 64), (64, 32), (80, 80))
 NAMES = ("rope", "liere", "comrope-ld", "comrope-mt")
 COMPILED = ("liere", "comrope-ld")  # the others are no harder, and each takes its time

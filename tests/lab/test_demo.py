@@ -20,6 +20,8 @@ from comrope.lab import reproduce
 from comrope.lab.reproduce import DEMO
 from comrope.lab.styles import label
 
+pytestmark = pytest.mark.slow
+
 COMROPE = str(Path(sys.executable).with_name("comrope"))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "TERM": "xterm"}
 NAMES = ["liere", "none", "ape", "comrope-ld"]  # the longest first: the others share the second worker

@@ -20,6 +20,7 @@ def _percent(row: dict) -> float:
     return 100 * row["correct"] / row["total"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -20,6 +20,8 @@ from comrope.lab.styles import style
 from comrope.lab.table import Table
 from tests.lab.helpers import ENCODINGS, LABELS
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert('$x_$')</script>\"&'"
 
 

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory) -> Path:
@@ -25,7 +27,6 @@ def imagenet(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.slow
 def test_table1_at_the_papers_scale_in_two_processes(imagenet, tmp_path):
     out = tmp_path / "table1"
     arguments = f"reproduce table1 --scale paper --data {imagenet} --encodings comrope-mt --out {out} --unreadable skip"

@@ -15,6 +15,7 @@ FOLDERS = sorted(path.parent for path in PAGE.parent.glob("results/*/results.jso
 DEMO = PAGE.parent / "demo"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [*FOLDERS, DEMO], ids=lambda folder: folder.name)
 def test_tables_follow_from_the_runs(folder, monkeypatch, tmp_path):
     """Each table that a recipe makes of the raw results is the one that lies there."""

@@ -66,6 +66,7 @@ def _same_weights(first: Path, second: Path) -> bool:
     return (first / "weights.safetensors").read_bytes() == (second / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_it_resumes_to_the_same_bits(tmp_path, whole):
     folder = tmp_path / "run"
     seen = []
@@ -91,6 +92,7 @@ def test_killed_at_any_instant_it_resumes_to_the_same_bits(tmp_path, whole):
     assert steps == sorted(set(steps)) and steps[-1] == 30
 
 
+@pytest.mark.slow
 def test_two_processes_reach_the_weights_of_one(tmp_path, whole):
     folder = tmp_path / "run"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "comrope")
@@ -110,6 +112,7 @@ def test_two_processes_reach_the_weights_of_one(tmp_path, whole):
     assert result["evaluation"] == list(evaluate(model, images, plain([(8, 8)])))
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_one_batch(tmp_path, whole):
     runs.run(EXPERIMENT, [], tmp_path / "run", micro_batch=4)
     here, alone = (load_file(f / "weights.safetensors") for f in (tmp_path / "run", whole))

@@ -19,6 +19,8 @@ from comrope.lab.images.in_memory import digits
 from tests.lab.helpers import QUICK
 from tests.processes import in_two_processes
 
+pytestmark = pytest.mark.slow
+
 
 def _steps(encoding: str, rank: int = 0, world: int = 1, mesh=None) -> dict[str, torch.Tensor]:
     """Weights after three steps of AdamW on 24 images, of which this process sees its share."""

@@ -167,6 +167,7 @@ def test_angles_may_have_a_learning_rate_of_their_own(images):
     assert all(angles == pytest.approx(10 * weights) for weights, *_, angles in rates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_bf16_trains_float32_weights(images, precision):
     model = _model()

@@ -57,6 +57,7 @@ def _small(name, **settings):
     return pe, draw(2, 2, 3, 8, seed=1), draw(2, 1, 2, 8, seed=2), x, y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detached_keys", [False, True], ids=["attached", "detached keys"])
 @pytest.mark.parametrize("name", ROTARY)
 def test_gradients_agree_with_finite_differences(name, detached_keys):

@@ -17,6 +17,8 @@ from tests.properties.cases import NEAR, Case, cases
 from tests.properties.errors import errors, results
 from tests.properties.ways import WAYS
 
+pytestmark = pytest.mark.slow
+
 NUM_EXAMPLES = 12
 """Of each test: a few tenths of a second each, nearly all of it in the oracle."""
 

@@ -23,6 +23,8 @@ from comrope.lab.reproduce.scales import SCALES
 from comrope.lab.study import run_all
 from tests.lab.detection.helpers import coco_folder, experiment
 
+pytestmark = pytest.mark.slow
+
 PARTS = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
 
 

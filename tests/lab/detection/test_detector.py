@@ -56,6 +56,7 @@ def test_vanilla_rope_is_no_start_at_zero():
     assert (found - _tokens(_vit(), images)).abs().max() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_an_image_is_the_same_alone_and_beside_a_larger_one(scenes, name):

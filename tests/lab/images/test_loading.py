@@ -121,6 +121,7 @@ def _windows(image: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
     return {(r, c): image[:, r : r + SIZE[0], c : c + SIZE[1]] for r in range(height) for c in range(width)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [True, False])
 def test_basic_takes_windows_of_the_enlarged_image(images, flip):
     """Every window comes, mirrored half of the time if at all."""

@@ -60,6 +60,7 @@ def test_learned_and_fixed_angles_start_alike(scale):
         assert torch.allclose(first.double(), second.double(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_learning_adds(tmp_path):
     scale = SCALES["demo"].changed(encodings=("rope-mixed",), seeds=(0, 1), num_train=48, num_test=20)
     found = run("learning", scale, tmp_path / "out", parallel=0)

@@ -11,6 +11,8 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab import reproduce
 from comrope.lab.reproduce import RECIPES, SCALES
 
+pytestmark = pytest.mark.slow
+
 DEMO = SCALES["demo"]
 FEW = DEMO.changed(seeds=(0,), encodings=("rope", "comrope-ld"))
 RESOLUTIONS = ["8 [112]", "– [128]", "– [192]", "16 [224]", "– [256]", "– [320]", "– [384]", "32 [448]", "– [512]"]

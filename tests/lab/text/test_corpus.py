@@ -31,6 +31,7 @@ def test_a_path_keeps_its_side_when_files_are_added():
     assert held_out(reversed(paths)) == after
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_there_without_its_tests():
     train, test = documents("stdlib", ())
     root = Path(sysconfig.get_path("stdlib"))

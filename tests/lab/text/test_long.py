@@ -10,6 +10,8 @@ from comrope.lab.text.long import FOLDED, cached_logits, costs, exactness, far_s
 from comrope.lab.text.split import split_logits
 from comrope.lab.text.untrained import random_bytes, untrained_model
 
+pytestmark = pytest.mark.slow
+
 LEARNED = ("rope-mixed", "string", "comrope-ld", "comrope-mt")
 LENGTH = 300
 

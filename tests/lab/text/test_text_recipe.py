@@ -11,6 +11,8 @@ from comrope.lab.reproduce.scales import SCALES
 from comrope.lab.reproduce.text import TEXT_SCALES, text
 from tests.lab.text.helpers import write_texts
 
+pytestmark = pytest.mark.slow
+
 COMPARED = ("none", "rope", "comrope-ld")
 
 

@@ -22,6 +22,8 @@ from comrope.lab.text.problem import Condition, bits_per_byte, longer
 from comrope.lab.text.untrained import untrained_model
 from tests.lab.text.helpers import quick, write_texts
 
+pytestmark = pytest.mark.slow
+
 LEARNED = ("rope-mixed", "string", "comrope-ld", "comrope-mt")
 
 

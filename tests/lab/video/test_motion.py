@@ -78,6 +78,7 @@ def test_without_positions_patches_may_change_places(variants, encoding, tells):
         assert ((model(other) - logits).abs().max() > 1e-3) == tells
 
 
+@pytest.mark.slow
 def test_trained_briefly_positions_beat_chance_and_their_absence_does_not(tmp_path):
     settings = {"num_train": 256, "num_test": 200, "model": "small", "num_frames": 2}
     recipe = Recipe(epochs=12, batch_size=16, learning_rate=2e-3)

@@ -46,6 +46,7 @@ def test_each_axis_is_scaled_by_its_own_extent():
     assert torch.equal(model.positions((3, 8, 20)), torch.tensor([[0.5, 0.5, 0.5], *expected]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POSITIONED)
 @pytest.mark.parametrize("canvas", [(FRAMES, *SIZE), (1, 4, 4), (7, 8, 20), (2, 20, 8)])
 def test_any_number_of_frames_of_any_size(name, canvas):
@@ -114,6 +115,7 @@ def test_same_seed_same_weights_outside_the_encoding_and_gradients_everywhere(na
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, parameter_name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_the_papers_model_takes_every_encoding(name):
     """8 layers of 8 heads of 48: three axes of blocks of 8."""

@@ -6,6 +6,8 @@ from comrope.lab import reproduce
 from comrope.lab.reproduce.paper import TABLE3
 from comrope.lab.reproduce.video import VIDEO, table3
 
+pytestmark = pytest.mark.slow
+
 SCALE = reproduce.SCALES["demo"]
 
 

@@ -22,6 +22,8 @@ from comrope.lab.video.config import VideoConfig, VideoOptions
 from comrope.lab.video.problem import MOVES, Condition
 from tests.lab.video.helpers import quick, ucf101
 
+pytestmark = pytest.mark.slow
+
 CONDITIONS = [
     *problem.conditions(VideoConfig(), VideoOptions(resolutions=("32", "16x40"), frames=(4, 2))),
     Condition((32, 32), 0.5, num_frames=4),
