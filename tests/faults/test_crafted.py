@@ -139,10 +139,10 @@ CASES = [
 @pytest.mark.parametrize(("model", "file", "change"), CASES)
 def test_crafted_settings_are_refused_at_once(model, file, change, saved, tmp_path):
     folder = _changed(saved[model], tmp_path / "crafted", file, change)
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ComropeError):
         comrope.load(folder)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20  # of computing: other processes may be at work
 
 
 WEIGHTS = {
