@@ -32,14 +32,34 @@ def test_tables_follow_from_the_runs(folder, monkeypatch, tmp_path):
 
 
 def test_the_pages_tables_and_numbers_are_those_of_the_files():
-    page = PAGE.read_text(encoding="utf-8")
+    summary, _, rest = PAGE.read_text(encoding="utf-8").partition("## How to read the numbers")
     raw = "\n".join((folder / "tables.md").read_text(encoding="utf-8") for folder in FOLDERS)
     lines = raw.splitlines()
-    shown = [line for line in page.splitlines() if line.startswith("|")]
+    shown = [line for line in rest.splitlines() if line.startswith("|")]
     assert shown and not [line for line in shown if line not in lines]
-    prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
-    numbers = {n for line in prose.splitlines() if not line.startswith("|") for n in re.findall(r"\d+\.\d+", line)}
+    prose = summary + "\n".join(line for line in rest.splitlines() if not line.startswith("|"))
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", re.sub(r"```.*?```", "", prose, flags=re.DOTALL))
+    numbers = set(re.findall(r"\d+\.\d+", prose))
     assert numbers and not [n for n in numbers if not re.search(rf"(?<![\d.]){re.escape(n)}(?![\d.])", raw)]
+
+
+def test_the_summary_counts_the_intervals_and_links_to_sections():
+    page = PAGE.read_text(encoding="utf-8")
+    intervals = []
+    for folder in FOLDERS:
+        for table in json.loads((folder / "results.json").read_text(encoding="utf-8"))["tables"]:
+            heading, *rows = table["rows"]
+            lows = [i for i, name in enumerate(heading) if str(name).endswith(" low")]
+            intervals += [(row[i], row[i + 1]) for row in rows for i in lows if row[i] is not None]
+    outside = sum(not low <= 0 <= high for low, high in intervals)
+    assert f"{len(intervals)} such intervals, of which\n{outside} exclude 0" in page
+    assert f"about {round(0.05 * len(intervals))} would" in page
+    headings = {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in page.splitlines()
+        if line.startswith("#")
+    }
+    assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= headings
 
 
 def test_every_file_is_named_and_every_command_said():
