@@ -24,9 +24,8 @@ from accelerate import PartialState
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from comrope.encodings import kind_of
+from comrope.encodings import LearnedEncoding, kind_of
 from comrope.errors import ConfigurationError, DataError
-from comrope.hosts import angle_parameters
 from comrope.lab import results, run_folder
 from comrope.lab.checkpoints import Checkpoints
 from comrope.lab.data.labelled import about
@@ -138,14 +137,14 @@ def run(
 
 
 def _freeze(model: nn.Module, experiment: ExperimentConfig) -> None:
-    """Leaves the angles out of training; raises ConfigurationError if there are none."""
-    angles = angle_parameters(model)
-    if not angles:
+    """Excludes the angles from training; raises ConfigurationError if there are none."""
+    learned = [module for module in model.modules() if isinstance(module, LearnedEncoding)]
+    if not learned:
         raise ConfigurationError(
             f"frozen=True with encoding={experiment.encoding!r}, which learns no angles: leave it out."
         )
-    for parameter in angles.values():
-        parameter.requires_grad_(False)
+    for encoding in learned:
+        encoding.requires_grad_(False)
 
 
 def _missing(result: dict[str, Any], conditions: Sequence[Any]) -> list[Any]:

@@ -22,12 +22,23 @@ class ViT(VisionTransformer):
         image_size: (height, width), after the sizes of further axes if there are any; it gives the size of ape's code
             book.
         encoding_settings: further settings of the encoding, such as block_size=8.
+        absolute: whether tokens get ape's code book in addition to a rotary encoding.
+        shared_angles: whether all layers share the rotary encoding of the first.
         vit: settings of timm's VisionTransformer: embed_dim, depth, num_heads, patch_size, num_classes, in_chans, ….
 
     With the same seed, weights outside of the encoding are the same for all encodings.
     """
 
-    def __init__(self, encoding: str, image_size: tuple[int, ...], encoding_settings: dict | None = None, **vit):
+    def __init__(
+        self,
+        encoding: str,
+        image_size: tuple[int, ...],
+        encoding_settings: dict | None = None,
+        *,
+        absolute: bool = False,
+        shared_angles: bool = False,
+        **vit,
+    ):
         size = (image_size[-2], image_size[-1])
         super().__init__(img_size=size, dynamic_img_size=True, pos_embed="none", **vit)
         # timm's own check formats the size into a message, which ties a compiled graph to one size: `grid` checks here.
@@ -36,15 +47,25 @@ class ViT(VisionTransformer):
         settings = dict(encoding_settings or {})
         self.ape: AbsoluteEncoding | None = None
         if encoding == "ape":
-            attention: Any = self.blocks[0].attn
-            sizes = {"num_heads": attention.num_heads, "head_dim": attention.head_dim, "num_axes": self.num_axes}
-            self.ape = comrope.encoding("ape", **sizes, grid=self.grid(image_size), **settings)  # type: ignore
+            self.ape = self._code_book(image_size, settings)
             encoding, settings = "none", {}
         filters = self.patch_embed.proj.weight
         example = filters.new_zeros(
             1, filters.shape[1], *(2 for _ in image_size[:-2]), 2 * filters.shape[2], 3 * filters.shape[3]
         )
         attach_encoding(self, encoding, settings, example)
+        if shared_angles:
+            layers: Any = [block.attn for block in self.blocks]  # pyright: ignore
+            for layer in layers[1:]:
+                layer.encoding = layers[0].encoding
+        if absolute and self.ape is None:
+            self.ape = self._code_book(image_size, {})
+
+    def _code_book(self, image_size: tuple[int, ...], settings: dict[str, Any]) -> AbsoluteEncoding:
+        """Returns the code book of ape, laid out for the patches of such images."""
+        attention: Any = self.blocks[0].attn
+        sizes = {"num_heads": attention.num_heads, "head_dim": attention.head_dim, "num_axes": self.num_axes}
+        return comrope.encoding("ape", **sizes, grid=self.grid(image_size), **settings)  # pyright: ignore
 
     def grid(self, image_size: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the numbers of patches (rows, columns) of an image; raises InputError if patches do not divide it."""

@@ -63,6 +63,35 @@ def _without_encoding(model: ViT) -> dict[str, torch.Tensor]:
     return {n: p for n, p in model.named_parameters() if n not in angle_parameters(model)}
 
 
+def test_a_code_book_is_added_beside_a_rotation():
+    torch.manual_seed(0)
+    both = ViT("comrope-ld", SIZE, absolute=True, **SMALL).double().eval()
+    torch.manual_seed(0)
+    alone = ViT("comrope-ld", SIZE, **SMALL).double().eval()
+    assert both.ape is not None and alone.ape is None
+    x = _images()
+    assert not torch.equal(both(x), alone(x))
+    with torch.no_grad():
+        both.ape.code_book.zero_()
+    assert_close(both(x), alone(x), 1e-12, "logits without a code")
+    assert _without_encoding(both).keys() == _without_encoding(alone).keys()
+
+
+def test_layers_can_share_their_angles():
+    model = ViT("comrope-ld", SIZE, shared_angles=True, **SMALL).double()
+    first, second = (block.attn.encoding for block in model.blocks)
+    assert first is second
+    x = _images()
+    model(x).square().sum().backward()
+    both = first.base_matrices.grad.clone()
+    apart = copy.deepcopy(model)
+    apart.blocks[1].attn.encoding = copy.deepcopy(first)
+    apart.zero_grad()
+    apart(x).square().sum().backward()
+    grads = [block.attn.encoding.base_matrices.grad for block in apart.blocks]
+    assert_close(both, grads[0] + grads[1], 1e-10, "gradients")
+
+
 @pytest.mark.parametrize(
     "vit", [{}, {"qk_norm": True}, {"scale_attn_norm": True, "init_values": 0.5}, {"reg_tokens": 2}]
 )

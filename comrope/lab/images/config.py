@@ -44,6 +44,11 @@ class ImageConfig(ExperimentConfig):
     perturbation: float = 1.0
     """Standard deviation σ of the perturbation of positions in training, in patches (Eq. 11); drawn anew for every step."""
 
+    absolute: bool = False
+    """Whether tokens get APE's code book in addition to a rotary encoding."""
+    shared_angles: bool = False
+    """Whether all layers share one set of angles."""
+
     def __post_init__(self):
         require(self, image_settings(self))
 

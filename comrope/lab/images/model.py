@@ -29,6 +29,12 @@ embedding, to which the encoding is attached; "timm:<another name>" is a model o
 def check(config: ImageConfig) -> None:
     """Raises ConfigurationError for an unknown model, or settings that it cannot have."""
     if config.model.startswith("timm:"):
+        for name in ("absolute", "shared_angles"):
+            if getattr(config, name):
+                raise ConfigurationError(
+                    f"{name}=True with model={config.model!r}: a model of timm keeps its own positions and has angles in "
+                    "each layer; leave it out, or use a model of the laboratory."
+                )
         if config.perturbation:
             raise ConfigurationError(
                 f"perturbation={config.perturbation} with model={config.model!r}: an attached model reads its "
@@ -61,6 +67,7 @@ def build(config: ImageConfig, images: ImageSet, runs: Path | None = None) -> nn
         shape["drop_path_rate"] = 0.1
     if config.model.startswith("timm:"):
         return _attached(config, shape, runs)
+    shape |= {"absolute": config.absolute, "shared_angles": config.shared_angles}
     return ViT(config.encoding, config.image_size, config.settings, **MODELS[config.model], **shape)
 
 

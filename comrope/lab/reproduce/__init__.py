@@ -18,6 +18,7 @@ from comrope.errors import ComropeError, ConfigurationError, DataError
 from comrope.lab import output, results
 from comrope.lab.output import Outcome as Outcome
 from comrope.lab.reproduce.accuracy import fig6, fig7, longer, table1, table10
+from comrope.lab.reproduce.beyond import beyond
 from comrope.lab.reproduce.costs import table7
 from comrope.lab.reproduce.demo import SCALE as DEMO
 from comrope.lab.reproduce.demo import demo
@@ -55,6 +56,7 @@ RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "grids": grids,
     "learning": learning,
     "longer": longer,
+    "beyond": beyond,
     "text": text,
     "demo": demo,
 }

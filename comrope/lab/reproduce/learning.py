@@ -92,8 +92,7 @@ def _recipes(scale: Scale) -> list[Recipe]:
 def _starts(scale: Scale) -> dict[tuple[str, str], dict[str, Any]]:
     """Settings by (the encoding that is learned, how its start is called)."""
     patches = scale.image_size[0] / MODELS[scale.model]["patch_size"]
-    most = math.pi * patches  # radians a canvas; every slower frequency is one that patches can tell from its alias
-    axial = {"init": "rope", "max_frequency": most, "base": most}
+    axial = {"init": "rope"} | even_frequencies(scale)
     return {
         ("rope-mixed", "normal, std 3"): {"std": 3.0},
         ("comrope-ld", "normal, std 1"): {},
@@ -102,6 +101,12 @@ def _starts(scale: Scale) -> dict[tuple[str, str], dict[str, Any]]:
         ("rope-mixed", AXIAL): axial,
         ("rope-mixed", SPREAD): axial | {"directions": "spread"},
     }
+
+
+def even_frequencies(scale: Scale) -> dict[str, float]:
+    """Returns RoPE's settings for frequencies from 1 radian over the image to π a patch, beyond which there are aliases."""
+    most = math.pi * scale.image_size[0] / MODELS[scale.model]["patch_size"]
+    return {"max_frequency": most, "base": most}
 
 
 def _config(scale: Scale, way: Way, seed: int, recipe: Recipe) -> ImageConfig:

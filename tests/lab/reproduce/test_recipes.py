@@ -34,6 +34,7 @@ FILES = {
     "grids": ("grids",),
     "learning": ("learning", "learning-differences", "learning-oblique"),
     "longer": ("longer", "longer-differences"),
+    "beyond": ("beyond", "beyond-differences"),
     "demo": ("demo", "demo-check", "demo-training", *(f"{name}.svg" for name in DEMOS)),
 }
 
