@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from scipy.optimize import isotonic_regression
 
 from comrope.lab.styles import style as style
 
@@ -113,18 +114,12 @@ def draw_lines(axes: Axes, lines: list[tuple[str, list[float], list[float]]], va
 def _spread(wanted: list[float], *, gap: float, low: float, high: float) -> list[float]:
     """Returns the heights nearest to the wanted ones (least squares) that are a gap apart, in their order, in [low, high].
 
-    If the i-th height is lowered by i gaps, the only condition is that heights do not decrease: pool adjacent
-    violators.
+    If the i-th height is lowered by i gaps, the only condition is that heights do not decrease: isotonic regression.
     """
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    order = np.argsort(wanted, kind="stable")
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    pools: list[list[float]] = []
-    for i, index in enumerate(order):
-        pools.append([wanted[index] - i * gap])
-        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    level = [float(np.mean(pool)) for pool in pools for _ in pool]
-    heights = [0.0] * len(wanted)
-    for i, index in enumerate(order):
-        heights[index] = min(max(level[i], low), high - (len(wanted) - 1) * gap) + i * gap
-    return heights
+    gaps = gap * np.arange(len(wanted))
+    level = isotonic_regression(np.array(wanted)[order] - gaps).x
+    heights = np.empty(len(wanted))
+    heights[order] = level.clip(low, high - gap * (len(wanted) - 1)) + gaps
+    return heights.tolist()

@@ -1,6 +1,7 @@
 """The targets of the engine, compared with the measurements of a run."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,9 +104,7 @@ def _of_host(name: str, rows: list[dict]) -> list[Target]:
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
     """Returns the slope of the least-squares line of log y against log x."""
-    x, y = ([math.log(p[i]) for p in points] for i in range(2))
-    centre = sum(x) / len(x)
-    return sum((a - centre) * b for a, b in zip(x, y, strict=True)) / sum((a - centre) ** 2 for a in x)
+    return statistics.linear_regression(*([math.log(p[i]) for p in points] for i in range(2))).slope
 
 
 def _is(row: dict, shape: str) -> bool:
