@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,61 @@ def test_what_json_has_no_word_for_is_refused(tmp_path, value):
     with pytest.raises(ValueError), results.atomic_folder(tmp_path / "result") as folder:
         results.write_json({"loss": value}, folder / "results.json")
     assert _tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_file_appears_whole(tmp_path, earlier):
+    path = tmp_path / "deep" / "page.html"
+    if earlier:
+        path.parent.mkdir()
+        path.write_text("old")
+    with results.atomic_file(path) as draft:
+        assert draft.suffix == ".html" and draft.parent == path.parent
+        draft.write_text("new")
+        assert path.exists() == earlier and (not earlier or path.read_text() == "old")
+    assert _tree(tmp_path) == {"deep": None, "deep/page.html": b"new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_file_that_fails_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    with pytest.raises(error), results.atomic_file(path) as draft:
+        draft.write_text("half")
+        raise error
+    assert _tree(tmp_path) == {"page.html": b"old"}
+
+
+def test_a_file_may_be_read_by_others_whoever_wrote_its_draft(tmp_path):
+    path, like = tmp_path / "weights.safetensors", tmp_path / "like"
+    like.write_text("")
+    with results.atomic_file(path) as draft:
+        draft.touch(mode=0o600)
+    assert path.stat().st_mode == like.stat().st_mode
+
+
+def test_two_that_write_one_file_wait_for_each_other(tmp_path):
+    path, entered = tmp_path / "page.html", threading.Event()
+
+    def second() -> None:
+        with results.atomic_file(path) as draft:
+            entered.set()
+            draft.write_text("second")
+
+    with results.atomic_file(path) as draft:
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not entered.wait(0.2)
+        draft.write_text("first")
+    thread.join()
+    assert _tree(tmp_path) == {"page.html": b"second"}
+
+
+def test_a_draft_that_a_killed_process_left_is_written_over(tmp_path):
+    path = tmp_path / "page.html"
+    with pytest.raises(ValueError), results.atomic_file(path) as draft:
+        raise ValueError
+    draft.write_text("left by a process that was killed")
+    with results.atomic_file(path) as new:
+        new.write_text("new")
+    assert _tree(tmp_path) == {"page.html": b"new"}

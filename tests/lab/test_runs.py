@@ -1,4 +1,4 @@
-"""Runs on disk: killed for real and resumed, in one process and in two, and told apart from what else lies in a folder."""
+"""Runs on disk: killed for real and resumed, and told apart from what else lies in a folder."""
 
 import json
 import os
@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 
 from comrope.errors import ConfigurationError, DataError
 from comrope.lab import runs
-from comrope.lab.classification import Condition, evaluate, plain
+from comrope.lab.classification import Condition, plain
 from comrope.lab.experiment import Recipe
-from comrope.lab.images import problem
 from tests.lab.helpers import QUICK
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -90,26 +89,6 @@ def test_killed_at_any_instant_it_resumes_to_the_same_bits(tmp_path, whole):
     assert not (folder / "checkpoints").exists()
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 30
-
-
-@pytest.mark.slow
-def test_two_processes_reach_the_weights_of_one(tmp_path, whole):
-    folder = tmp_path / "run"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "comrope")
-    process = _start(folder, *launcher, more=("--micro-batch", "5"))
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, out
-    here, alone = load_file(folder / "weights.safetensors"), load_file(whole / "weights.safetensors")
-    assert here.keys() == alone.keys()
-    for name, weights in here.items():
-        assert torch.allclose(weights, alone[name], rtol=1e-3, atol=2e-5), name
-    result, expected = runs.read(folder), runs.read(whole)
-    assert result["timing"]["processes"] == 2
-    for row, other in zip(result["history"], expected["history"], strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
-    # Every image counted once: exactly what one process finds with these weights.
-    model, images = runs.load_run(folder), problem.datasets(EXPERIMENT)[1]
-    assert result["evaluation"] == list(evaluate(model, images, plain([(8, 8)])))
 
 
 @pytest.mark.slow

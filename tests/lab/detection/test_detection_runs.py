@@ -1,15 +1,11 @@
-"""Detection from data to result: it learns, resumes to the same bits, and is the same in two processes."""
+"""Detection from data to result: it learns, and its precision is measured anew from the weights."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from comrope.errors import DataError
 from comrope.lab import reproduce, runs
@@ -70,53 +66,6 @@ def test_training_lowers_the_loss_and_reaches_every_weight(scenes):
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
     assert all(p.grad is not None for p in model.parameters())
-
-
-def test_a_run_that_was_stopped_resumes_to_the_same_bits(tmp_path, whole, scenes):
-    about = experiment(scenes)
-    for stop in (2, 4):
-
-        def stopping(stage, done, total, speed, stop=stop):
-            if stage == "training" and done == stop:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            runs.run(about, [], tmp_path / "run", save_every=1, on_progress=stopping)
-    runs.run(about, problem.conditions(about), tmp_path / "run", save_every=1)
-    ours, theirs = (folder / "weights.safetensors" for folder in (tmp_path / "run", whole))
-    assert ours.read_bytes() == theirs.read_bytes()
-    result, expected = runs.read(tmp_path / "run"), runs.read(whole)
-    assert result["history"] == expected["history"] and result["evaluation"] == expected["evaluation"]
-
-
-def test_two_processes_measure_what_one_does(tmp_path, scenes):
-    about = experiment(scenes, recipe=Recipe(epochs=1, batch_size=4))
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from comrope.lab import runs\n"
-        "from comrope.lab.detection import problem\n"
-        "from comrope.lab.detection.config import DetectionConfig\n"
-        f"about = DetectionConfig.from_json({about.to_json()!r})\n"
-        f"runs.run(about, problem.conditions(about), Path({str(tmp_path / 'run')!r}))\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = runs.read(tmp_path / "run")
-    assert result["timing"]["processes"] == 2
-    model = runs.load_run(tmp_path / "run")
-    (alone,) = problem.evaluate(model, problem.datasets(about)[1], problem.conditions(about))
-    assert result["evaluation"] == [alone]
-    assert alone["images"] == 5 and {name: result["history"][0][name] for name in NAMES} == {n: alone[n] for n in NAMES}
-    assert all(weights.isfinite().all() for weights in load_file(tmp_path / "run" / "weights.safetensors").values())
 
 
 @pytest.mark.parametrize("head", ["boxes", "masks"])

@@ -1,16 +1,12 @@
-"""Runs on text: no token sees another document, resumed to the same bits, in two processes as in one."""
+"""Runs on text: no token sees another document, a continued model starts where the other ended, bytes are counted once."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from comrope.errors import ConfigurationError, DataError
 from comrope.lab import runs
@@ -38,10 +34,6 @@ def whole(texts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     runs.run(quick(texts), [Condition(32)], folder)
     return folder
-
-
-def _same_weights(first: Path, second: Path) -> bool:
-    return (first / "weights.safetensors").read_bytes() == (second / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("encoding", ["rope", *LEARNED])
@@ -83,55 +75,6 @@ def test_a_continued_model_starts_where_the_other_ended_and_learns_its_angles(te
 
 def plain_frequencies(model) -> torch.Tensor:
     return model.model.rotary_emb.inv_freq.repeat(model.config.num_attention_heads).sort().values
-
-
-def test_interrupted_it_resumes_to_the_same_bits(texts, whole, tmp_path):
-    def stop(stage: str, done: int, total: int, speed: float) -> None:
-        if stage == "training" and done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        runs.run(quick(texts), [], tmp_path / "run", save_every=1, on_progress=stop)
-    assert not (tmp_path / "run" / "weights.safetensors").exists()
-    steps = []
-    found = runs.run(
-        quick(texts), [Condition(32)], tmp_path / "run", on_progress=lambda stage, done, *_: steps.append((stage, done))
-    )
-    assert ("training", 1) not in steps and ("training", 6) in steps
-    assert _same_weights(tmp_path / "run", whole)
-    assert found["history"] == runs.read(whole)["history"]
-    assert found["evaluation"] == runs.read(whole)["evaluation"]
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from comrope.lab import runs
-from comrope.lab.text.problem import Condition
-from tests.lab.text.helpers import quick
-runs.run(quick(Path(sys.argv[1])), [Condition(32), Condition(128, "yarn")], Path(sys.argv[2]))
-"""
-
-
-def test_two_processes_reach_the_weights_of_one(texts, whole, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    command = [*launcher, str(tmp_path / "script.py"), str(texts), str(tmp_path / "run")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    here, alone = (load_file(folder / "weights.safetensors") for folder in (tmp_path / "run", whole))
-    assert here.keys() == alone.keys()
-    for name, weights in here.items():
-        torch.testing.assert_close(weights, alone[name], rtol=1e-3, atol=5e-5, msg=name)
-    # Every byte counted once: what one process finds with these weights.
-    model, (_, segments) = runs.load_run(tmp_path / "run"), problem.datasets(quick(texts))
-    both = runs.read(tmp_path / "run")["evaluation"]
-    for row, expected in zip(
-        both, problem.evaluate(model, segments, [Condition(32), Condition(128, "yarn")]), strict=True
-    ):
-        assert row["bytes"] == expected["bytes"] == 3 * 128
-        assert row["nats"] == pytest.approx(expected["nats"], rel=1e-6)
 
 
 def test_bits_per_byte_are_those_of_every_byte_at_its_place():

@@ -1,4 +1,4 @@
-"""Runs on clips from end to end: from a folder as UCF-101 comes, resumed, and measured under other conditions."""
+"""Runs on clips from end to end: from a folder as UCF-101 comes, and measured under other conditions."""
 
 import json
 import os
@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import comrope
 from comrope.errors import ComropeError, DataError
@@ -61,30 +60,6 @@ def test_from_the_command_line(tmp_path):
     assert found == [([24, 32], 4, 4), ([16, 24], 2, 4), ([16, 24], 6, 4)]
 
 
-def test_two_processes_reach_the_weights_of_one(tmp_path):
-    """Also where a clip is damaged, and one of the two has nothing to learn from in that part of a step."""
-    root = ucf101(tmp_path / "ucf")
-    (root / "UCF-101" / "Archery" / "v_Archery_g01_c01.avi").write_bytes(b"damaged")
-    arguments = f"train video --data {root} --model tiny --num-frames 4 --image-size 24 32 --epochs 2 --batch-size 4"
-    found = []
-    for name, launcher in (("one", "-m"), ("two", "-m torch.distributed.run --standalone --nproc-per-node 2 -m")):
-        command = f"{launcher} comrope {arguments} --micro-batch 1 --unreadable skip --out {tmp_path / name}"
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *command.split()], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "skipped" in done.stderr and "v_Archery_g01_c01.avi" in done.stderr
-        found.append((runs.read(tmp_path / name), load_file(tmp_path / name / "weights.safetensors")))
-    (alone, weights), (both, shared) = found
-    assert both["timing"]["processes"] == 2
-    assert [row["skipped"] for row in both["history"]] == [row["skipped"] for row in alone["history"]] != [0, 0]
-    assert [row["loss"] for row in both["history"]] == pytest.approx(
-        [row["loss"] for row in alone["history"]], rel=1e-3
-    )
-    assert all(row["total"] == 4 for row in both["evaluation"])  # every clip once
-    for name, value in weights.items():
-        torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=2e-5, msg=name)
-
-
 def test_conditions_are_told_apart_and_measured_once(tmp_path):
     experiment = quick(tmp_path / "motion")
     first = runs.run(experiment, CONDITIONS[:2], tmp_path / "run")
@@ -98,23 +73,6 @@ def test_conditions_are_told_apart_and_measured_once(tmp_path):
         ([16, 40], 2),
     ]
     assert again["evaluation"][4]["changed"] == again["evaluation"][5]["changed"] == 0  # ComRoPE sees no offset
-
-
-def test_interrupted_it_resumes_to_the_same_bits(tmp_path):
-    experiment = quick(tmp_path / "motion", recipe=Recipe(epochs=3, batch_size=8, learning_rate=3e-3))
-    whole = runs.run(experiment, [], tmp_path / "whole")
-
-    def stop(stage, done, total, speed):
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        runs.run(experiment, [], tmp_path / "run", save_every=2, on_progress=stop)
-    assert {folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-2", "step-4"}
-    resumed = runs.run(experiment, [], tmp_path / "run", save_every=2)
-    assert resumed["history"] == whole["history"]
-    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("run", "whole")]
-    assert weights[0] == weights[1]
 
 
 def test_readers_change_nothing(tmp_path):

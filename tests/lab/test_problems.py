@@ -1,0 +1,122 @@
+"""What the loop promises of every problem, in one place: resumed to the same bits, and in two processes as in one."""
+
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from comrope.lab import runs
+from comrope.lab.classification import plain
+from comrope.lab.experiment import ExperimentConfig, Recipe
+from comrope.lab.kinds import KINDS
+from comrope.lab.text.problem import Condition as Windows
+from comrope.lab.video.config import VideoConfig
+from comrope.lab.video.problem import Condition as Clips
+from tests.lab.detection.helpers import experiment as detection
+from tests.lab.helpers import QUICK
+from tests.lab.text.helpers import quick as text
+from tests.lab.text.helpers import write_texts
+from tests.lab.video.helpers import ucf101
+
+pytestmark = pytest.mark.slow
+
+Case = tuple[ExperimentConfig, list[Any], dict[str, Any]]
+"""A configuration, the conditions to evaluate under, and settings of the run."""
+LAUNCHED = """
+import pickle, sys
+from comrope.lab import runs
+config, conditions, settings, folder = pickle.load(open(sys.argv[1], "rb"))
+runs.run(config, conditions, folder, **settings)
+"""
+
+
+def _images(folder: Path) -> Case:
+    config = replace(QUICK, encoding="comrope-ld", recipe=replace(QUICK.recipe, epochs=10))
+    return config, plain([(8, 8)]), {"micro_batch": 5}
+
+
+def _video(folder: Path) -> Case:
+    """A damaged clip is left out, so that one of two processes has nothing to learn from in a part of a step."""
+    root = ucf101(folder / "ucf")
+    (root / "UCF-101" / "Archery" / "v_Archery_g01_c01.avi").write_bytes(b"damaged")
+    recipe = Recipe(epochs=6, batch_size=4)
+    config = VideoConfig(data=str(root), model="tiny", num_frames=4, image_size=(24, 32), recipe=recipe)
+    return config, [Clips((24, 32), num_frames=4)], {"micro_batch": 1, "unreadable": "skip"}
+
+
+def _detection(folder: Path) -> Case:
+    config = detection(f"scenes:{folder / 'scenes'}")
+    return config, list(config.problem.conditions(config)), {}
+
+
+def _text(folder: Path) -> Case:
+    return text(write_texts(folder / "texts")), [Windows(32), Windows(128, "yarn")], {}
+
+
+CASES = {"images": _images, "video": _video, "detection": _detection, "text": _text}
+
+
+def test_every_problem_is_tested():
+    assert CASES.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_stopped_it_resumes_to_the_same_bits(tmp_path, kind):
+    config, conditions, settings = CASES[kind](tmp_path)
+    whole = runs.run(config, conditions, tmp_path / "whole", **settings)
+    for last in (2, 4):
+
+        def stop(stage: str, done: int, total: int, speed: float, last: int = last) -> None:
+            if stage == "training" and done == last:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(config, [], tmp_path / "run", save_every=1, on_progress=stop, **settings)
+        assert not (tmp_path / "run" / "weights.safetensors").exists()
+    steps: list[int] = []
+    told = {"on_progress": lambda stage, done, *_: steps.append(done) if stage == "training" else None}
+    resumed = runs.run(config, conditions, tmp_path / "run", save_every=1, **settings, **told)
+    assert min(steps) > 4 - 1, "it began again from the start"
+    assert resumed["history"] == whole["history"] and resumed["evaluation"] == whole["evaluation"]
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("run", "whole")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_two_processes_do_what_one_does(tmp_path, kind):
+    config, conditions, settings = CASES[kind](tmp_path)
+    alone = runs.run(config, [], tmp_path / "one", **settings)
+    (tmp_path / "script.py").write_text(LAUNCHED)
+    (tmp_path / "run.pickle").write_bytes(pickle.dumps((config, conditions, settings, tmp_path / "two")))
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run.pickle")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    both = runs.read(tmp_path / "two")
+    assert both["timing"]["processes"] == 2
+    assert [row["skipped"] for row in both["history"]] == [row["skipped"] for row in alone["history"]]
+    if kind == "detection":  # boxes to learn from are drawn in each process
+        assert all(weights.isfinite().all() for weights in load_file(tmp_path / "two" / "weights.safetensors").values())
+    else:
+        for row, other in zip(both["history"], alone["history"], strict=True):
+            assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        weights, expected = (load_file(tmp_path / name / "weights.safetensors") for name in ("two", "one"))
+        assert weights.keys() == expected.keys()
+        for name, value in weights.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=5e-5, msg=name)
+    # Every sample counted once: what one process finds with these weights.
+    test = config.problem.datasets(config, settings.get("unreadable", "fail"))[1]
+    rows = list(config.problem.evaluate(runs.load_run(tmp_path / "two", test), test, conditions))
+    for row, expected_row in zip(both["evaluation"], rows, strict=True):
+        assert row.keys() == expected_row.keys()
+        for name, value in row.items():
+            other = expected_row[name]
+            assert value == (pytest.approx(other, rel=1e-6) if isinstance(other, float) else other), name
