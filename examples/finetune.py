@@ -2,7 +2,7 @@
 
 A small timm ViT with its absolute position embedding is trained on scikit-learn's digits. Then two copies are trained on for
 as long: one as it is, one with ComRoPE-LD attached at zero angles. Prints how many test images each gets right, at the
-training size and at a larger one. About a minute on two cores:
+training size and at a larger one. Half a minute on two cores:
 
     python examples/finetune.py
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import comrope
 from comrope.lab.images.in_memory import digits
 
-SIZE, LARGER = (32, 32), (48, 48)
+SIZE, LARGER = (24, 24), (36, 36)
 VIT = {"img_size": SIZE, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 10}
 
 

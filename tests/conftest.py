@@ -12,10 +12,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests stay in one process (--dist loadgroup): those of a file if they share runs, else those of a function."""
+    """Says which tests stay in one process (--dist loadgroup): those of a file if they share runs or what is slow to import
+    and compile, else those of a function."""
     for item in items:
         file, _, function = item.nodeid.partition("::")
-        shared = file.startswith(("tests/lab/", "tests/faults/"))
+        shared = file.startswith(("tests/lab/", "tests/faults/")) or item.get_closest_marker("slow")
         item.add_marker(pytest.mark.xdist_group(file if shared else f"{file}::{function.partition('[')[0]}"))
 
 

@@ -1,6 +1,7 @@
 """The documentation is true: its examples run, and README's table is the demo's output."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -29,7 +30,9 @@ def test_the_examples_run(page, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_fine_tuning_starts_from_the_unchanged_model_and_improves_it():
-    done = subprocess.run([sys.executable, ROOT / "examples/finetune.py"], capture_output=True, text=True, check=True)
+    command = [sys.executable, ROOT / "examples/finetune.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # more would wait for one another beside other tests
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["largest change of a logit by attaching"] <= 1e-5
     before, after = found["correct"]["pretrained"], found["correct"]["with comrope-ld"]

@@ -9,7 +9,7 @@ from comrope.lab import runs
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.data import datasets
-from comrope.lab.reproduce import RECIPES, SCALES, run
+from comrope.lab.reproduce import RECIPES, SCALES
 from comrope.lab.runs import load_run
 
 TINY = {"data": "digits", "model": "tiny", "image_size": (16, 16), "num_train": 48, "num_test": 20}
@@ -58,12 +58,3 @@ def test_learned_and_fixed_angles_start_alike(scale):
         # A fixed RoPE has planes of 2, a learned encoding blocks: compared as frequencies of planes in order.
         first, second = (torch.cat([f.flatten(1) for f in found[1::2]], 1) for found in pair)
         assert torch.allclose(first.double(), second.double(), rtol=1e-6)
-
-
-@pytest.mark.slow
-def test_the_page_says_what_learning_adds(tmp_path):
-    scale = SCALES["demo"].changed(encodings=("rope-mixed",), seeds=(0, 1), num_train=48, num_test=20)
-    found = run("learning", scale, tmp_path / "out", parallel=0)
-    tables = {table["name"]: table["rows"][1:] for table in found["tables"]}  # without the headings
-    assert len(tables["learning"]) == 2 * len(tables["learning-differences"]) == 8
-    assert len(tables["learning-oblique"]) == 2
