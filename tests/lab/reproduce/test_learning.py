@@ -12,6 +12,8 @@ from comrope.lab.images.data import datasets
 from comrope.lab.reproduce import RECIPES, SCALES
 from comrope.lab.runs import load_run
 
+pytestmark = pytest.mark.slow
+
 TINY = {"data": "digits", "model": "tiny", "image_size": (16, 16), "num_train": 48, "num_test": 20}
 BRIEF = Recipe(epochs=1, batch_size=24, learning_rate=1e-2)
 
