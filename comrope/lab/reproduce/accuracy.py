@@ -7,7 +7,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from comrope.lab.experiment import Recipe
-from comrope.lab.images.model import MODELS
 from comrope.lab.output import Outcome
 from comrope.lab.reproduce import paper
 from comrope.lab.reproduce.pictures import curves
@@ -128,13 +127,12 @@ def longer(scale: Scale) -> Plan:
 
 def _compared(scale: Scale) -> dict[tuple[str, str], dict[str, Any]]:
     """Settings of what `longer` compares, by (encoding, its start)."""
-    patches = scale.image_size[0] / MODELS[scale.model]["patch_size"]
     usual = "normal, std 1"
     return {
         ("none", "–"): {},
         ("ape", "–"): {},
         ("rope", "rope"): {},
-        ("rope", COUNTING): {"max_frequency": patches},
+        ("rope", COUNTING): {"max_frequency": scale.patches},
         ("rope-mixed", usual): {},
         ("rope-mixed", "normal, std 3"): {"std": 3.0},
         **{(name, usual): {} for name in ("liere", *FAMILY)},

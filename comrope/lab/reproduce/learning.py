@@ -6,7 +6,6 @@ from typing import Any
 
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
-from comrope.lab.images.model import MODELS
 from comrope.lab.output import Outcome
 from comrope.lab.reproduce.accuracy import COUNTING, LONGER
 from comrope.lab.reproduce.plan import Plan
@@ -91,13 +90,12 @@ def _recipes(scale: Scale) -> list[Recipe]:
 
 def _starts(scale: Scale) -> dict[tuple[str, str], dict[str, Any]]:
     """Settings by (the encoding that is learned, how its start is called)."""
-    patches = scale.image_size[0] / MODELS[scale.model]["patch_size"]
     axial = {"init": "rope"} | even_frequencies(scale)
     return {
         ("rope-mixed", "normal, std 3"): {"std": 3.0},
         ("comrope-ld", "normal, std 1"): {},
         ("comrope-mt", "normal, std 1"): {},
-        ("rope-mixed", COUNTING): {"init": "rope", "max_frequency": patches},
+        ("rope-mixed", COUNTING): {"init": "rope", "max_frequency": scale.patches},
         ("rope-mixed", AXIAL): axial,
         ("rope-mixed", SPREAD): axial | {"directions": "spread"},
     }
@@ -105,7 +103,7 @@ def _starts(scale: Scale) -> dict[tuple[str, str], dict[str, Any]]:
 
 def even_frequencies(scale: Scale) -> dict[str, float]:
     """Returns RoPE's settings for frequencies from 1 radian over the image to π a patch, beyond which there are aliases."""
-    most = math.pi * scale.image_size[0] / MODELS[scale.model]["patch_size"]
+    most = math.pi * scale.patches
     return {"max_frequency": most, "base": most}
 
 

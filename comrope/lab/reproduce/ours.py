@@ -169,14 +169,16 @@ def starts(scale: Scale) -> Plan:
         rows: list[tuple[Cell, ...]] = []
         against: list[tuple[Cell, ...]] = []
         drawn: dict[str, list[tuple[Summary, Summary]]] = {}
+        fastest: dict[tuple[str, str, int], list[float]] = {}
         counting = found.get(("rope", COUNTING, 1))
         for (name, start, r), each in found.items():
             about = (label(name), start, f"× {r}", len(each))
             reached = [summary(accuracies(each, edge)) for edge in scale.few_edges]
             first = found[name, next(iter(ways[name])), 1]
             gained = None if first is each else difference(each, first, trained)
-            sizes = [speeds(all_planes(scale, result)) for result in each]
-            median, most = (summary([size[i] for size in sizes]) for i in (0, 1))
+            measured = [speeds(all_planes(scale, result)) for result in each]
+            fastest[name, start, r] = [values[1] for values in measured]
+            median, most = (summary([values[i] for values in measured]) for i in (0, 1))
             rows.append((*about, *reached, gained, median, most))
             drawn.setdefault(name, []).append((most, summary(accuracies(each, trained))))
             if counting is not None and each is not counting:
@@ -191,10 +193,7 @@ def starts(scale: Scale) -> Plan:
             title = f"Minus {label('rope')} that turns {COUNTING.partition(', ')[2]}, in percentage points."
             tables.append(Table("starts-differences", title, columns, against))
         one_curve = {
-            edge: [
-                Condition(label(key[0]), [speeds(all_planes(scale, r))[1] for r in each], accuracies(each, edge))
-                for key, each in found.items()
-            ]
+            edge: [Condition(label(key[0]), fastest[key], accuracies(each, edge)) for key, each in found.items()]
             for edge in scale.few_edges
         }
         tables += curve_tables("starts", one_curve)
@@ -261,7 +260,7 @@ def grids(scale: Scale) -> Plan:
 
 def _starts(scale: Scale, encoding: str) -> dict[str, dict[str, Any]]:
     """Returns the settings of the starts that an encoding has, by their names; the first are its defaults."""
-    counting = {"max_frequency": scale.image_size[0] / MODELS[scale.model]["patch_size"]}
+    counting = {"max_frequency": scale.patches}
     if encoding == "rope":
         return {"rope": {}, COUNTING: counting}
     rope = {"init": "rope"}

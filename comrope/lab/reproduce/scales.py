@@ -65,6 +65,11 @@ class Scale:
         return MODELS[self.model]["embed_dim"] // self.num_heads
 
     @property
+    def patches(self) -> float:
+        """Patches along a side of the images trained at."""
+        return self.image_size[0] / MODELS[self.model]["patch_size"]
+
+    @property
     def few_edges(self) -> tuple[int, ...]:
         """Edges of the smallest test images, of those of the trained size, and of the largest."""
         return tuple(dict.fromkeys((self.edges[0], self.image_size[0], self.edges[-1])))
