@@ -208,6 +208,7 @@ def test_a_cpu_decomposes_blocks_of_all_sizes_by_eigh():
     assert not any(_linalg.uses_jacobi(torch.empty(2, b, b)) for b in SIZES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b", SIZES)
 def test_a_device_without_values_decomposes_blocks_of_all_sizes(b):
     """Neither method reads a value on the host."""

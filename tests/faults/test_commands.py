@@ -139,6 +139,7 @@ def test_names_that_are_no_text_can_be_named(words, tmp_path):
     assert b"Traceback" not in done.stderr and rb"\udcff" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_written_under_a_name_that_is_no_text_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["report", str(RESULTS), "--out", os.fsdecode(b"\xff.html")]

@@ -82,6 +82,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused_leaves_the_model_untouched(case):
     make, settings, message = REFUSED[case]

@@ -120,6 +120,7 @@ def test_training_starts_from_where_the_model_was(host, name):
     assert all((p != before[n]).any() for n, p in angle_parameters(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["comrope-ap", "rope", "none"])
 @pytest.mark.parametrize("keep_ape", [True, False])
 @pytest.mark.parametrize("host", HOSTS)
@@ -143,6 +144,7 @@ def test_without_its_ape_a_model_knows_order_only_from_the_encoding(host):
         assert (outputs[0] - outputs[1]).abs().max().gt(1e-4) == sees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["comrope-ld", "comrope-mt", "rope-mixed", "string"])
 @pytest.mark.parametrize("host", HOSTS)
 def test_fold_keeps_the_outputs(host, name):

@@ -38,6 +38,7 @@ def close(actual, expected, tolerance: float = 1e-5):
     assert error <= tolerance * expected.abs().max().item(), f"error {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LEARNED, "rope"])
 @pytest.mark.parametrize("host", HOSTS)
 def test_logits_are_those_of_the_model_s_own_rope(host, name):

@@ -42,6 +42,7 @@ def test_residuals_are_compared_with_the_noise_that_seeds_do_not_share():
     assert found.lack_of_fit > 0.01 and found.families > 0.01
 
 
+@pytest.mark.slow
 def test_a_family_beside_the_curve_is_found():
     shifted = _conditions(offsets={"two": 1.5})
     assert fit(shifted).families < 1e-6 and fit(shifted).lack_of_fit < 1e-6
@@ -50,6 +51,7 @@ def test_a_family_beside_the_curve_is_found():
     assert not (left_out(_conditions(), "two").mean > 0.4)
 
 
+@pytest.mark.slow
 def test_two_tables_and_none_of_too_little():
     rows = [table.rows for table in curve_tables("starts", {24: _conditions(), 56: _conditions(noise=0.4)})]
     assert [len(each) for each in rows] == [2, 3]
