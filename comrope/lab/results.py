@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -41,7 +42,9 @@ def atomic_folder(folder: Path, patterns: Sequence[str] = ()) -> Iterator[Path]:
     """
     folder = folder.resolve()
     refuse_file(folder)
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    names: list[str] = []
+    with suppress(FileNotFoundError):  # there is none, or another process replaces it right now
+        names = sorted(entry.name for entry in folder.iterdir())
     foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in (*FILES, *patterns))]
     if foreign:
         raise DataError(f"{folder} holds what is no result of comrope ({', '.join(foreign[:3])}): name another folder.")
@@ -96,8 +99,16 @@ def _replace(whole: Path, folder: Path, former: Path) -> None:
 
 def refuse_file(folder: Path) -> None:
     """Raises DataError if `folder` is a file or below one."""
-    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+    if any(_is_file(path) for path in (folder, *folder.parents)):
         raise DataError(f"{folder} is a file, or below one: name a folder.")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether anything but a folder is there; asked of the system once, since other processes may replace the folder."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):  # of what is below a file, the file itself is found
+        return False
 
 
 def _clean_up(left: Path, folder: Path) -> None:
