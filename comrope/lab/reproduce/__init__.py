@@ -25,7 +25,7 @@ from comrope.lab.reproduce.demo import demo
 from comrope.lab.reproduce.detection import fig4, table2
 from comrope.lab.reproduce.elements import table8
 from comrope.lab.reproduce.finetuning import table4
-from comrope.lab.reproduce.learning import learning
+from comrope.lab.reproduce.learning import learning, learning_text, learning_video
 from comrope.lab.reproduce.offsets import fig5
 from comrope.lab.reproduce.ours import axes, commutators, grids, spectra, starts
 from comrope.lab.reproduce.plan import Plan as Plan
@@ -55,6 +55,8 @@ RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "starts": starts,
     "grids": grids,
     "learning": learning,
+    "learning-video": learning_video,
+    "learning-text": learning_text,
     "longer": longer,
     "beyond": beyond,
     "text": text,

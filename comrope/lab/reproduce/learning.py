@@ -1,21 +1,28 @@
 """What learning the angles adds: every start trained with its angles learned and with its angles as they were."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from comrope.lab.experiment import Recipe
-from comrope.lab.images.config import ImageConfig
+from comrope.lab.experiment import ExperimentConfig
 from comrope.lab.output import Outcome
 from comrope.lab.reproduce.accuracy import COUNTING, LONGER
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.planes import all_planes, speeds
 from comrope.lab.reproduce.scales import Scale
 from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, on_seeds
-from comrope.lab.statistics import summary
+from comrope.lab.reproduce.text import bits, text_scale
+from comrope.lab.reproduce.text import notes as notes_on_text
+from comrope.lab.reproduce.video import VIDEO, counting_settings, with_frames
+from comrope.lab.statistics import paired, summary
 from comrope.lab.study import Job
 from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
+from comrope.lab.text.config import TextConfig
+from comrope.lab.text.problem import longer
+from comrope.lab.video import problem as video
+from comrope.lab.video.config import VideoOptions
 
 LENGTHS = {"demo": (1,), "small": (1, LONGER), "paper": (1,)}
 """How long training is, in the scale's own number of epochs, by the scale's name."""
@@ -35,57 +42,168 @@ def learning(scale: Scale) -> Plan:
 
     Cost: 6 starts × 2 a seed and length of training.
     """
-    names = scale.of(*dict.fromkeys(name for name, _ in _starts(scale)))
-    recipes = {recipe.epochs: recipe for recipe in _recipes(scale)}
-    starts = [start for start in _starts(scale) if start[0] in names]
-    keys = [(*start, learned, epochs) for epochs in recipes for start in starts for learned in (False, True)]
+    starts = _starts(scale)
+    ways = [way for epochs in _lengths(scale) for way in _ways(scale, starts, epochs)]
+    base = scale.experiment("comrope-ld", seed=0)
     conditions = scale.squares(scale.few_edges)
-    jobs = [Job(_config(scale, key, seed, recipes[key[3]]), conditions) for key in keys for seed in scale.seeds]
+    jobs = [Job(_started(base, way, starts, seed), conditions) for way in ways for seed in scale.seeds]
 
     def outcome(results: list[Result]) -> Outcome:
-        found: dict[Way, list[Result]] = gather(keys, results)
-        rows: list[tuple[Cell, ...]] = []
-        gained: list[tuple[Cell, ...]] = []
+        found: dict[Way, list[Result]] = gather(ways, results)
+        tables = _tables("learning", "Accuracy in % (σ = 1)", found, scale.few_edges, accuracies, planes=scale)
         oblique: list[tuple[Cell, ...]] = []
-        for key, each in found.items():
-            name, start, learned, epochs = key
-            about = (label(name), start, epochs)
-            measured = [speeds(all_planes(scale, result)) for result in each]
-            median, most = (summary([values[i] for values in measured]) for i in (0, 1))
-            reached = [summary(accuracies(each, edge)) for edge in scale.few_edges]
-            rows.append((*about, _angles(learned), len(each), *reached, median, most))
-            if learned:
-                fixed = found[name, start, False, epochs]
-                gained.append((*about, len(each), *(difference(each, fixed, edge) for edge in scale.few_edges)))
+        for (name, start, learned, epochs), each in found.items():
             axial = found.get((name, AXIAL, learned, epochs))
             if start == SPREAD and axial is not None:
                 minus = [difference(each, axial, edge) for edge in scale.few_edges]
                 oblique.append((_angles(learned), epochs, len(each), *minus))
-        edges = [f"top-1 % at {edge}" for edge in scale.few_edges]
-        about = ("learned as", "start", "epochs")
-        title = "Accuracy with learned and with fixed angles (σ = 1); |ω| in radians per canvas, after training."
-        tables = [
-            Table("learning", title, (*about, "angles", "seeds", *edges, "median |ω|", "95 % below"), rows),
-            Table(
-                "learning-differences", "Learned minus fixed, in percentage points.", (*about, "seeds", *edges), gained
-            ),
-        ]
         if oblique:
             title = "Planes spread in direction minus planes along axes, at the same speeds, in percentage points."
-            tables.append(Table("learning-oblique", title, ("angles", "epochs", "seeds", *edges), oblique))
+            headings = ("angles", "epochs", "seeds", *map(str, scale.few_edges))
+            tables.append(Table("learning-oblique", title, headings, oblique))
         return Outcome(tables, {}, [on_seeds(len(scale.seeds))])
 
     return Plan("What learning the angles adds", jobs, outcome)
+
+
+def learning_video(scale: Scale) -> Plan:
+    """Does learning the angles do anything in video? Learned against fixed, from the same start and seeds, as in `learning`.
+
+    Table 3's model and clips, σ = 1, tested at the trained number of frames. The starts are RoPE that rotates by a radian a
+    patch, which RoPE-Mixed learns on from, RoPE-Mixed's with std 3, and the defaults of LD and MT.
+
+    Cost: 4 starts × 2 a seed.
+    """
+    here = VIDEO[scale.name]
+    base = scale.applied(here.experiment)
+    starts = {
+        ("rope-mixed", "normal, std 3"): {"std": 3.0},
+        ("comrope-ld", "normal, std 1"): {},
+        ("comrope-mt", "normal, std 1"): {},
+        ("rope-mixed", COUNTING): {"init": "rope"} | counting_settings(base),
+    }
+    ways = _ways(scale, starts, base.recipe.epochs)
+    edges = tuple(dict.fromkeys((here.edges[0], base.image_size[0], here.edges[-1])))
+    conditions = tuple(video.conditions(base, VideoOptions(resolutions=tuple(map(str, edges)))))
+    jobs = [Job(_started(base, way, starts, seed), conditions) for way in ways for seed in scale.seeds]
+
+    def outcome(results: list[Result]) -> Outcome:
+        def values(each: Sequence[Result], edge: int) -> list[float]:
+            return accuracies([with_frames(result, base.num_frames) for result in each], edge)
+
+        title = f"Accuracy in % on clips of {base.num_frames} frames (σ = 1)"
+        tables = _tables("learning-video", title, gather(ways, results), edges, values)
+        return Outcome(tables, {}, [on_seeds(len(scale.seeds))], lead=f"Scale “{scale.name}”: {base.data}.")
+
+    return Plan("What learning the angles adds in video", jobs, outcome)
+
+
+def learning_text(scale: Scale) -> Plan:
+    """Does learning the angles do anything in language models? Learned against fixed, from the same seeds, as in `learning`.
+
+    The models of `text`, in which all encodings start with RoPE's frequencies. So fixed angles are RoPE, whatever the encoding.
+
+    Cost: 4 trainings a seed, of which `text` shares its own.
+    """
+    base = text_scale(scale).experiment
+    ways = _ways(scale, {(name, "rope"): {} for name in ("rope-mixed", "comrope-ld", "comrope-mt")}, base.recipe.epochs)
+    conditions = tuple(longer(base))
+
+    def experiment(way: Way, seed: int) -> TextConfig:
+        name, _, learned, _ = way
+        return replace(base, encoding=name if learned else "rope", recipe=replace(base.recipe, seed=seed))
+
+    jobs = [Job(experiment(way, seed), conditions) for way in ways for seed in scale.seeds]
+
+    def outcome(results: list[Result]) -> Outcome:
+        found, title = gather(ways, results), "Bits per byte"
+        tables = _tables("learning-text", title, found, conditions, bits, digits=3, heading=lambda c: str(c.length))
+        return Outcome(tables, {}, notes_on_text(base, len(scale.seeds)), lead=f"Scale “{scale.name}”: {base.data}.")
+
+    return Plan("What learning the angles adds in language models", jobs, outcome)
+
+
+Column = TypeVar("Column")
+
+
+def _tables(
+    name: str,
+    title: str,
+    found: Mapping[Way, list[Result]],
+    columns: Sequence[Column],
+    values: Callable[[list[Result], Column], list[float]],
+    *,
+    heading: Callable[[Column], str] = str,
+    digits: int = 2,
+    planes: Scale | None = None,
+) -> list[Table]:
+    """Returns the tables of what every way reaches, and of learned minus fixed angles.
+
+    Args:
+        found: the results of each way.
+        columns: what is measured, such as sizes of images.
+        values: returns the value of each seed's run for a column.
+        heading: returns a column's heading.
+        planes: the scale, if the speeds of the planes are to be given, in positions of two axes.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    gained: list[tuple[Cell, ...]] = []
+    for (encoding, start, learned, epochs), each in found.items():
+        about = (label(encoding), start, epochs)
+        measured = [] if planes is None else [speeds(all_planes(planes, result)) for result in each]
+        fast = [] if planes is None else [summary([of_run[i] for of_run in measured]) for i in (0, 1)]
+        rows.append(
+            (*about, _angles(learned), len(each), *(summary(values(each, column)) for column in columns), *fast)
+        )
+        if learned:
+            fixed = found[encoding, start, False, epochs]
+            minus = (paired(values(each, column), values(fixed, column)) for column in columns)
+            gained.append((*about, len(each), *minus))
+    about, headings = ("learned as", "start", "epochs"), tuple(map(heading, columns))
+    of_planes = () if planes is None else ("median |ω|", "95 % below")
+    note = "" if planes is None else "; |ω| in radians per canvas, after training"
+    return [
+        Table(
+            name,
+            f"{title}, with learned and with fixed angles{note}.",
+            (*about, "angles", "seeds", *headings, *of_planes),
+            rows,
+            digits,
+        ),
+        Table(f"{name}-differences", "Learned minus fixed.", (*about, "seeds", *headings), gained, digits),
+    ]
+
+
+def _ways(scale: Scale, starts: Mapping[tuple[str, str], Any], epochs: int) -> list[Way]:
+    """Returns every start of the encodings to compare, with fixed and with learned angles."""
+    names = scale.of(*dict.fromkeys(name for name, _ in starts))
+    return [(*start, learned, epochs) for start in starts if start[0] in names for learned in (False, True)]
+
+
+Config = TypeVar("Config", bound=ExperimentConfig)
+
+
+def _started(base: Config, way: Way, starts: Mapping[tuple[str, str], dict[str, Any]], seed: int) -> Config:
+    """Returns the run of a start; where it draws nothing, fixed angles are RoPE's."""
+    name, start, learned, epochs = way
+    settings = dict(starts[name, start])
+    if not learned and settings.get("init") == "rope":
+        name = "rope"
+        del settings["init"]
+    frozen = not learned and name != "rope"
+    return replace(
+        base, encoding=name, frozen=frozen, recipe=replace(base.recipe, seed=seed, epochs=epochs), **settings
+    )
 
 
 def _angles(learned: bool) -> str:
     return "learned" if learned else "fixed"
 
 
-def _recipes(scale: Scale) -> list[Recipe]:
-    """Short and long training; of the length that was asked for, if one was."""
+def _lengths(scale: Scale) -> list[int]:
+    """Returns the epochs of short and long training; those that were asked for, if they were."""
     lengths = (1,) if "epochs" in scale.asked else LENGTHS[scale.name]
-    return [replace(scale.recipe, epochs=length * scale.recipe.epochs) for length in lengths]
+    return [length * scale.recipe.epochs for length in lengths]
 
 
 def _starts(scale: Scale) -> dict[tuple[str, str], dict[str, Any]]:
@@ -105,12 +223,3 @@ def even_frequencies(scale: Scale) -> dict[str, float]:
     """Returns RoPE's settings for frequencies from 1 radian over the image to π a patch, beyond which there are aliases."""
     most = math.pi * scale.patches
     return {"max_frequency": most, "base": most}
-
-
-def _config(scale: Scale, way: Way, seed: int, recipe: Recipe) -> ImageConfig:
-    """The run of a start; where it draws nothing, fixed angles are RoPE's."""
-    name, start, learned, _ = way
-    settings = _starts(scale)[name, start]
-    if not learned and settings.get("init") == "rope":
-        return scale.experiment("rope", seed, recipe=recipe, **{k: v for k, v in settings.items() if k != "init"})
-    return scale.experiment(name, seed, recipe=recipe, frozen=not learned, **settings)

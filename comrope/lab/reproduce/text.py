@@ -70,11 +70,8 @@ def text(scale: Scale) -> Plan:
 
     Cost: 11 trainings a seed (6 encodings, 5 that continue), about two minutes each; and half an hour of long sequences.
     """
-    if scale.name not in TEXT_SCALES:
-        raise ConfigurationError(f"scale={scale.name!r}: the paper has no experiment on text; use demo or small.")
-    ours, seeds = TEXT_SCALES[scale.name], scale.few_seeds
-    ours = replace(ours, tuning=scale.lengthened(ours.tuning))
-    base = scale.applied(ours.experiment)
+    ours, seeds = text_scale(scale), scale.few_seeds
+    base = ours.experiment
     names = scale.of(*ENCODINGS)
     first = {seed: replace(base, encoding="rope", recipe=replace(base.recipe, seed=seed)) for seed in seeds}
     plain = longer(base)
@@ -110,9 +107,17 @@ def text(scale: Scale) -> Plan:
             *([_differences("text-continued-differences", _CONTINUED_MINUS, further, plain)] if tuned else []),
             *_long(scale.among(*ENCODINGS[1:]), ours),
         ]
-        return Outcome(tables, _figures(scratch, plain, base.length), _notes(base, len(seeds)))
+        return Outcome(tables, _figures(scratch, plain, base.length), notes(base, len(seeds)))
 
     return Plan("Language models and long sequences", jobs, outcome, measures=True)
+
+
+def text_scale(scale: Scale) -> TextScale:
+    """Returns the sizes of the scale's recipes on text, with the data and the length that were asked for."""
+    if scale.name not in TEXT_SCALES:
+        raise ConfigurationError(f"scale={scale.name!r}: the paper has no experiment on text; use demo or small.")
+    ours = TEXT_SCALES[scale.name]
+    return replace(ours, experiment=scale.applied(ours.experiment), tuning=scale.lengthened(ours.tuning))
 
 
 _CONTINUED = (
@@ -121,14 +126,14 @@ _CONTINUED = (
 _CONTINUED_MINUS = "Bits per byte after training on, minus those of RoPE trained on as long."
 
 
-def _bits(results: Sequence[Result], condition: Condition) -> list[float]:
+def bits(results: Sequence[Result], condition: Condition) -> list[float]:
     """Returns the bits per byte of each seed's run under a condition."""
     return [bits_per_byte(next(r for r in result["evaluation"] if condition.describes(r))) for result in results]
 
 
 def _by_length(name: str, title: str, found: Mapping[str, Sequence[Result]], conditions: Sequence[Condition]) -> Table:
     rows: list[tuple[Cell, ...]] = [
-        (label(n) if n else "before", len(each), *(summary(_bits(each, c)) for c in conditions))
+        (label(n) if n else "before", len(each), *(summary(bits(each, c)) for c in conditions))
         for n, each in found.items()
     ]
     return Table(name, title, ("method", "seeds", *(str(c.length) for c in conditions)), rows, 3)
@@ -138,7 +143,7 @@ def _differences(
     name: str, title: str, found: Mapping[str, Sequence[Result]], conditions: Sequence[Condition]
 ) -> Table:
     rows: list[tuple[Cell, ...]] = [
-        (label(n), len(each), *(paired(_bits(each, c), _bits(found["rope"], c)) for c in conditions))
+        (label(n), len(each), *(paired(bits(each, c), bits(found["rope"], c)) for c in conditions))
         for n, each in found.items()
         if n != "rope" and "rope" in found
     ]
@@ -150,7 +155,7 @@ def _scaled(found: Mapping[str, Sequence[Result]], conditions: Sequence[Conditio
     rows: list[tuple[Cell, ...]] = []
     for name, each in found.items():
         for scaling in SCALINGS if name != "none" else ("none",):
-            cells = (summary(_bits(each, Condition(length, scaling))) for length in lengths)
+            cells = (summary(bits(each, Condition(length, scaling))) for length in lengths)
             rows.append((label(name), scaling, len(each), *cells))
     columns = ("method", "scaling", "seeds", *map(str, lengths))
     return Table(
@@ -225,7 +230,7 @@ def _error(value: float | None) -> str | None:
 
 
 def _figures(found: Mapping[str, Sequence[Result]], conditions: Sequence[Condition], trained: int) -> dict[str, Any]:
-    lengths = {n: [(float(c.length), summary(_bits(each, c))) for c in conditions] for n, each in found.items()}
+    lengths = {n: [(float(c.length), summary(bits(each, c))) for c in conditions] for n, each in found.items()}
     groups = {n: [(float(b), s) for _, b, s in _by_group(each, conditions[-1])] for n, each in found.items()}
     common: dict[str, Any] = {
         "y": "bits per byte",
@@ -244,7 +249,7 @@ def _figures(found: Mapping[str, Sequence[Result]], conditions: Sequence[Conditi
     }
 
 
-def _notes(base: TextConfig, num_seeds: int) -> list[str]:
+def notes(base: TextConfig, num_seeds: int) -> list[str]:
     spread = (
         f"Means of {num_seeds} seeds ± their sample standard deviation; differences are within a seed, which fixes weights and "
         "batches, with 95 % Student-t intervals, each for itself. Both cover what the seed changes, not which texts were "

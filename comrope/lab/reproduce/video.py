@@ -91,14 +91,13 @@ def table3(scale: Scale) -> Plan:
 
     wanted = [experiment(key, seed) for key in keys for seed in scale.few_seeds]
     trained, size = base.num_frames, base.image_size
-    counting = {"max_frequency": size[0] / MODELS[base.model]["patch_size"]}
-    others = [replace(e, **counting) for e in wanted if (e.encoding, e.perturbation) == ("rope", 1.0)]
+    others = [replace(e, **counting_settings(base)) for e in wanted if (e.encoding, e.perturbation) == ("rope", 1.0)]
     jobs = [Job(e, here.conditions) for e in (*wanted, *others)]
     like: Scale = replace(scale, data=base.data, model=base.model, image_size=size, edges=here.edges)
 
     def outcome(results: list[Result]) -> Outcome:
         found = gather(keys, results[: len(wanted)])
-        by_frames = {n: {key: [_only(r, n) for r in each] for key, each in found.items()} for n in here.frames}
+        by_frames = {n: {key: [with_frames(r, n) for r in each] for key, each in found.items()} for n in here.frames}
         shared = (like, by_frames[trained])
         perturbed = [key for key in keys if key[1] == 1]
         against = [((name, 1.0), ("rope", 1.0)) for name in PERTURBED if name not in ("none", "rope")]
@@ -111,7 +110,7 @@ def table3(scale: Scale) -> Plan:
             _frames_table(here, by_frames),
         ]
         if others:
-            counted = [_only(result, trained) for result in results[len(wanted) :]]
+            counted = [with_frames(result, trained) for result in results[len(wanted) :]]
             tables.append(_counting_table(here.edges, shared[1]["rope", 1.0], counted))
         at_sizes = {k[0]: [(e, summary(accuracies(shared[1][k], e))) for e in here.edges] for k in perturbed}
         at_frames = {k[0]: [(n, summary(accuracies(by_frames[n][k], size[0]))) for n in here.frames] for k in perturbed}
@@ -126,7 +125,12 @@ def table3(scale: Scale) -> Plan:
     return Plan("Table 3: video", jobs, outcome)
 
 
-def _only(result: Result, num_frames: int) -> Result:
+def counting_settings(config: VideoConfig) -> dict[str, float]:
+    """Returns RoPE's settings for fastest planes that rotate by a radian a patch."""
+    return {"max_frequency": config.image_size[0] / MODELS[config.model]["patch_size"]}
+
+
+def with_frames(result: Result, num_frames: int) -> Result:
     """Returns a result with those rows only that have this number of frames."""
     return result | {"evaluation": [row for row in result["evaluation"] if row["num_frames"] == num_frames]}
 

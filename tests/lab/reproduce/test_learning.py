@@ -5,7 +5,7 @@ import torch
 
 import comrope
 from comrope.errors import ConfigurationError
-from comrope.lab import runs
+from comrope.lab import reproduce, runs
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.data import datasets
@@ -44,6 +44,21 @@ def test_an_encoding_without_learned_angles_cannot_be_frozen(tmp_path, encoding)
     with pytest.raises(ConfigurationError, match=f"frozen=True with encoding='{encoding}'"):
         runs.run(config, [], tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", ["learning-video", "learning-text"])
+def test_recipes_of_other_problems_compare_learned_with_fixed(name, tmp_path):
+    scale = SCALES["demo"].changed(encodings=("rope-mixed",), seeds=(0,), epochs=1)
+    found = reproduce.run(name, scale, tmp_path / "out", runs=tmp_path / "runs", parallel=0)
+    (_, *rows), (heading, *minus) = (table["rows"] for table in found["tables"])
+    assert len(rows) == 2 * len(minus) > 0
+    first = heading.index("seeds") + 1
+    for fixed, learned, gained in zip(rows[::2], rows[1::2], minus, strict=True):
+        assert (fixed[3], learned[3]) == ("fixed", "learned") and fixed[:3] == learned[:3] == gained[:3]
+        assert [b - a for a, b in zip(fixed[5::3], learned[5::3], strict=True)] == pytest.approx(
+            gained[first::4], abs=0.02
+        )
+    assert reproduce.page_of(found).count("<table id=") == 2
 
 
 @pytest.mark.parametrize("scale", SCALES)
