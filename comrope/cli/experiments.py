@@ -93,7 +93,8 @@ class Evaluate(Generic[Options]):
 class Reproduce:
     """Reproduce a table or figure of the paper: train and evaluate its models, and compare with the paper's numbers.
 
-    Models that are trained already are taken from --runs, so a stopped command goes on when it is given again.
+    Models that are trained already are taken from --runs, so a stopped command goes on when it is given again. What was
+    measured of models that are trained elsewhere is taken from --recorded.
     """
 
     stopped: ClassVar[str] = GO_ON
@@ -106,6 +107,8 @@ class Reproduce:
     """Folder for results.json, the tables, the figures and the page; runs/<recipe>-<scale> by default."""
     runs: Path | None = None
     """Folder of the runs, which recipes share; runs/runs-<scale> by default."""
+    recorded: tuple[Path, ...] = ()
+    """Folders of earlier results, or folders above these. Their runs are taken in place of training them again."""
     data: str | None = None
     """Data set in place of the scale's own, such as the folder of ImageNet-1K. All of its samples are used."""
     num_train: int | None = None
@@ -138,8 +141,9 @@ class Reproduce:
         names = ("data", "num_train", "num_test", "seeds", "encodings", "epochs", "batch_size")
         scale = reproduce.SCALES[self.scale].changed(**{name: getattr(self, name) for name in names})
         with terminal.study_progress() as on_progress:
-            settings = {"parallel": self.parallel, "command": typed(), "on_progress": on_progress, **vars(self.running)}
+            settings = {"runs": self.runs, "recorded": self.recorded, "parallel": self.parallel, **vars(self.running)}
+            settings |= {"command": typed(), "on_progress": on_progress}
             made: list[reproduce.Outcome] = []
-            reproduce.run(self.recipe, scale, out, runs=self.runs, show=made.append, **settings)
+            reproduce.run(self.recipe, scale, out, show=made.append, **settings)
         for outcome in made:
             terminal.result(out, outcome.tables, outcome.notes)

@@ -17,6 +17,8 @@ from comrope.lab.experiment import ExperimentConfig
 from comrope.lab.kinds import KINDS
 
 LOCK = ".lock"
+RESULT = ("experiment", "history", "evaluation", "timing")
+"""What every result of a run has."""
 
 
 def record_in(folder: Path) -> dict[str, Any] | None:
@@ -26,18 +28,18 @@ def record_in(folder: Path) -> dict[str, Any] | None:
 
 def result_in(folder: Path) -> dict[str, Any] | None:
     """Returns result.json, which is there once training is finished, or None; raises DataError if it is damaged."""
-    return _read(folder / "result.json", "experiment", "history", "evaluation", "timing")
+    return _read(folder / "result.json", *RESULT)
 
 
-def experiment_in(found: dict[str, Any], folder: Path) -> ExperimentConfig:
-    """Returns the configuration in `found`, the run.json of `folder`; raises DataError if there is none."""
+def experiment_in(found: dict[str, Any], where: Path) -> ExperimentConfig:
+    """Returns the configuration of the run `found`, which is in the folder or file `where`; raises DataError if it has none."""
     kind = found["kind"]
     if kind not in KINDS:
-        raise DataError(f"{folder} is a run of kind {kind!r}: this version of comrope knows {', '.join(KINDS)}.")
+        raise DataError(f"{where} has a run of kind {kind!r}: this version of comrope knows {', '.join(KINDS)}.")
     try:
         return KINDS[kind].from_json(found["experiment"])
     except ComropeError as error:
-        raise DataError(f"{folder}: {error}") from error
+        raise DataError(f"{where}: {error}") from error
 
 
 def check(folder: Path, experiment: ExperimentConfig, data: dict[str, dict]) -> None:
@@ -57,18 +59,30 @@ def check(folder: Path, experiment: ExperimentConfig, data: dict[str, dict]) -> 
         raise ConfigurationError(
             f"{folder} holds a run with other settings ({', '.join(different)}): name another folder, or remove it."
         )
+    different = other_data(found, data, finished=finished)
+    if different:
+        raise DataError(
+            f"{folder} is a run on other data, of which {different}: bring those back, or name another folder."
+        )
+
+
+def other_data(found: dict[str, Any], data: dict[str, dict], *, finished: bool) -> str:
+    """Returns how the data of a run differ from those that are there now; nothing if they do not, or if it does not say.
+
+    Args:
+        found: the run's run.json or result.
+        data: what identifies the data sets now, see `comrope.lab.data.labelled.about`.
+        finished: whether the run is finished: then it does not need its training data any more, except for the classes.
+    """
     for part, now in data.items():
-        before = found.get("data", {}).get(part, now)
-        # A finished run does not need its training data any more, except for the classes.
+        before = {**now, **found.get("data", {}).get(part, {})}
         compared = ("classes",) if finished and part == "train" else tuple(now)
         different = [
             f"{key} {_short(before[key])}, now {_short(now[key])}" for key in compared if before[key] != now[key]
         ]
         if different:
-            raise DataError(
-                f"{folder} is a run on other data, of which {part} had {'; '.join(different)}: bring those back, or name "
-                "another folder."
-            )
+            return f"{part} had {'; '.join(different)}"
+    return ""
 
 
 def _short(value: Any) -> str:

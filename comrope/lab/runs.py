@@ -93,13 +93,12 @@ def run(
     if tensorboard:
         summary_writer()
     run_folder.check(folder, experiment, {})
-    sets = problem.datasets(experiment if data is None else replace(experiment, data=data), unreadable)
-    described = {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
+    sets, described = datasets(experiment, unreadable, data)
     run_folder.check(folder, experiment, described)
     result = run_folder.result_in(folder)
     if result is not None and state.is_main_process:
         Checkpoints(folder / "checkpoints").remove()  # in case of a kill before they were removed
-    if result is not None and not _missing(result, conditions):
+    if result is not None and not missing(result, conditions):
         on_progress("measured", 1, 1, 0.0)
         return result
     model = task = None
@@ -118,19 +117,19 @@ def run(
             run_folder.claim(folder, experiment, described, command, state)
             settings = {"micro_batch": micro_batch, "num_workers": num_workers, "compile": compile}
             result = _train(experiment, model, task, folder, settings, save_every, tensorboard, on_progress, state)
-        missing = _missing(result, conditions)
-        if missing:
+        left = missing(result, conditions)
+        if left:
             model = load_run(folder, sets[1])
             begun = time.perf_counter()
-            rows = problem.evaluate(model, sets[1], missing, num_workers=num_workers)
-            on_progress("measuring", 0, len(missing), 0.0)
+            rows = problem.evaluate(model, sets[1], left, num_workers=num_workers)
+            on_progress("measuring", 0, len(left), 0.0)
             for done, row in enumerate(rows, 1):
                 result["evaluation"].append(row)
                 result["timing"]["evaluation_seconds"] += round(time.perf_counter() - begun, 2)
                 begun = time.perf_counter()
                 if state.is_main_process:  # at once, since a later condition may fail
                     results.write_json(result, folder / "result.json")
-                on_progress("measuring", done, len(missing), 0.0)
+                on_progress("measuring", done, len(left), 0.0)
             state.wait_for_everyone()
     on_progress("measured", 1, 1, 0.0)
     return result
@@ -147,8 +146,21 @@ def _freeze(model: nn.Module, experiment: ExperimentConfig) -> None:
         encoding.requires_grad_(False)
 
 
-def _missing(result: dict[str, Any], conditions: Sequence[Any]) -> list[Any]:
-    """Returns the conditions that have no row yet."""
+def datasets(
+    experiment: ExperimentConfig, unreadable: str = "fail", data: str | None = None
+) -> tuple[tuple[Any, Any], dict[str, dict]]:
+    """Returns the samples to train on and those to evaluate on, and what identifies them, as run.json has it.
+
+    Args:
+        experiment: the configuration, which names the data.
+        unreadable, data: see `run`.
+    """
+    sets = experiment.problem.datasets(experiment if data is None else replace(experiment, data=data), unreadable)
+    return sets, {name: about(samples) for name, samples in zip(("train", "test"), sets, strict=True)}
+
+
+def missing(result: dict[str, Any], conditions: Sequence[Any]) -> list[Any]:
+    """Returns the conditions that have no row in a run's result yet."""
     return [c for c in conditions if not any(c.describes(row) for row in result["evaluation"])]
 
 

@@ -103,7 +103,7 @@ def study_progress() -> Iterator[Callable[[str, str, int, int, float], None]]:
                     shown[name] = bars.add_task(name, total=total, speed=rate)
                 bars.update(
                     shown[name], description=f"{name} {stage}".strip(), completed=done, total=total, speed=rate,
-                    visible=stage != "measured",
+                    visible=stage not in ("measured", "recorded"),
                 )  # fmt: skip
                 return
             mark = (name, stage, 10 * done // total)

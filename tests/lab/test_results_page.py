@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from comrope.lab import records, results
 from comrope.lab.reproduce import RECIPES, scale_of
 from comrope.lab.table import markdown
 
@@ -29,6 +30,15 @@ def test_tables_follow_from_the_runs(folder, monkeypatch, tmp_path):
     tables = (folder / "tables.md").read_text(encoding="utf-8")
     for table in plan.outcome(found["runs"]).tables:
         assert markdown(table) in tables, table.name
+
+
+@pytest.mark.parametrize("folder", [*FOLDERS, DEMO], ids=lambda folder: folder.name)
+def test_no_run_of_a_recipe_has_to_be_trained_again(folder):
+    """Each is found among the recorded ones, with all conditions. Which data they had, some do not say."""
+    found, there = results.read(folder), records.read([folder])
+    jobs = RECIPES[found["recipe"]](scale_of(found)).jobs
+    missing = [j for j in jobs if records.find(there, j.experiment, j.conditions, lambda _: {}) is None]
+    assert not missing and len(there) == len(jobs)
 
 
 def test_the_pages_tables_and_numbers_are_those_of_the_files():

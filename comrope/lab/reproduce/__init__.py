@@ -7,7 +7,7 @@ All recipes of a scale share the folder of the runs. So no run is made twice, an
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -71,6 +71,7 @@ def run(
     out: Path,
     *,
     runs: Path | None = None,
+    recorded: Sequence[Path] = (),
     parallel: int = 2,
     command: str = "",
     on_progress: OnRunProgress = lambda name, stage, done, total, speed: None,
@@ -85,6 +86,8 @@ def run(
         out: the folder for results.json, tables.md, report.html, a CSV for each table, and an SVG and a PNG for each
             figure. It is written atomically.
         runs: the folder of the runs, which recipes share; if None, a folder beside `out` that is named after the scale.
+        recorded: folders with earlier results, whose runs are taken in place of training them again, see
+            `comrope.lab.study.run_all`. `out` may be one of them: it is read first.
         parallel: the number of runs at a time, see `comrope.lab.study.run_all`. Under `torchrun` all processes share
             each run, and the first writes.
         command: the command that was typed, for the record.
@@ -95,7 +98,8 @@ def run(
         What results.json holds.
     Raises:
         ConfigurationError: there is no such recipe, or none of its encodings was asked for.
-        DataError: the data are missing, or `out` holds other files.
+        DataError: the data are missing, or not those of a recorded run; a recorded result is missing or damaged; `out`
+            holds other files.
     """
     if name not in RECIPES:
         raise ConfigurationError(
@@ -111,7 +115,8 @@ def run(
     writes = int(os.environ.get("RANK", "0")) == 0
     patterns = (f"{name}.*", f"{name}-*", *plan.files)
     with results.atomic_folder(out, patterns) if writes else nullcontext() as folder:
-        made = run_all(plan.jobs, runs, parallel=parallel, command=command, on_progress=on_progress, **settings)
+        settings |= {"recorded": recorded, "parallel": parallel, "command": command, "on_progress": on_progress}
+        made = run_all(plan.jobs, runs, **settings)
         outcome = _outcome(name, plan, scale, made)
         found = {
             "recipe": name,
@@ -166,7 +171,7 @@ def scale_of(found: Mapping[str, Any]) -> Scale:
 
 
 def _outcome(name: str, plan: Plan, scale: Scale, made: list[dict[str, Any]]) -> Outcome:
-    """Returns the plan's outcome with the number of test samples, a first sentence and the recipe's docstring added."""
+    """Returns the plan's outcome with notes on test samples and recorded runs, a first sentence and the recipe's docstring."""
     outcome = plan.outcome(made)
     counts = sorted({run["data"]["test"]["count"] for run in made if "data" in run})
     tested = f"Test samples of each run: {' or '.join(f'{count:,}' for count in counts)}." if counts else ""
@@ -174,5 +179,15 @@ def _outcome(name: str, plan: Plan, scale: Scale, made: list[dict[str, Any]]) ->
     if {run["kind"] for run in made} <= {"images"}:
         size = " × ".join(map(str, scale.image_size))
         lead = f"Scale “{scale.name}”: {scale.data}, model “{scale.model}”, {size} pixels."
-    notes = [note for note in (*outcome.notes, tested) if note]
+    notes = [note for note in (*outcome.notes, tested, _recorded(made)) if note]
     return replace(outcome, notes=notes, lead=outcome.lead or lead, about=inspect.getdoc(RECIPES[name]) or "")
+
+
+def _recorded(made: list[dict[str, Any]]) -> str:
+    """Returns a note on the runs that were taken from earlier results; nothing if none were."""
+    taken = {run["name"]: run for run in made if "recorded" in run}
+    if not taken:
+        return ""
+    unsaid = sum("data" not in run for run in taken.values())
+    without = f", {unsaid} of them without a checksum of the data, which could not be compared" if unsaid else ""
+    return f"{len(taken)} of {len({run['name'] for run in made})} runs were taken from earlier results{without}."

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from comrope.errors import ConfigurationError, DataError
+from comrope.lab.data.labelled import about
 from comrope.lab.text.corpus import BOS, EvalText, TrainText, documents, held_out
 from tests.lab.text.helpers import write_texts
 
@@ -105,3 +106,10 @@ def test_a_file_that_cannot_be_read_fails_or_is_left_out(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"3\.txt cannot be read"):
         documents(str(tmp_path), (".txt",), "fail")
     assert sum(map(len, documents(str(tmp_path), (".txt",), "skip"))) == 11
+
+
+@pytest.mark.parametrize("cut", [lambda text: TrainText([text], 4, 2), lambda text: EvalText.of([text], 4, 1)])
+def test_text_is_told_apart_by_its_bytes(cut):
+    one, other = (about(cut(text)) for text in (b"one text", b"another."))
+    assert one["count"] == other["count"] and one["sum"] != other["sum"]
+    assert about(cut(b"one text")) == one
