@@ -92,6 +92,8 @@ def _check_model(model: Any) -> None:
 
 
 def _title(model: nn.Module) -> str:
+    if isinstance(model, Encoding):
+        return _kind(model)
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     return config.get("architecture") or type(model).__name__
 

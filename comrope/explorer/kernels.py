@@ -63,19 +63,19 @@ def kernel_by_place(queries: Tensor, keys: Tensor, grid: Sequence[int]) -> tuple
     """
     sizes = [2 * n - 1 for n in grid]
     patches = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"), dim=-1).flatten(0, -2)
-    total = torch.zeros(queries.shape[1], math.prod(sizes), dtype=torch.float64)
-    squares, count = torch.zeros_like(total), torch.zeros(math.prod(sizes), dtype=torch.float64)
+    mean = torch.zeros(queries.shape[1], math.prod(sizes), dtype=torch.float64)
+    squares, count = torch.zeros_like(mean), torch.zeros(math.prod(sizes), dtype=torch.float64)
     strides = torch.tensor([math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))])
     middle = torch.tensor([n - 1 for n in grid])
     keys = keys.double().cpu().transpose(0, 1)  # (H, L, features)
     for place, query in zip(patches, queries.double().cpu(), strict=True):
         where = ((patches - place + middle) * strides).sum(-1)
         scores = torch.einsum("hf,hlf->hl", query, keys)
-        total[:, where] += scores
-        squares[:, where] += scores.square()
         count[where] += 1
-    mean = total / count
-    spread = (squares / count - mean.square()).clamp(min=0).sqrt()
+        change = scores - mean[:, where]  # Welford's algorithm: exact where all scores are the same
+        mean[:, where] += change / count[where]
+        squares[:, where] += change * (scores - mean[:, where])
+    spread = (squares / count).sqrt()
     return mean.view(-1, *sizes), spread.view(-1, *sizes)
 
 

@@ -8,13 +8,6 @@
     weights: ["by the weights", "a plane weighs as much as queries and keys of white inputs have in it, by the weights of their projections; the sum is 1"],
     image: ["by this image", "a plane weighs the mean of query times key over all pairs of the image's patches, so that the kernel is a mean score, as the softmax gets it"],
   };
-  const BELOW = {
-    reach: ["reach", "the reach in patches"],
-    dead: ["dead planes", "the number of planes that rotate by less than 0.01 radians a patch"],
-    alias: ["aliasing planes", "the number of planes that rotate by more than π radians a patch"],
-    drift: ["drift", "the largest change of a score of unit queries and keys when all patches move by half of the grid"],
-    commutator: ["commutator", "how far the angle matrices of two axes are from commuting, relative to their size"],
-  };
   const $ = id => document.getElementById(id);
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -102,9 +95,18 @@
 
   const number = (x, digits = 3) => x === null || x === undefined ? "–" : !Number.isFinite(x) ? "–"
     : x === 0 ? "0" : Math.abs(x) < 1e-3 || Math.abs(x) >= 1e4 ? x.toExponential(1) : String(Number(x.toPrecision(digits)));
+  const residual = x => x && x < 1e-9 ? `${number(x, 2)} (rounding)` : number(x, 2);
   const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
   const unit = numAxes === 1 && models.every(m => !m.image) ? "token" : "patch";
+  const extent = unit === "token" ? "length shown" : "grid";
   const units = unit === "token" ? "tokens" : "patches";
+  const BELOW = {
+    reach: ["reach", `the reach in ${units}`],
+    dead: ["dead planes", `the number of planes that rotate by less than 0.01 radians a ${unit}`],
+    alias: ["aliasing planes", `the number of planes that rotate by more than π radians a ${unit}`],
+    drift: ["drift", "the largest change of a score of unit queries and keys when all positions move by half of the grid"],
+    commutator: ["commutator", "how far the angle matrices of two axes are from commuting, relative to their size"],
+  };
   const reachText = r => r === null ? "all" : number(r);
   const DIRECTIONS = { row: ["down", "up"], column: ["right", "left"], frame: ["later", "earlier"], token: ["after", "before"] };
   const displacement = d => d.every(x => !x) ? "at the query itself"
@@ -151,10 +153,10 @@
 
   function range(values, format = number) {
     const known = values.filter(v => v !== null && v !== undefined);
-    if (!known.length) return values.length ? "the whole grid" : "–";
+    if (!known.length) return values.length ? `the whole ${extent}` : "–";
     const low = format(d3.min(known)), high = format(d3.max(known)), whole = values.length - known.length;
-    const text = low === high ? low : `${low} to ${high}, median ${format(d3.median(known))}`;
-    return whole ? `${text}; ${whole} of ${count(values.length, "head")}: the whole grid` : text;
+    const text = `${low === high ? low : `${low} to ${high}, median ${format(d3.median(known))}`} ${units}`;
+    return whole ? `${text}; ${whole} of ${count(values.length, "head")}: the whole ${extent}` : text;
   }
 
   function summarise() {
@@ -164,9 +166,9 @@
       [unit === "token" ? "Tokens shown" : "Patches", m => `${m.grid.join(" × ")}${numAxes > 1 ? ` (${axes.map(a => `${a}s`).join(" × ")})` : ""}`],
       ["Dead planes", m => share(m, "dead"), "dead"],
       ["Aliasing planes", m => share(m, "alias"), "alias"],
-      ["Reach", m => range(m.layers.flatMap(l => l.reach[state.kind] ?? [])) + (m.layers.some(l => l.reach[state.kind]) ? ` ${units}` : ""), "reach"],
-      ["Commutator, largest", m => number(d3.max(m.layers.flatMap(l => l.commutator)), 2), "commutator"],
-      ["Drift under an offset, largest", m => number(d3.max(m.layers.flatMap(l => l.drift)), 2), "drift"],
+      ["Reach", m => range(m.layers.flatMap(l => l.reach[state.kind] ?? [])), "reach"],
+      ["Commutator, largest", m => residual(d3.max(m.layers.flatMap(l => l.commutator))), "commutator"],
+      ["Drift under an offset, largest", m => residual(d3.max(m.layers.flatMap(l => l.drift))), "drift"],
     ];
     const table = $("summary");
     table.replaceChildren();
@@ -236,8 +238,9 @@
       cell.querySelector("small").textContent = texts.join(" | ");
       cell.setAttribute("aria-label", `Layer ${layer + 1}, head ${head + 1}: ${BELOW[state.below][0]} ${texts.join(" and ")}`);
     }
-    $("legend-low").textContent = "− its peak";
-    $("legend-high").textContent = "+ its peak";
+    $("legend-low").textContent = "−";
+    $("legend-high").textContent = "+ largest of the head";
+    $("legend-bar").parentElement.hidden = numAxes === 1;
     const what = numAxes === 1 ? "a curve" : numAxes === 2 ? "a picture" : "a picture of one displacement in time";
     $("overview-note").textContent =
       `The positional kernel of each head, ${what}: the mean score as a function of where the key is, seen from the query in the middle. Weights: ${KINDS[state.kind][1]}. Below, ${BELOW[state.below][1]}${models.length > 1 ? ", of the one and of the other" : ""}.`;
@@ -379,8 +382,8 @@
   }
 
   function drawNumbers(layer, find) {
-    const facts = [["in the model", layer.name || "–"], ["encoding", layer.encoding]];
-    if (state.kind in layer.reach) facts.push(["reach", `${reachText(layer.reach[state.kind][state.head])} ${units}`]);
+    const facts = [...(layer.name ? [["in the model", layer.name]] : []), ["encoding", layer.encoding]];
+    if (state.kind in layer.reach) facts.push(["reach", layer.reach[state.kind][state.head] === null ? `the whole ${extent}` : `${reachText(layer.reach[state.kind][state.head])} ${units}`]);
     for (const what of ["dead", "alias", "commutator", "drift"]) {
       if (layer[what]) facts.push([BELOW[what][0], number(layer[what][state.head], 2)]);
     }
@@ -389,6 +392,8 @@
   }
 
   const width = element => Math.max(240, Math.min(element.clientWidth || 320, $("head").matches(":modal") ? 704 : 480));
+  const UNDER = { labelAnchor: "center", labelArrow: "none", labelOffset: 36 };
+  const decades = most => [0.001, 0.01, 0.1, 1, 10, 100, 1000].filter(x => x <= most);
   const FONT = { fontFamily: "inherit", fontSize: "12px", background: "none", color: "currentColor" };
 
   function drawKernel(model, layer, find) {
@@ -410,8 +415,8 @@
     if (numAxes === 1) {
       const points = along[0].map((x, i) => ({ x, y: values[i] }));
       find.kernel.append(Plot.plot({
-        width: w, height: Math.round(0.62 * w), marginLeft: 44, style: FONT,
-        x: { label: "key − query (tokens)", ticks: 7, tickFormat: signed },
+        width: w, height: Math.round(0.62 * w), marginLeft: 44, marginBottom: 40, style: FONT,
+        x: { ...UNDER, label: "key − query, in tokens", ticks: 7, tickFormat: signed },
         y: { label: "mean score", grid: true, ticks: 5, tickFormat: x => number(x) },
         marks: [
           Plot.ruleY([0], { stroke: "var(--line)" }),
@@ -428,7 +433,7 @@
       const [x, y] = cursor.slice(-2).reverse();
       find.kernel.append(Plot.plot({
         width: w, height: Math.round(h + 44), marginLeft: left, marginRight: right, marginTop: 8, marginBottom: 36, style: FONT,
-        x: { domain: [columns[0] - 0.5, columns.at(-1) + 0.5], label: "columns to the right", ticks: 7, tickFormat: signed, labelAnchor: "center", labelArrow: "none" },
+        x: { domain: [columns[0] - 0.5, columns.at(-1) + 0.5], label: "columns to the right", ticks: 7, tickFormat: signed, ...UNDER, labelOffset: 34 },
         y: { domain: [rows.at(-1) + 0.5, rows[0] - 0.5], label: null, ticks: 7, tickFormat: signed },
         marks: [
           Plot.image([0], {
@@ -518,8 +523,8 @@
     const plots = [];
     if (numAxes === 1) {
       plots.push(Plot.plot({
-        width: w, height: Math.round(0.62 * w), marginLeft: 44, style: FONT,
-        x: { type: "log", domain: [FLOOR, most], label: `radians a ${unit}`, ticks: 5, tickFormat: x => number(x) },
+        width: w, height: Math.round(0.62 * w), marginLeft: 44, marginBottom: 40, style: FONT,
+        x: { ...UNDER, type: "log", domain: [FLOOR, most], label: `radians a ${unit}`, ticks: decades(most), tickFormat: x => number(x) },
         y: { label: "weight", domain: [0, 1.15 * heaviest], ticks: 4, tickFormat: x => number(x), grid: true },
         marks: [
           Plot.ruleX(rings(most).filter(r => r !== 0.1 && r < 10), { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" }),
@@ -543,15 +548,16 @@
             x: "x", y: "y", stroke: "currentColor", strokeOpacity: r === 1 || r === ALIAS ? 0.75 : 0.3, strokeWidth: 1, strokeDasharray: r === 1 || r === ALIAS ? null : "3,3", curve: "linear-closed",
           })),
           Plot.text(rings(most), { x: r => scale(r) * Math.SQRT1_2, y: r => -scale(r) * Math.SQRT1_2, text: ringText, dx: 7, dy: -5, stroke: "var(--page)", strokeWidth: 3, fill: "currentColor" }),
-          Plot.text([[outer, 0, "columns"], [0, outer, "rows"]], { x: d => d[0], y: d => d[1], text: d => d[2], textAnchor: "end", dy: d => d, dx: -2, fill: "var(--soft)", lineAnchor: "bottom" }),
+          Plot.text([[outer, 0, "columns"]], { x: d => d[0], y: d => d[1], text: d => d[2], textAnchor: "end", dy: -7, stroke: "var(--page)", strokeWidth: 3, fill: "var(--soft)" }),
+          Plot.text([[0, outer, "rows"]], { x: d => d[0], y: d => d[1], text: d => d[2], textAnchor: "start", dx: 5, dy: -4, stroke: "var(--page)", strokeWidth: 3, fill: "var(--soft)" }),
           Plot.dot(shown, { x: "x", y: "y", ...dots, title, tip: true }),
         ],
       }));
       if (numAxes === 3) {
         plots.push(Plot.plot({
-          width: w, height: Math.round(0.7 * w), marginLeft: 48, style: FONT,
-          x: { type: "log", domain: [FLOOR, most], label: "radians a patch within the frame", ticks: 5, tickFormat: x => number(x) },
-          y: { type: "log", domain: [FLOOR, most], label: "radians a frame", ticks: 5, tickFormat: x => number(x) },
+          width: w, height: Math.round(0.7 * w), marginLeft: 48, marginBottom: 40, style: FONT,
+          x: { ...UNDER, type: "log", domain: [FLOOR, most], label: "radians a patch within the frame", ticks: decades(most), tickFormat: x => number(x) },
+          y: { type: "log", domain: [FLOOR, most], label: "radians a frame", ticks: decades(most), tickFormat: x => number(x) },
           marks: [
             Plot.ruleX([1, ALIAS], { strokeOpacity: 0.4 }), Plot.ruleY([1, ALIAS], { strokeOpacity: 0.4 }),
             Plot.dot(planes, { x: p => Math.max(FLOOR, Math.hypot(p.w[1], p.w[2])), y: p => Math.max(FLOOR, Math.abs(p.w[0])), ...dots, title, tip: true }),
@@ -560,7 +566,7 @@
       }
     }
     find.spectrum.append(...plots);
-    const size = state.kind in layer.weights ? "larger dots weigh more" : "dots are as with equal weights";
+    const size = state.kind in layer.weights && state.kind !== "uniform" ? "larger dots weigh more" : "all weigh the same";
     find.spectrumNote.textContent = numAxes === 1
       ? `Each plane at the speed at which it rotates, and its weight; left of 0.01 it is dead, right of π it aliases.`
       : `Each plane as a dot: its direction on the grid, and outwards, on a logarithmic scale, its radians a patch along that direction. The circles are 1 radian and π; inside of 0.01 a plane is dead, outside of π it aliases; ${size}.` + (numAxes === 3 ? " Below, its speed in time against that in space." : "");
@@ -590,8 +596,8 @@
     const points = Array.from(sums, (s, r) => ({ r, y: s / counts[r] })), peak = largest(values), reach = layer.reach[state.kind][state.head];
     const w = width(find.profile);
     find.profile.append(Plot.plot({
-      width: w, height: Math.round(0.62 * w), marginLeft: 44, style: FONT,
-      x: { label: `distance (${units})`, ticks: 6, tickFormat: d => String(d) },
+      width: w, height: Math.round(0.62 * w), marginLeft: 44, marginBottom: 40, style: FONT,
+      x: { ...UNDER, label: `distance in ${units}`, ticks: 6, tickFormat: d => String(d) },
       y: { label: "mean |κ|", domain: [0, 1.05 * peak || 1], ticks: 4, tickFormat: x => number(x), grid: true },
       marks: [
         Plot.ruleY([peak / 2], { stroke: "currentColor", strokeOpacity: 0.6, strokeDasharray: "3,3" }),
@@ -601,7 +607,7 @@
       ],
     }));
     find.profileNote.textContent = reach === null
-      ? "The kernel without its sign, averaged over all directions: it does not stay below half of its peak (dashed), so it reaches over the whole grid."
+      ? "The kernel without its sign, averaged over all directions: it does not stay below half of its peak (dashed), so it reaches over the whole " + extent + "."
       : `The kernel without its sign, averaged over all directions: from ${number(reach)} ${units} on it stays below half of its peak (dashed).`;
   }
 
@@ -738,6 +744,7 @@
     }
   }
 
+  document.body.classList.toggle("comparing", models.length > 1);
   const heads = d3.sum(models[0].layers, l => l.heads);
   $("lead").textContent = `What the rotary encoding of ${count(heads, "head")} in ${count(models[0].layers.length, "layer")} does to the score of a query and a key, as a function of where they are.` +
     (models.length > 1 ? " In each pair of pictures the first model is on the left." : "");
