@@ -154,8 +154,9 @@ def mean_product(queries: Tensor, keys: Tensor) -> Tensor:
     return q.conj() * k.repeat_interleave(group, dim=0)
 
 
-LEVELS = (16, 8, 4)
-"""Steps that one standard deviation of a query's or key's features is rounded to: as fine as the page has room for."""
+LEVELS = (2048, 32, 16, 8, 4)
+"""Steps that one standard deviation of a query's or key's features is rounded to: as fine as the page has room for. Those up to
+32 fit into 8 bits."""
 MOST_BYTES = 2_800_000
 """Compressed queries and keys of all layers, before base64."""
 
@@ -165,7 +166,7 @@ class Rounded:
     """Features (L, H, D) as mean + step · number."""
 
     numbers: Tensor
-    """(H, D, L), int8."""
+    """(H, D, L), int8 or int16."""
     mean: Tensor
     """(H, D), float32."""
     step: Tensor
@@ -175,8 +176,9 @@ class Rounded:
     def of(cls, features: Tensor, levels: int) -> "Rounded":
         centred = (features - features.mean(0)).permute(1, 2, 0)  # (H, D, L)
         size = centred.square().mean((1, 2)).sqrt() / levels
-        step = torch.maximum(size, centred.abs().amax((1, 2)) / 127).clamp(min=1e-30)
-        numbers = (centred / step[:, None, None]).round().to(torch.int8)
+        dtype = torch.int8 if levels <= 32 else torch.int16
+        step = torch.maximum(size, centred.abs().amax((1, 2)) / torch.iinfo(dtype).max).clamp(min=1e-30)
+        numbers = (centred / step[:, None, None]).round().to(dtype)
         return cls(numbers, features.mean(0).float(), step.float())
 
     def features(self) -> Tensor:

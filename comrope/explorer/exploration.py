@@ -20,6 +20,7 @@ from comrope.explorer.geometry import Geometry
 from comrope.hosts._attached_layer import AttachedLayer
 from comrope.hosts._attachment import AttachedBackbone, Attachment
 from comrope.hosts._custom_model import CustomBackbone
+from comrope.hosts._proof import deterministic_eval
 
 MOST_HEADS = 4096
 """A page of more heads than this would be too large to look at."""
@@ -131,7 +132,9 @@ def _tokens(
     if len(shape.grid) != 2:
         raise ConfigurationError(f"image was given with a model of {len(shape.grid)}-dimensional positions: expected one of images.")
     custom = isinstance(backbone, CustomBackbone)
-    arguments, pixels = pictures.prepared(image, None if custom else backbone.example(), model)
+    with deterministic_eval(backbone.module):  # an example is made of random numbers
+        example = None if custom else backbone.example()
+    arguments, pixels = pictures.prepared(image, example, model)
     called = model if custom else backbone.module
     found, positions = contents.tokens(attached, lambda: called(**arguments) if isinstance(arguments, dict) else called(arguments))
     patches, before = shape.positions, len(positions) - len(shape.positions)
@@ -295,8 +298,8 @@ def _image(layer: _Layer, pixels: Tensor) -> dict[str, Any]:
 
 
 def packed(tensor: Tensor) -> dict[str, Any]:
-    """Returns numbers compressed for the page: int8 as they are, others as float32, little-endian."""
+    """Returns numbers compressed for the page: small integers as they are, others as float32, little-endian."""
     values = tensor.detach().cpu().contiguous()
-    values = values if values.dtype == torch.int8 else values.float()
+    values = values.float() if values.is_floating_point() else values
     data = zlib.compress(values.numpy().tobytes(), 9)
     return {"kind": str(values.dtype).removeprefix("torch."), "shape": list(values.shape), "data": base64.b64encode(data).decode()}

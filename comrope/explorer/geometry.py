@@ -84,8 +84,8 @@ def of_encoding(encoding: Encoding, grid: Any) -> Geometry:
         return Geometry.counted(counts or (MOST_TOKENS,))
     if counts is None:
         raise ConfigurationError(
-            f"{type(encoding).__name__} alone does not say how many patches an image has: give grid={(8, 14, 14)[-encoding.num_axes:]}, "
-            "the patches along each axis."
+            f"{type(encoding).__name__} alone does not say how many patches there are: give {_an_example(encoding.num_axes)}, the patches "
+            "along each axis."
         )
     return Geometry.relative(counts)
 
@@ -109,12 +109,17 @@ def of_backbone(attached: AttachedBackbone, grid: Any) -> Geometry:
         return Geometry.counted(counts or (min(longest, MOST_TOKENS),))
     if counts is None:
         raise ConfigurationError(
-            f"{type(backbone.module).__name__} takes images of any size: give grid={(8, 14, 14)[-attention.encoding.num_axes:]}, the "
-            "patches along each axis of those that you think of."
+            f"{type(backbone.module).__name__} does not say how many patches there are: give {_an_example(attention.encoding.num_axes)}, "
+            "the patches along each axis of the samples that you think of."
         )
     absolute = isinstance(backbone, CustomBackbone) and not _is_relative(backbone)
     counted = absolute or any(isinstance(hook, GridPositionHook) for hook in hooks)
     return Geometry.counted(counts) if counted else Geometry.relative(counts)
+
+
+def _an_example(num_axes: int) -> str:
+    grid = (8, 14, 14)[-num_axes:]
+    return f"grid={grid} (--grid {' '.join(map(str, grid))})"
 
 
 def _native_grid(backbone: Any, hook: PatchPositionHook) -> tuple[int, ...]:

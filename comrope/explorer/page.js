@@ -20,7 +20,7 @@
       const bytes = Uint8Array.from(atob(value.data), c => c.charCodeAt(0));
       const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
       const buffer = await new Response(stream).arrayBuffer();
-      return { shape: value.shape, values: value.kind === "int8" ? new Int8Array(buffer) : new Float32Array(buffer) };
+      return { shape: value.shape, values: new { int8: Int8Array, int16: Int16Array, float32: Float32Array }[value.kind](buffer) };
     }
     const entries = await Promise.all(Object.entries(value).map(async ([key, each]) => [key, await unpacked(each)]));
     return Object.fromEntries(entries);

@@ -51,14 +51,14 @@ def check_path(path: Any) -> Path:
     """Returns the path of a file that can be written; DataError or ConfigurationError if it is none."""
     try:
         path = Path(path)
-    except TypeError as error:
-        raise ConfigurationError(f"path: got {type(path).__name__}, expected the name of a file.") from error
-    with suppress(OSError, ValueError):
-        if path.is_dir():
-            raise DataError(f"{path} is a folder: name a file for the page, such as {path / 'show.html'}.")
-        above = next((parent for parent in path.absolute().parents if parent.exists()), None)
-        if above is not None and not above.is_dir():
-            raise DataError(f"{above} is a file, and {path} cannot lie in it: name another file for the page.")
+        is_folder = path.is_dir()
+        above = next((parent for parent in path.absolute().parents if parent.exists()), path.absolute().parent)
+    except (TypeError, ValueError, OSError) as error:
+        raise ConfigurationError(f"path: got {path!r}, expected the name of a file ({error}).") from error
+    if is_folder:
+        raise DataError(f"{path} is a folder: name a file for the page, such as {path / 'show.html'}.")
+    if above.exists() and not above.is_dir():
+        raise DataError(f"{above} is a file, and {path} cannot lie in it: name another file for the page.")
     return path
 
 
