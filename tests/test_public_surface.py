@@ -16,7 +16,18 @@ PUBLIC = {
 }
 """Every public name of the package. Changing this set changes the public API."""
 
-SUBPACKAGES = {"checks", "cli", "encodings", "explorer", "hosts", "lab", "rotation", "importlib", "Any", "TYPE_CHECKING"}
+SUBPACKAGES = {
+    "checks",
+    "cli",
+    "encodings",
+    "explorer",
+    "hosts",
+    "lab",
+    "rotation",
+    "importlib",
+    "Any",
+    "TYPE_CHECKING",
+}
 """Other names in the package: submodules, and what its own code imports."""
 
 OPTIONAL = (

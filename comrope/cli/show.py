@@ -76,7 +76,9 @@ class Show:
             given = [option for option in options if getattr(self, option) is not None]
             if given and kind not in kinds:
                 option = f"--{given[0].replace('_', '-')}"
-                raise ConfigurationError(f"{option} is for {'an' if kind == 'encoding' else 'a'} {kind}, and none is given: leave it out.")
+                raise ConfigurationError(
+                    f"{option} is for {'an' if kind == 'encoding' else 'a'} {kind}, and none is given: leave it out."
+                )
         if self.image is not None and self.sample is not None:
             raise ConfigurationError("--image and --sample are given: leave one out.")
         if self.image is not None and not self.image.is_file():

@@ -1,6 +1,5 @@
 """What the queries and keys of an attention layer carry in each plane: known from its weights, or from tokens of an image."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +93,8 @@ def tokens(attached: AttachedBackbone, run: Any) -> tuple[dict[str, Tokens], Ten
     missing = [layer.name for layer in attached.layers if layer.name not in recorded]
     if missing:
         raise ConfigurationError(
-            f"{missing[0]} does not call scaled_dot_product_attention, by which its queries and keys are read: switch it on (timm: "
-            "attention.fused_attn = True; transformers: model.set_attn_implementation('sdpa')), or leave image out."
+            f"{missing[0]} does not call scaled_dot_product_attention, by which its queries and keys are read: switch it on "
+            "(timm: attention.fused_attn = True; transformers: model.set_attn_implementation('sdpa')), or leave image out."
         )
     positions = attached.backbone.position_context.latest().positions
     positions = positions if positions.ndim == 2 else positions[0]
@@ -157,8 +156,8 @@ def mean_product(queries: Tensor, keys: Tensor) -> Tensor:
 LEVELS = (2048, 32, 16, 8, 4)
 """Steps that one standard deviation of a query's or key's features is rounded to: as fine as the page has room for. Those up to
 32 fit into 8 bits."""
-MOST_BYTES = 2_800_000
-"""Compressed queries and keys of all layers, before base64."""
+MOST_BYTES = 3_000_000
+"""Compressed queries and keys of all layers, with kernels that are no sums over planes, before base64."""
 
 
 @dataclass(frozen=True)
@@ -204,5 +203,3 @@ def attention(queries: Tensor, keys: Tensor, frequencies: Tensor | None, places:
             for x in (queries, keys)
         )
     return torch.einsum("ihd,jhd->hij", queries, keys).softmax(-1)
-
-

@@ -1,12 +1,11 @@
 """All that a page shows of one model: numbers of each layer and head, ready for JSON."""
 
 import base64
+import copy
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import copy
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +64,8 @@ def explore(model: nn.Module, *, name: str | None = None, grid: Any = None, imag
     geometries = {layer.geometry for layer in layers}
     if len(geometries) > 1:
         raise ConfigurationError(
-            f"{type(model).__name__} has attention layers of {len(geometries)} different grids: pass the part of it to look at, such "
-            "as model.vision_model."
+            f"{type(model).__name__} has attention layers of {len(geometries)} different grids: pass the part of it to look "
+            "at, such as model.vision_model."
         )
     shape = layers[0].geometry
     levels = contents.LEVELS[0]
@@ -83,13 +82,19 @@ def explore(model: nn.Module, *, name: str | None = None, grid: Any = None, imag
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"model: got {type(model).__name__}, expected a model with an encoding, or an encoding.")
+        raise ConfigurationError(
+            f"model: got {type(model).__name__}, expected a model with an encoding, or an encoding."
+        )
     if isinstance(model, AbsoluteEncoding):
-        raise ConfigurationError("'ape' adds to tokens and rotates nothing, so that it has no kernel: give a rotary encoding.")
+        raise ConfigurationError(
+            "'ape' adds to tokens and rotates nothing, so that it has no kernel: give a rotary encoding."
+        )
     if not any(isinstance(module, Encoding) for module in model.modules()):
         raise ConfigurationError(f"{type(model).__name__} holds no rotary encoding: comrope.attach one first.")
     if any(m.device.type == "meta" for m in model.modules() if isinstance(m, Encoding)):
-        raise InputError(f"{type(model).__name__} is on the meta device, where it has no values: load or draw its weights first.")
+        raise InputError(
+            f"{type(model).__name__} is on the meta device, where it has no values: load or draw its weights first."
+        )
 
 
 def _title(model: nn.Module) -> str:
@@ -101,13 +106,15 @@ def _title(model: nn.Module) -> str:
 
 def _layers(model: nn.Module, grid: Any, image: Any) -> tuple[list[_Layer], Tensor | None]:
     """Returns the layers with their tokens, if there is an image, and its pixels."""
-    attachments = [m.__dict__["_comrope"] for m in model.modules() if isinstance(m.__dict__.get("_comrope"), Attachment)]
+    attachments = [
+        m.__dict__["_comrope"] for m in model.modules() if isinstance(m.__dict__.get("_comrope"), Attachment)
+    ]
     backbones = [attached for attachment in attachments for attached in attachment.backbones]
     if not backbones:
         if image is not None:
             raise ConfigurationError(
-                f"image was given with {type(model).__name__}, which has no queries and keys to show: give a model that an encoding "
-                "was attached to, or leave image out."
+                f"image was given with {type(model).__name__}, which has no queries and keys to show: give a model that an "
+                "encoding was attached to, or leave image out."
             )
         found = [(name, m) for name, m in model.named_modules() if isinstance(m, Encoding)]
         return [_Layer(name, m, geometry.of_encoding(m, grid)) for name, m in found], None
@@ -130,26 +137,36 @@ def _tokens(
     """Returns the tokens of an image, their positions, its pixels, and the patches that it has."""
     backbone: Any = attached.backbone
     if len(shape.grid) != 2:
-        raise ConfigurationError(f"image was given with a model of {len(shape.grid)}-dimensional positions: expected one of images.")
+        raise ConfigurationError(
+            f"image was given with a model of {len(shape.grid)}-dimensional positions: expected one of images."
+        )
     custom = isinstance(backbone, CustomBackbone)
     with deterministic_eval(backbone.module):  # an example is made of random numbers
         example = None if custom else backbone.example()
     arguments, pixels = pictures.prepared(image, example, model)
     called = model if custom else backbone.module
-    found, positions = contents.tokens(attached, lambda: called(**arguments) if isinstance(arguments, dict) else called(arguments))
+    found, positions = contents.tokens(
+        attached, lambda: called(**arguments) if isinstance(arguments, dict) else called(arguments)
+    )
     patches, before = shape.positions, len(positions) - len(shape.positions)
     if before < 0 or not torch.allclose(positions[before:].double().cpu(), patches, atol=1e-4):
         raise ConfigurationError(
-            f"the image of {tuple(pixels.shape[:2])} pixels gives {len(positions)} tokens, which are not the patches of a grid of "
-            f"{' × '.join(map(str, shape.grid))} with others before them: give the grid that it has, grid=(rows, columns)."
+            f"the image of {tuple(pixels.shape[:2])} pixels gives {len(positions)} tokens, which are not the patches of a grid "
+            f"of {' × '.join(map(str, shape.grid))} with others before them: give the grid that it has, grid=(rows, columns)."
         )
     return found, positions, pixels, shape
 
 
 def _fitting_levels(layers: Sequence[_Layer]) -> int:
     """Returns how finely queries and keys are rounded, so that the page does not become too large."""
+    kernels_of_places = sum(
+        4 * layer.num_heads * len(kernels.displacements(layer.geometry.grid)) * torch.int16.itemsize
+        for layer in layers
+        if layer.tokens is not None and layer.tokens.rotated
+    )
+    size = 0.0
     for levels in contents.LEVELS:
-        size = sum(
+        size = kernels_of_places + sum(
             len(zlib.compress(contents.Rounded.of(part, levels).numbers.numpy().tobytes(), 6))
             for layer in layers
             if layer.tokens is not None
@@ -158,8 +175,8 @@ def _fitting_levels(layers: Sequence[_Layer]) -> int:
         if size <= contents.MOST_BYTES:
             return levels
     raise ConfigurationError(
-        f"the queries and keys of {len(layers)} layers would make a page of {size / 1e6:.0f} MB: give a smaller image, or leave "
-        "image out."
+        f"the queries and keys of {len(layers)} layers would make a page of {size / 1e6:.0f} MB: give a smaller image, or "
+        "leave image out."
     )
 
 
@@ -209,7 +226,9 @@ def _laws(encoding: Encoding, shape: Geometry) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     places = shape.positions[torch.randperm(len(shape.positions), generator=generator)[:NUM_TOKENS]]
-    draws = torch.randn(2, 1, encoding.num_heads, len(places), encoding.head_dim, generator=generator, dtype=torch.float64)
+    draws = torch.randn(
+        2, 1, encoding.num_heads, len(places), encoding.head_dim, generator=generator, dtype=torch.float64
+    )
     q, k = nn.functional.normalize(draws, dim=-1).to(encoding.device)
     offset = torch.tensor([[n * s / 2 for n, s in zip(shape.grid, shape.step, strict=True)]], dtype=torch.float64)
     drift = offset_drifts(encoding, q, k, places.to(encoding.device), offset.to(encoding.device))
@@ -259,7 +278,9 @@ def _by_place(layer: _Layer, encoding: Encoding) -> dict[str, Any]:
         found["image"] = list(kernels.kernel_by_place(placed(q), placed(k), grid))
     return {
         "commutes": False,
-        "kernels": {name: {"mean": packed(mean), "spread": packed(spread)} for name, (mean, spread) in found.items()},
+        "kernels": {
+            name: {"mean": _rounded(mean), "spread": _rounded(spread)} for name, (mean, spread) in found.items()
+        },
         "reach": {name: kernels.reach(mean) for name, (mean, _) in found.items()},
         "why": {"weights": "angles that do not commute have no planes"},
     }
@@ -297,9 +318,19 @@ def _image(layer: _Layer, pixels: Tensor) -> dict[str, Any]:
     }
 
 
+def _rounded(values: Tensor) -> dict[str, Any]:
+    """Returns kernels packed as 16-bit multiples of a step."""
+    step = max(values.abs().max().item(), 1e-30) / torch.iinfo(torch.int16).max
+    return packed((values / step).round().to(torch.int16)) | {"step": step}
+
+
 def packed(tensor: Tensor) -> dict[str, Any]:
     """Returns numbers compressed for the page: small integers as they are, others as float32, little-endian."""
     values = tensor.detach().cpu().contiguous()
     values = values.float() if values.is_floating_point() else values
     data = zlib.compress(values.numpy().tobytes(), 9)
-    return {"kind": str(values.dtype).removeprefix("torch."), "shape": list(values.shape), "data": base64.b64encode(data).decode()}
+    return {
+        "kind": str(values.dtype).removeprefix("torch."),
+        "shape": list(values.shape),
+        "data": base64.b64encode(data).decode(),
+    }

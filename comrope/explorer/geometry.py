@@ -72,9 +72,10 @@ def check_grid(grid: Any, num_axes: int) -> tuple[int, ...] | None:
             f"grid={grid!r}: expected {num_axes} whole number{'s' * (num_axes > 1)}, the patches along each axis "
             f"({', '.join(AXES[num_axes])}), such as {(256,) if num_axes == 1 else (8, 14, 14)[-num_axes:]}."
         )
-    if not 2 <= math.prod(counts) <= MOST_PATCHES:
-        raise ConfigurationError(f"grid={grid!r} has {math.prod(counts)} patches: expected 2 to {MOST_PATCHES}.")
-    return tuple(int(n) for n in counts)
+    numbers = tuple(int(n) for n in counts)
+    if not 2 <= math.prod(numbers) <= MOST_PATCHES:
+        raise ConfigurationError(f"grid={grid!r} has {math.prod(numbers)} patches: expected 2 to {MOST_PATCHES}.")
+    return numbers
 
 
 def of_encoding(encoding: Encoding, grid: Any) -> Geometry:
@@ -84,8 +85,8 @@ def of_encoding(encoding: Encoding, grid: Any) -> Geometry:
         return Geometry.counted(counts or (MOST_TOKENS,))
     if counts is None:
         raise ConfigurationError(
-            f"{type(encoding).__name__} alone does not say how many patches there are: give {_an_example(encoding.num_axes)}, the patches "
-            "along each axis."
+            f"{type(encoding).__name__} alone does not say how many patches there are: give "
+            f"{_an_example(encoding.num_axes)}, the patches along each axis."
         )
     return Geometry.relative(counts)
 
@@ -109,8 +110,8 @@ def of_backbone(attached: AttachedBackbone, grid: Any) -> Geometry:
         return Geometry.counted(counts or (min(longest, MOST_TOKENS),))
     if counts is None:
         raise ConfigurationError(
-            f"{type(backbone.module).__name__} does not say how many patches there are: give {_an_example(attention.encoding.num_axes)}, "
-            "the patches along each axis of the samples that you think of."
+            f"{type(backbone.module).__name__} does not say how many patches there are: give "
+            f"{_an_example(attention.encoding.num_axes)}, the patches along each axis of the samples that you think of."
         )
     absolute = isinstance(backbone, CustomBackbone) and not _is_relative(backbone)
     counted = absolute or any(isinstance(hook, GridPositionHook) for hook in hooks)

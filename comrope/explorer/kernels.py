@@ -21,6 +21,9 @@ DEAD = 0.01
 ALIAS = math.pi
 """A plane that rotates by more, in radians per patch, rotates between neighbours as if the other way round."""
 
+_CHUNK = 64
+"""Places whose scores are computed together."""
+
 
 def displacements(grid: Sequence[int]) -> Tensor:
     """Returns all displacements between two patches of a grid, (Π(2n−1), N), float64, in row-major order from −(n−1) on."""
@@ -68,9 +71,10 @@ def kernel_by_place(queries: Tensor, keys: Tensor, grid: Sequence[int]) -> tuple
     strides = torch.tensor([math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))])
     middle = torch.tensor([n - 1 for n in grid])
     keys = keys.double().cpu().transpose(0, 1)  # (H, L, features)
-    for place, query in zip(patches, queries.double().cpu(), strict=True):
+    queries = queries.double().cpu().transpose(0, 1)
+    every_score = (q @ keys.mT for q in queries.split(_CHUNK, dim=1))  # (H, some places, L) each
+    for place, scores in zip(patches, (s for some in every_score for s in some.unbind(1)), strict=True):
         where = ((patches - place + middle) * strides).sum(-1)
-        scores = torch.einsum("hf,hlf->hl", query, keys)
         count[where] += 1
         change = scores - mean[:, where]  # Welford's algorithm: exact where all scores are the same
         mean[:, where] += change / count[where]

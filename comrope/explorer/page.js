@@ -20,7 +20,8 @@
       const bytes = Uint8Array.from(atob(value.data), c => c.charCodeAt(0));
       const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
       const buffer = await new Response(stream).arrayBuffer();
-      return { shape: value.shape, values: new { int8: Int8Array, int16: Int16Array, float32: Float32Array }[value.kind](buffer) };
+      const values = new { int8: Int8Array, int16: Int16Array, float32: Float32Array }[value.kind](buffer);
+      return { shape: value.shape, values: "step" in value ? Float64Array.from(values, x => x * value.step) : values };
     }
     const entries = await Promise.all(Object.entries(value).map(async ([key, each]) => [key, await unpacked(each)]));
     return Object.fromEntries(entries);
@@ -93,8 +94,11 @@
 
   // Words
 
-  const number = (x, digits = 3) => x === null || x === undefined ? "–" : !Number.isFinite(x) ? "–"
-    : x === 0 ? "0" : Math.abs(x) < 1e-3 || Math.abs(x) >= 1e4 ? x.toExponential(1) : String(Number(x.toPrecision(digits)));
+  function number(x, digits = 3) {
+    if (!Number.isFinite(x)) return "–";
+    const scientific = x && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e4);
+    return (scientific ? x.toExponential(1) : String(Number(x.toPrecision(digits)))).replaceAll("-", "−");
+  }
   const residual = x => x && x < 1e-9 ? `${number(x, 2)} (rounding)` : number(x, 2);
   const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
   const unit = numAxes === 1 && models.every(m => !m.image) ? "token" : "patch";
@@ -155,7 +159,7 @@
     const known = values.filter(v => v !== null && v !== undefined);
     if (!known.length) return values.length ? `the whole ${extent}` : "–";
     const low = format(d3.min(known)), high = format(d3.max(known)), whole = values.length - known.length;
-    const text = `${low === high ? low : `${low} to ${high}, median ${format(d3.median(known))}`} ${units}`;
+    const text = low === high ? `${low} ${low === "1" ? unit : units}` : `${low} to ${high} ${units}, median ${format(d3.median(known))}`;
     return whole ? `${text}; ${whole} of ${count(values.length, "head")}: the whole ${extent}` : text;
   }
 
@@ -606,7 +610,9 @@
         Plot.lineY(points, { x: "r", y: "y", stroke: "var(--mark)", strokeWidth: 1.6 }),
       ],
     }));
-    find.profileNote.textContent = reach === null
+    find.profileNote.textContent = reach === 0
+      ? "The kernel without its sign, averaged over all directions: it is nowhere half as large as the peak (dashed), which lies in one direction only."
+      : reach === null
       ? "The kernel without its sign, averaged over all directions: it does not stay below half of its peak (dashed), so it reaches over the whole " + extent + "."
       : `The kernel without its sign, averaged over all directions: from ${number(reach)} ${units} on it stays below half of its peak (dashed).`;
   }
@@ -643,19 +649,19 @@
     const [rows, columns] = model.grid, { prefix } = model.image, token = state.token ?? prefix + Math.floor(rows / 2) * columns + Math.floor(columns / 2);
     state.token = token;
     const weights = attention(model, layer, state.head), patches = weights.slice(prefix), most = d3.max(patches);
-    const canvas = find.canvas, size = 480, context = canvas.getContext("2d"), side = size / columns, down = side;
-    canvas.width = size; canvas.height = Math.round(down * rows);
+    const canvas = find.canvas, side = Math.ceil(480 / columns), context = canvas.getContext("2d");
+    canvas.width = side * columns; canvas.height = side * rows;
     context.imageSmoothingEnabled = model.image.size[1] >= 200;
     context.drawImage(pictures[models.indexOf(model)], 0, 0, canvas.width, canvas.height);
     patches.forEach((a, i) => {
       context.fillStyle = `rgba(12, 14, 18, ${0.86 * (1 - Math.sqrt(a / most))})`;
-      context.fillRect((i % columns) * side, Math.floor(i / columns) * down, side + 0.5, down + 0.5);
+      context.fillRect((i % columns) * side, Math.floor(i / columns) * side, side, side);
     });
     const box = (row, column, dashed) => {
       for (const [ink, line] of [["#111", 5], ["#fff", 2.5]]) {
         context.setLineDash(dashed ? [6, 5] : []);
         context.strokeStyle = ink; context.lineWidth = line;
-        context.strokeRect(column * side + 1, row * down + 1, side - 2, down - 2);
+        context.strokeRect(column * side + 1, row * side + 1, side - 2, side - 2);
       }
     };
     const home = token < prefix ? null : [Math.floor((token - prefix) / columns), (token - prefix) % columns];

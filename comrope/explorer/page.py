@@ -67,7 +67,9 @@ def write(page: str, path: Path) -> Path:
     draft = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", suffix=".html", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".", suffix=".html", delete=False
+        ) as file:
             draft = file.name
             file.write(page)
         mask = os.umask(0)

@@ -50,7 +50,9 @@ def read(path: Path | str, like: Tensor, normal: tuple[Any, Any]) -> tuple[Tenso
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError:
-        raise ConfigurationError("Pillow reads image files: pip install pillow, or give the image as a tensor.") from None
+        raise ConfigurationError(
+            "Pillow reads image files: pip install pillow, or give the image as a tensor."
+        ) from None
     _, channels, height, width = like.shape
     try:
         with Image.open(path) as opened:
@@ -58,7 +60,9 @@ def read(path: Path | str, like: Tensor, normal: tuple[Any, Any]) -> tuple[Tenso
             white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
             fitted = ImageOps.fit(white, (width, height), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow raises errors of many kinds for files that are damaged
-        raise DataError(f"{path} cannot be read as an image ({type(error).__name__}: {error}): give a PNG or JPEG file.") from error
+        raise DataError(
+            f"{path} cannot be read as an image ({type(error).__name__}: {error}): give a PNG or JPEG file."
+        ) from error
     pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(height, width, 3)
     values = pixels.permute(2, 0, 1).float() / 255
     if channels == 1:
@@ -89,8 +93,8 @@ def prepared(image: Any, example: Any, model: Any) -> tuple[Any, Tensor]:
     elif isinstance(image, (str, Path)):
         if not isinstance(like, Tensor) or like.ndim != 4 or like.shape[1] not in (1, 3):
             raise ConfigurationError(
-                f"image={str(image)!r}: {type(model).__name__} does not say of what size its images are: give a tensor, (C, height, "
-                "width), as the model takes it."
+                f"image={str(image)!r}: {type(model).__name__} does not say of what size its images are: give a tensor, "
+                "(C, height, width), as the model takes it."
             )
         config = getattr(model, "pretrained_cfg", None) or {}
         found, pixels = read(image, like, (config.get("mean", 0.5), config.get("std", 0.5)))

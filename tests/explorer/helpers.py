@@ -17,7 +17,13 @@ import comrope
 def encoding(name: str, num_axes: int = 2, **settings) -> Any:
     """Returns an encoding of 2 heads of 24 features that rotate visibly from patch to patch."""
     torch.manual_seed(0)
-    learned = {"init": "normal", "std": 2.0} if name not in ("none", "rope") else {"max_frequency": 6.0} if name == "rope" else {}
+    learned = (
+        {"init": "normal", "std": 2.0}
+        if name not in ("none", "rope")
+        else {"max_frequency": 6.0}
+        if name == "rope"
+        else {}
+    )
     return comrope.encoding(name, num_heads=2, head_dim=24, num_axes=num_axes, **(learned | settings))
 
 
@@ -51,7 +57,7 @@ def unpacked(value: Any) -> Any:
         return value
     if "kind" in value and "data" in value:
         raw = zlib.decompress(base64.b64decode(value["data"]))
-        return np.frombuffer(raw, dtype=value["kind"]).reshape(value["shape"])
+        return np.frombuffer(raw, dtype=value["kind"]).reshape(value["shape"]) * value.get("step", 1)
     return {key: unpacked(each) for key, each in value.items()}
 
 

@@ -94,7 +94,11 @@ def test_the_tab_key_goes_from_the_controls_to_the_heads_to_the_head(browser, tm
     seen = []
     for _ in range(14):
         browser.press("Tab")
-        seen.append(browser.value("document.activeElement.id || document.activeElement.className || document.activeElement.name"))
+        seen.append(
+            browser.value(
+                "document.activeElement.id || document.activeElement.className || document.activeElement.name"
+            )
+        )
     for part in ("kind", "below", "cell", "previous", "next", "enlarge", "plot cursor"):
         assert part in seen
     assert seen.index("below") < seen.index("cell") < seen.index("enlarge") < seen.index("plot cursor")
@@ -116,11 +120,13 @@ def test_every_encoding_in_one_two_and_three_axes(browser, tmp_path, name, num_a
     assert any(where) and (num_axes < 3 or where[0] == -2)
     assert value == pytest.approx(brute_kernel(model, 0, 1, "uniform", where), abs=1e-9)
     browser.click("summary")
-    table = browser.value("[...document.querySelectorAll('.planes tbody tr')].map(r => [...r.children].map(c => c.textContent))")
+    table = browser.value(
+        "[...document.querySelectorAll('.planes tbody tr')].map(r => [...r.children].map(c => c.textContent))"
+    )
     frequencies = model["layers"][0]["frequencies"][1]
     assert len(table) == len(frequencies)
     for row, plane in zip(table, frequencies, strict=True):
-        read = [float(text) for text in row[1 : 1 + num_axes]]
+        read = [float(text.replace("−", "-")) for text in row[1 : 1 + num_axes]]
         np.testing.assert_allclose(read, plane, rtol=0.06 if np.abs(plane).min() < 1e-3 else 1e-3, atol=1e-12)
 
 
@@ -153,9 +159,21 @@ def test_two_models_side_by_side(browser, tmp_path):
     (where, left), (same, right) = _value(browser, 0), _value(browser, 1)
     assert where == same != (0, 0)
     assert left == pytest.approx(brute_kernel(first, 0, 1, "uniform", where), abs=1e-9)
-    assert right == pytest.approx(second["layers"][0]["kernels"]["uniform"]["mean"][1, where[0] + 3, where[1] + 4], abs=1e-6)
+    assert right == pytest.approx(
+        second["layers"][0]["kernels"]["uniform"]["mean"][1, where[0] + 3, where[1] + 4], abs=1e-6
+    )
     boxes = browser.value("[...document.querySelectorAll('.kernel svg')].map(s => s.getBoundingClientRect().x)")
     assert boxes[1] > boxes[0] + 300
+
+
+def test_two_models_of_different_sizes(browser, tmp_path):
+    other = comrope.encoding("rope", num_heads=3, head_dim=8, num_axes=2)
+    browser.open(comrope.show(vit(), tmp_path / "page.html", against=other, grid=(4, 4)))
+    browser.click(HEAD.format(0, 2))
+    visible = "[...document.querySelectorAll('article')].map(a => getComputedStyle(a).visibility)"
+    assert browser.value(visible) == ["hidden", "visible"]
+    browser.click(HEAD.format(1, 1))
+    assert browser.value(visible) == ["visible", "hidden"]
 
 
 def test_attention_of_a_moved_token(browser, tmp_path):
@@ -208,7 +226,10 @@ def test_a_folded_model_saved_and_named_on_the_command_line(browser, tmp_path, m
     comrope.save(model, tmp_path / "folded")
     imsave(tmp_path / "photo.png", draw(40, 60, 3).sigmoid().numpy())
     out = tmp_path / "page.html"
-    monkeypatch.setattr("sys.argv", ["comrope", "show", str(tmp_path / "folded"), "--image", str(tmp_path / "photo.png"), "--out", str(out)])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["comrope", "show", str(tmp_path / "folded"), "--image", str(tmp_path / "photo.png"), "--out", str(out)],
+    )
     main()
     browser.open(out)
     assert "folded to RoPE" in browser.text("#summary")
@@ -218,7 +239,9 @@ def test_a_folded_model_saved_and_named_on_the_command_line(browser, tmp_path, m
 
 def test_a_run_with_one_of_its_test_images(browser, tmp_path, monkeypatch):
     train = "train images --data digits --num-train 60 --num-test 20 --model demo --image-size 48 48 --epochs 1 --batch-size 20"
-    monkeypatch.setattr("sys.argv", ["comrope", *train.split(), "--encoding", "comrope-ld", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(
+        "sys.argv", ["comrope", *train.split(), "--encoding", "comrope-ld", "--out", str(tmp_path / "run")]
+    )
     main()
     out = tmp_path / "page.html"
     monkeypatch.setattr("sys.argv", ["comrope", "show", str(tmp_path / "run"), "--sample", "3", "--out", str(out)])
@@ -258,7 +281,9 @@ def test_nothing_is_wider_than_its_window(browser, tmp_path, width, dark):
     ):
         browser.open(path, width=width, height=800, dark=dark, phone=width < 500)
         assert browser.value("document.documentElement.scrollWidth") == width, name
-        page, ink = browser.value("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+        page, ink = browser.value(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
         brightness = [sum(int(part) for part in colour[4:-1].split(",")) / 765 for colour in (page, ink)]
         assert (brightness[0] < 0.2 and brightness[1] > 0.7) if dark else (brightness[0] > 0.9 and brightness[1] < 0.3)
         browser.click(HEAD.format(0, 0))
@@ -280,17 +305,22 @@ def test_colours_follow_when_the_screen_turns_dark(browser, tmp_path):
 
 def test_hostile_names_are_shown_as_text(browser, tmp_path):
     hostile = "</script><img src=x onerror='document.title=1'><b>&amp;"
-    browser.open(comrope.show(encoding("rope"), tmp_path / "page.html", grid=(4, 4), against=encoding("rope"), names=(hostile, hostile)))
+    browser.open(
+        comrope.show(
+            encoding("rope"), tmp_path / "page.html", grid=(4, 4), against=encoding("rope"), names=(hostile, hostile)
+        )
+    )
     assert browser.text("h1") == f"{hostile} against {hostile}" and browser.text("h3") == hostile
     assert browser.value("document.querySelectorAll('img, b b').length") == 0
 
 
-def test_vit_b_stays_small(browser, tmp_path):
+@pytest.mark.parametrize("name", ["comrope-ld", "liere"])
+def test_vit_b_stays_small(browser, tmp_path, name):
     """With an image, 144 heads × 197 tokens, in less than 5 MB; it answers a click at once."""
     import timm
 
     torch.manual_seed(0)
-    model = comrope.attach(timm.create_model("vit_base_patch16_224").eval(), "comrope-ld", init="normal", std=1.0)
+    model = comrope.attach(timm.create_model("vit_base_patch16_224").eval(), name, init="normal", std=1.0)
     path = comrope.show(model, tmp_path / "page.html", image=draw(3, 224, 224).float())
     assert path.stat().st_size < 5e6
     found = data_of(Path(path))["models"][0]
@@ -301,4 +331,8 @@ def test_vit_b_stays_small(browser, tmp_path):
     assert browser.text("#head-title") == "Layer 12, head 12"
     browser.click(".kernel svg", (0.3, 0.3))
     where, value = _value(browser)
-    assert value == pytest.approx(brute_kernel(found, 11, 11, "uniform", where), abs=1e-9)
+    if name == "comrope-ld":
+        assert value == pytest.approx(brute_kernel(found, 11, 11, "uniform", where), abs=1e-9)
+    else:
+        mean = found["layers"][11]["kernels"]["uniform"]["mean"]
+        assert value == pytest.approx(mean[11, where[0] + 13, where[1] + 13])

@@ -29,7 +29,9 @@ def test_the_kernel_is_the_mean_score_of_equal_unit_queries_and_keys(name, num_a
         q, k = pe(basis, basis, x, x + step * torch.tensor(displacement))
         expected = (q * k).sum(-1).mean(-1)[0]
         for head in range(pe.num_heads):
-            assert brute_kernel(found, 0, head, "uniform", displacement) == pytest.approx(expected[head].item(), abs=1e-6)
+            assert brute_kernel(found, 0, head, "uniform", displacement) == pytest.approx(
+                expected[head].item(), abs=1e-6
+            )
 
 
 def test_the_kernel_on_a_grid_is_the_sum_over_planes():
@@ -55,8 +57,8 @@ def test_a_kernel_that_depends_on_the_place_is_the_mean_over_places():
                     scores.append(product)
         stacked = torch.stack(scores)
         at = (slice(None), *(d + n - 1 for d, n in zip(displacement, grid, strict=True)))
-        np.testing.assert_allclose(layer["kernels"]["uniform"]["mean"][at], stacked.mean(0), atol=1e-6)
-        np.testing.assert_allclose(layer["kernels"]["uniform"]["spread"][at], stacked.std(0, correction=0), atol=1e-6)
+        np.testing.assert_allclose(layer["kernels"]["uniform"]["mean"][at], stacked.mean(0), atol=1e-4)
+        np.testing.assert_allclose(layer["kernels"]["uniform"]["spread"][at], stacked.std(0, correction=0), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["comrope-ld", "liere"])
@@ -88,8 +90,8 @@ def test_the_kernel_of_an_image_is_the_mean_score_of_its_tokens_at_a_displacemen
     for head in range(2):
         if name == "liere":
             kernel = found["layers"][1]["kernels"]["image"]
-            assert kernel["mean"][head, 4, 1] == pytest.approx(expected[:, head].mean().item(), abs=1e-5)
-            assert kernel["spread"][head, 4, 1] == pytest.approx(expected[:, head].std(correction=0).item(), abs=1e-5)
+            assert kernel["mean"][head, 4, 1] == pytest.approx(expected[:, head].mean().item(), abs=1e-4)
+            assert kernel["spread"][head, 4, 1] == pytest.approx(expected[:, head].std(correction=0).item(), abs=1e-4)
             assert expected[:, head].std() > 1e-3
         else:
             assert expected[:, head].std() < 1e-9
@@ -105,7 +107,10 @@ def test_weights_of_planes_are_what_white_inputs_have_in_them(folded):
     w, b = attention.qkv.weight.detach().double(), attention.qkv.bias.detach().double()
     x = draw(20000, 48)
     q, k, _ = (x @ w.T + b).view(-1, 3, 2, 24).unbind(1)
-    planes = [torch.einsum("nhmc,hmcd->nhmd", part.unflatten(-1, basis.shape[1:3]), basis).unflatten(-1, (-1, 2)) for part in (q, k)]
+    planes = [
+        torch.einsum("nhmc,hmcd->nhmd", part.unflatten(-1, basis.shape[1:3]), basis).unflatten(-1, (-1, 2))
+        for part in (q, k)
+    ]
     size_q, size_k = (part.square().sum(-1).mean(0).flatten(1) for part in planes)
     expected = (size_q * size_k).sqrt()
     expected = expected / expected.sum(1, keepdim=True)

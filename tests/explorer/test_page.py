@@ -15,13 +15,16 @@ from comrope.explorer import page
 from comrope.explorer.exploration import explore
 from tests.explorer.helpers import data_of, encoding, vit
 
+SIZES = {"num_heads": 2, "head_dim": 8, "num_axes": 2}
 HOSTILE = "</script><script>alert('$x')</script><img src=x onerror=alert(1)>\"&'"
 
 
 def test_page_needs_nothing_else(tmp_path):
     text = comrope.show(encoding("comrope-ld"), tmp_path / "new" / "page.html", grid=(4, 4)).read_text(encoding="utf-8")
     outside = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.search(r"<(link|iframe|object|embed|base|img)\b", outside) and not re.search(r"\b(src|href)=", outside)
+    assert not re.search(r"<(link|iframe|object|embed|base|img)\b", outside) and not re.search(
+        r"\b(src|href)=", outside
+    )
     assert "default-src 'none'" in text and "connect-src" not in text and "http" not in page._file("page.js")
     assert "@import" not in text and "url(" not in page._file("page.css")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
@@ -38,7 +41,11 @@ def test_hostile_names_stay_text():
 
 def test_libraries_are_those_that_are_listed():
     folder = resources.files("comrope.explorer").joinpath("vendor")
-    rows = re.findall(r"^\| `(\S+)` \|.*\| ([\d.]+) \|.*`(\S+\.LICENSE)` \| `(\w{64})` \|$", folder.joinpath("README.md").read_text("utf-8"), re.M)
+    rows = re.findall(
+        r"^\| `(\S+)` \|.*\| ([\d.]+) \|.*`(\S+\.LICENSE)` \| `(\w{64})` \|$",
+        folder.joinpath("README.md").read_text("utf-8"),
+        re.M,
+    )
     assert [row[0] for row in rows] == [f"{name}.min.js" for name in page.LIBRARIES]
     for file, version, licence, digest in rows:
         content = folder.joinpath(file).read_bytes()
@@ -81,7 +88,7 @@ def test_looking_changes_nothing():
     [
         (lambda _: {"model": "rope"}, "got str"),
         (lambda _: {"model": nn.Linear(2, 2)}, "Linear holds no rotary encoding"),
-        (lambda _: {"model": comrope.encoding("ape", num_heads=2, head_dim=8, num_axes=2, grid=(4, 4))}, "ape.* rotates nothing"),
+        (lambda _: {"model": comrope.encoding("ape", **SIZES, grid=(4, 4))}, "ape.* rotates nothing"),
         (lambda _: {"model": encoding("rope"), "grid": None}, r"Rope alone .*grid=\(14, 14\)"),
         (lambda _: {"model": encoding("rope"), "grid": (4,)}, "grid=.*expected 2 whole numbers"),
         (lambda _: {"model": encoding("rope"), "grid": (4, 0)}, "grid=.*expected 2 whole numbers"),
