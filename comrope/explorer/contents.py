@@ -1,12 +1,12 @@
 """What the queries and keys of an attention layer carry in each plane: known from its weights, or from tokens of an image."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from comrope.encodings import Encoding
@@ -27,23 +27,32 @@ def amplitudes(layer: AttachedLayer) -> Tensor | str:
         basis, _ = attention.encoding.spectrum()
     except NoSpectrumError:
         return "angles that do not commute have no planes"
-    if layer.norms():
+    if any(not isinstance(norm, nn.Identity) for norm in layer.norms()):
         return "queries and keys are normalised after their projections, so that weights do not tell their size"
     if not layer.projections:
         return "the weights that its queries and keys come from are not known"
     squares: dict[str, Any] = {"q": 0.0, "k": 0.0}
     try:
-        for module in layer.projections:
-            names = "qk" if module.output == "qkv" else module.output
-            for rows in projection_rows(layer.attention.get_submodule(module.name)):
-                rows = rows if rows.ndim == 2 else rows.unsqueeze(1)
-                for name, piece in zip(names, layer.split_rows(rows, module), strict=False):
-                    planes = rows_in_basis(piece.double(), len(basis), basis, attention.order).flatten(0, 1)
-                    squares[name] = squares[name] + planes.unflatten(1, (-1, 2)).square().sum((2, 3))  # (heads, D/2)
+        for name, rows in _rows(layer):
+            planes = rows_in_basis(rows.double(), len(basis), basis, attention.order).flatten(0, 1)  # (heads, D, C)
+            squares[name] = squares[name] + planes.unflatten(1, (-1, 2)).square().sum((2, 3))  # (heads, D/2)
     except ConfigurationError:
         return "its projections are wrapped, by an adapter for example"
     group = len(squares["q"]) // len(squares["k"])
     return (squares["q"] * squares["k"].repeat_interleave(group, dim=0)).sqrt().cpu()
+
+
+def _rows(layer: AttachedLayer) -> Iterator[tuple[str, Tensor]]:
+    """Yields the weights (…, heads, D, C) and biases (…, heads, D, 1) of queries ("q") and keys ("k")."""
+    for module in layer.projections:
+        names = "qk" if module.output == "qkv" else module.output
+        for rows in projection_rows(layer.attention.get_submodule(module.name)):
+            pieces = layer.split_rows(rows if rows.ndim == 2 else rows.unsqueeze(1), module)
+            yield from zip(names, pieces, strict=False)
+    for name in "qk":  # some attention layers have biases outside of their projections
+        bias = getattr(layer.attention, f"{name}_bias", None)
+        if isinstance(bias, Tensor):
+            yield name, bias.view(1, -1, layer.head_dim, 1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The command `comrope show`: it finds out what it is given, and mistakes cost one line and no file."""
 
 import json
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from comrope.lab.text.config import TextConfig
 from comrope.lab.video.config import VideoConfig
 from tests.explorer.helpers import data_of, vit
 
+MANUAL = Path(__file__).parents[2] / "docs/show.md"
 ENCODING = ("--num-heads", "2", "--head-dim", "16", "--axes", "2")
 
 
@@ -149,3 +151,14 @@ def test_a_model_before_and_after_training(show):
     assert show("before", "--against", "after")[0] == 0
     before, after = (each["layers"][0]["frequencies"] for each in data_of(Path("show.html"))["models"])
     assert abs(after - 2 * before).max() < 1e-5 < abs(before).max()
+
+
+def test_what_the_manual_says_runs(show):
+    text = MANUAL.read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(example, MANUAL.name, "exec"), {})
+    assert data_of(Path("show.html"))["models"][0]["name"] == "vit_tiny_patch16_224"
+    assert data_of(Path("liere.html"))["models"][0]["grid"] == [14, 14]
+    (line,) = re.findall(r"^comrope show (comrope-ld .*)$", text, flags=re.MULTILINE)
+    assert show(*line.split()) == (0, "wrote show.html\n", "")
+    assert len(data_of(Path("show.html"))["models"]) == 2
