@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import ctypes
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def _fitting_levels(layers: Sequence[_Layer]) -> int:
     size = 0.0
     for levels in contents.LEVELS:
         size = kernels_of_places + sum(
-            len(zlib.compress(contents.Rounded.of(part, levels).numbers.numpy().tobytes(), 6))
+            len(zlib.compress(_bytes(contents.Rounded.of(part, levels).numbers), 6))
             for layer in layers
             if layer.tokens is not None
             for part in (layer.tokens.queries, layer.tokens.keys)
@@ -328,9 +329,15 @@ def packed(tensor: Tensor) -> dict[str, Any]:
     """Returns numbers compressed for the page: small integers as they are, others as float32, little-endian."""
     values = tensor.detach().cpu().contiguous()
     values = values.float() if values.is_floating_point() else values
-    data = zlib.compress(values.numpy().tobytes(), 9)
+    data = zlib.compress(_bytes(values), 9)
     return {
         "kind": str(values.dtype).removeprefix("torch."),
         "shape": list(values.shape),
         "data": base64.b64encode(data).decode(),
     }
+
+
+def _bytes(values: Tensor) -> bytes:
+    """Returns the numbers of a contiguous tensor as they lie in memory; `Tensor.numpy` would need numpy."""
+    values = values.contiguous()
+    return ctypes.string_at(values.data_ptr(), values.numel() * values.element_size())

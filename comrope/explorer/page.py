@@ -15,6 +15,8 @@ from comrope.errors import ConfigurationError, DataError
 
 LIBRARIES = ("d3", "plot.umd")
 """The files of `vendor`, in the order in which they run."""
+SCRIPTS = ("data", "kernels", "words", "colours", "summary", "heads", "head", "spectrum", "reach", "attention", "start")
+"""The files of `script`, which run one after the other in one function, whose names they share."""
 
 
 def render(models: Sequence[dict[str, Any]]) -> str:
@@ -34,8 +36,13 @@ def render(models: Sequence[dict[str, Any]]) -> str:
         style=_file("page.css"),
         libraries="\n".join(f"<script>{_library(name)}</script>" for name in LIBRARIES),
         data=data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
-        script=_file("page.js"),
+        script=_script(),
     )
+
+
+def _script() -> str:
+    files = "\n".join(_file(f"script/{name}.js") for name in SCRIPTS)
+    return f'"use strict";\n(async () => {{\n{files}}})();'
 
 
 def _library(name: str) -> str:

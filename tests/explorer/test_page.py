@@ -25,7 +25,7 @@ def test_page_needs_nothing_else(tmp_path):
     assert not re.search(r"<(link|iframe|object|embed|base|img)\b", outside) and not re.search(
         r"\b(src|href)=", outside
     )
-    assert "default-src 'none'" in text and "connect-src" not in text and "http" not in page._file("page.js")
+    assert "default-src 'none'" in text and "connect-src" not in text and "http" not in page._script()
     assert "@import" not in text and "url(" not in page._file("page.css")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
 
