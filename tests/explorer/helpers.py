@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import comrope
 
@@ -27,12 +26,12 @@ def encoding(name: str, num_axes: int = 2, **settings) -> Any:
     return comrope.encoding(name, num_heads=2, head_dim=24, num_axes=num_axes, **(learned | settings))
 
 
-def vit(name: str = "comrope-ld", **settings) -> nn.Module:
-    """Returns a small ViT of timm, 4 × 4 patches of 8 pixels and a class token, with an encoding attached."""
+def vit(name: str = "comrope-ld", *, side: int = 32, **settings) -> Any:
+    """Returns a small ViT of timm, patches of 8 pixels, 4 × 4 by default, and a class token, with an encoding attached."""
     import timm
 
     torch.manual_seed(0)
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 3}
+    sizes = {"img_size": side, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 3}
     model: Any = timm.create_model("vit_tiny_patch16_224", **sizes).eval()
     with torch.no_grad():
         for block in model.blocks:

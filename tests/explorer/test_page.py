@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from torch import nn
 
 import comrope
 from comrope.errors import ComropeError, ConfigurationError, DataError, InputError
-from comrope.explorer import page
+from comrope.explorer import contents, exploration, page
 from comrope.explorer.exploration import explore
+from comrope.lab.images.model import MODELS
+from comrope.lab.vit import ViT
 from tests.explorer.helpers import data_of, encoding, vit
 
 SIZES = {"num_heads": 2, "head_dim": 8, "num_axes": 2}
@@ -121,16 +124,51 @@ def test_mistakes(change, message, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["text.png"]
 
 
-def test_models_that_do_not_tell():
+def _zeros() -> torch.Tensor:
+    return torch.zeros(3, 32, 32)
+
+
+def test_images_that_a_page_cannot_show(monkeypatch, tmp_path):
     model = vit()
     model.blocks[0].attn.fused_attn = False
     with pytest.raises(ConfigurationError, match=r"blocks.0.attn does not call scaled_dot_product_attention"):
-        explore(model, image=torch.zeros(3, 32, 32))
+        explore(model, image=_zeros())
+    model = vit()
+    model.blocks[1].attn.register_forward_pre_hook(
+        lambda _, args, given: (args, given | {"attn_mask": torch.zeros(17, 17)}), with_kwargs=True
+    )
+    with pytest.raises(ConfigurationError, match=r"blocks.1.attn adds a mask or a bias"):
+        explore(model, image=_zeros())
+    monkeypatch.setattr(contents, "MOST_BYTES", 10)
+    with pytest.raises(ConfigurationError, match=r"would make a page of .* smaller image"):
+        explore(vit(), image=_zeros())
+    (tmp_path / "image.png").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigurationError, match="pip install pillow"):
+        explore(vit(), image=tmp_path / "image.png")
+
+
+def test_text_models_have_no_image():
+    from tests.hosts import tiny_transformers
+
+    with pytest.raises(ConfigurationError, match="1-dimensional positions: expected one of images"):
+        explore(comrope.attach(tiny_transformers.build("llama"), "rope-mixed"), image=_zeros())
+
+
+def test_models_that_do_not_tell_their_grid(monkeypatch):
+    own = ViT("comrope-ld", (16, 16), num_classes=3, in_chans=1, **MODELS["tiny"])
+    with pytest.raises(ConfigurationError, match=r"ViT does not say how many patches .*--grid 14 14"):
+        explore(own)
+    assert explore(own, grid=(4, 4), image=torch.zeros(1, 16, 16))["image"]["prefix"] == 1
+    with pytest.raises(ConfigurationError, match="ViT does not say of what size its images are"):
+        explore(own, grid=(4, 4), image="image.png")
+    with pytest.raises(ConfigurationError, match="layers of 2 different grids"):
+        explore(nn.ModuleList([vit(), vit(side=48)]))
+    monkeypatch.setattr(exploration, "MOST_HEADS", 3)
+    with pytest.raises(ConfigurationError, match="more than 3 heads"):
+        explore(vit())
     with pytest.raises(InputError, match="meta device"):
         explore(encoding("comrope-ld", device="meta"), grid=(4, 4))
-    normed = vit("comrope-ld", std=1.0)
-    layer = explore(normed)["layers"][0]
-    assert "weights" in layer["weights"]
 
 
 def test_weights_behind_norms_are_not_known():
