@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from comrope.checks import check as check
     from comrope.encodings import encoding as encoding
     from comrope.encodings import freeze as freeze
+    from comrope.explorer import show as show
     from comrope.hosts import attach as attach
     from comrope.hosts import detach as detach
     from comrope.hosts import export_timm as export_timm
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    **dict.fromkeys(("errors", "positions", "reference", "checks", "encodings", "hosts", "rotation"), ""),
+    **dict.fromkeys(("errors", "positions", "reference", "checks", "encodings", "explorer", "hosts", "rotation"), ""),
     **dict.fromkeys(("encoding", "freeze"), ".encodings"),
     **dict.fromkeys(("attach", "detach", "export_timm", "fold", "param_groups"), ".hosts"),
     **dict.fromkeys(("load", "save"), ".hosts.files"),
     "check": ".checks",
     "load_official": ".hosts.official",
+    "show": ".explorer",
 }
 """Module of each public name; "" marks a submodule. Imports are lazy: the command line answers before torch is loaded."""
 

@@ -103,10 +103,15 @@ def _check(name: str, encoding: Encoding, num_positions: int, seed: int) -> Chec
     offset = unit * draw(1, encoding.num_axes)
     return Check(
         name=name,
-        commutator=_commutator(angles),
+        commutator=commutators(angles).max().item(),
         equation=(rx.mT @ ry - rxy).abs().max().item(),
-        offset_drift=(_scores(encoding, q, k, x + offset) - _scores(encoding, q, k, x)).abs().max().item(),
+        offset_drift=offset_drifts(encoding, q, k, x, offset).max().item(),
     )
+
+
+def offset_drifts(encoding: Encoding, q: Tensor, k: Tensor, positions: Tensor, offset: Tensor) -> Tensor:
+    """Returns max |⟨R(x+o)q, R(y+o)k⟩ − ⟨R(x)q, R(y)k⟩| over the tokens, (H,), for one offset o (1, N) of all positions."""
+    return (_scores(encoding, q, k, positions + offset) - _scores(encoding, q, k, positions)).abs().amax((0, 2, 3))
 
 
 def _scores(encoding: Encoding, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
@@ -114,9 +119,9 @@ def _scores(encoding: Encoding, q: Tensor, k: Tensor, positions: Tensor) -> Tens
     return q @ k.mT
 
 
-def _commutator(angles: Tensor) -> float:
-    """Returns max ‖[A_i, A_j]‖ / (‖A_i‖‖A_j‖) over pairs of axes, heads and blocks, counting 0 where a matrix is zero."""
-    first, second = angles.unsqueeze(0), angles.unsqueeze(1)
+def commutators(angles: Tensor) -> Tensor:
+    """Returns max ‖[A_i, A_j]‖ / (‖A_i‖‖A_j‖) over pairs of axes and blocks, (H,), counting 0 where a matrix is zero."""
+    first, second = angles.unsqueeze(0), angles.unsqueeze(1)  # (1, N, H, m, b, b), (N, 1, H, m, b, b)
     bracket = torch.linalg.matrix_norm(first @ second - second @ first)
     size = torch.linalg.matrix_norm(first) * torch.linalg.matrix_norm(second)
-    return torch.where(size == 0, torch.zeros_like(size), bracket / size).max().item()
+    return torch.where(size == 0, torch.zeros_like(size), bracket / size).amax((0, 1, 3))

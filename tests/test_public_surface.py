@@ -12,11 +12,22 @@ from tests import helpers
 
 PUBLIC = {
     *("__version__", "check", "encoding", "errors", "positions", "reference"),
-    *("attach", "detach", "export_timm", "fold", "freeze", "load", "load_official", "param_groups", "save"),
+    *("attach", "detach", "export_timm", "fold", "freeze", "load", "load_official", "param_groups", "save", "show"),
 }
 """Every public name of the package. Changing this set changes the public API."""
 
-SUBPACKAGES = {"checks", "cli", "encodings", "hosts", "lab", "rotation", "importlib", "Any", "TYPE_CHECKING"}
+SUBPACKAGES = {
+    "checks",
+    "cli",
+    "encodings",
+    "explorer",
+    "hosts",
+    "lab",
+    "rotation",
+    "importlib",
+    "Any",
+    "TYPE_CHECKING",
+}
 """Other names in the package: submodules, and what its own code imports."""
 
 OPTIONAL = (

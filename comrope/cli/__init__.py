@@ -1,4 +1,4 @@
-"""ComRoPE and its relatives: compare, train, evaluate and reproduce; check and fold models on disk."""
+"""ComRoPE and its relatives: compare, train, evaluate and reproduce; check, fold and show models on disk."""
 
 import os
 import signal
@@ -67,6 +67,7 @@ def _parsed() -> Any:
     import tyro
 
     from comrope.cli import experiments, tools
+    from comrope.cli.show import Show
     from comrope.lab.kinds import KINDS
 
     app = tyro.extras.SubcommandApp()
@@ -79,7 +80,7 @@ def _parsed() -> Any:
     app.command(name="demo")(tools.Demo)
     app.command(train, name="train", help="Train a model with any encoding.")
     app.command(evaluate, name="evaluate", help="Evaluate a trained run under other conditions.")
-    for command in (experiments.Reproduce, tools.Report, tools.Bench, tools.Check, tools.Fold):
+    for command in (experiments.Reproduce, tools.Report, tools.Bench, tools.Check, tools.Fold, Show):
         app.command(name=command.__name__.lower())(command)
     return app.cli(prog="comrope", description=__doc__)
 

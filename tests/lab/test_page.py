@@ -3,8 +3,6 @@
 import copy
 import html
 import json
-import os
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +16,7 @@ from comrope.lab import reproduce
 from comrope.lab.reproduce import page_of
 from comrope.lab.styles import style
 from comrope.lab.table import Table
+from tests import browser
 from tests.lab.helpers import ENCODINGS, LABELS
 
 pytestmark = pytest.mark.slow
@@ -216,25 +215,14 @@ def test_same_results_give_the_same_page(results):
     assert results == before
 
 
-def _browser() -> str:
-    for name in ("chromium", "google-chrome", "chromium-browser"):
-        if found := shutil.which(name):
-            return found
-    if os.environ.get("COMROPE_REQUIRE_BROWSER"):
-        pytest.fail("COMROPE_REQUIRE_BROWSER is set, but there is no chromium, google-chrome or chromium-browser.")
-    pytest.skip("no chromium, google-chrome or chromium-browser on this machine")
-
-
 def _chromium(page: Path, *arguments: str) -> str:
-    quiet = ["background-networking", "sync", "component-update", "quic", "gpu"]
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--no-first-run",
-        "--hide-scrollbars",
-        *(f"--disable-{name}" for name in quiet),
+    command = [
+        browser.executable(),
+        *browser.FLAGS,
+        f"--user-data-dir={page.parent / 'profile'}",
+        *arguments,
+        page.as_uri(),
     ]
-    command = [_browser(), *flags, f"--user-data-dir={page.parent / 'profile'}", *arguments, page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
