@@ -1,0 +1,7 @@
+# %% [markdown]
+# # attention
+#
+# about
+
+# %%
+print(1)

@@ -1,0 +1,7 @@
+# %% [markdown]
+# # export
+#
+# about
+
+# %%
+print(1)

@@ -1,0 +1,7 @@
+# %% [markdown]
+# # kernels
+#
+# about
+
+# %%
+print(1)

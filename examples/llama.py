@@ -1,0 +1,7 @@
+# %% [markdown]
+# # llama
+#
+# about
+
+# %%
+print(1)
