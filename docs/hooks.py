@@ -3,6 +3,7 @@
 - Pages of examples/*.py, CONTRIBUTING.md and CHANGELOG.md, and the files of benchmarks/.
 - `<!-- comrope … --help -->` becomes what that command prints, `<!-- gallery -->` the figures that results.json files describe.
 - Equations between dollar signs, which arithmatex finds, become MathML.
+- `DocstringSections`, an extension of griffe, finds sections of docstrings without an empty line before them.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import griffe
 import jupytext
 import latex2mathml.converter
 from mkdocs.config.defaults import MkDocsConfig
@@ -26,6 +28,14 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 FIGURES = ("results/*", "demo")
 """The folders of docs/ with the output of recipes."""
+
+
+class DocstringSections(griffe.Extension):
+    """Puts an empty line before each section of a docstring, without which griffe takes it for prose."""
+
+    def on_object(self, *, obj: griffe.Object, **_) -> None:
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"\n+(?=(Args|Returns|Raises|Examples):\n)", "\n\n", obj.docstring.value)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -55,8 +65,12 @@ def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def mathml(latex: str, display: str) -> str:
-    """Returns an equation as MathML, which browsers draw without scripts."""
-    return latex2mathml.converter.convert(html.unescape(latex), display=display)
+    """Returns an equation as MathML, which browsers draw without scripts.
+
+    Without a font for mathematics parentheses do not grow, so those of matrices are drawn by site.css.
+    """
+    drawn = latex2mathml.converter.convert(html.unescape(latex), display=display)
+    return re.sub(r"<mo>&#x00028;</mo><mtable>(.*?)</mtable><mo>&#x00029;</mo>", r'<mtable class="matrix">\1</mtable>', drawn)
 
 
 def example_page(path: Path) -> str:

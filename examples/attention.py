@@ -1,7 +1,0 @@
-# %% [markdown]
-# # attention
-#
-# about
-
-# %%
-print(1)

@@ -1,7 +1,0 @@
-# %% [markdown]
-# # export
-#
-# about
-
-# %%
-print(1)

@@ -1,7 +1,0 @@
-# %% [markdown]
-# # kernels
-#
-# about
-
-# %%
-print(1)

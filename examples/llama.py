@@ -1,7 +1,0 @@
-# %% [markdown]
-# # llama
-#
-# about
-
-# %%
-print(1)
