@@ -45,7 +45,12 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for path in sorted((ROOT / "examples").glob("*.py")):
         files.append(File.generated(config, f"examples/{path.stem}.md", content=example_page(path)))
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
-        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](").replace("](CONTRIBUTING.md", "](contributing.md")
+        text = (
+            (ROOT / name)
+            .read_text(encoding="utf-8")
+            .replace("](docs/", "](")
+            .replace("](CONTRIBUTING.md", "](contributing.md")
+        )
         files.append(File.generated(config, name.lower(), content=text))
 
 
@@ -60,8 +65,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turns the equations of a page into MathML."""
-    html_text = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: mathml(m[1], "inline"), html_text, flags=re.S)
-    return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', lambda m: mathml(m[1], "block"), html_text, flags=re.S)
+    html_text = re.sub(
+        r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: mathml(m[1], "inline"), html_text, flags=re.S
+    )
+    return re.sub(
+        r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', lambda m: mathml(m[1], "block"), html_text, flags=re.S
+    )
 
 
 def mathml(latex: str, display: str) -> str:
@@ -70,7 +79,9 @@ def mathml(latex: str, display: str) -> str:
     Without a font for mathematics parentheses do not grow, so those of matrices are drawn by site.css.
     """
     drawn = latex2mathml.converter.convert(html.unescape(latex), display=display)
-    return re.sub(r"<mo>&#x00028;</mo><mtable>(.*?)</mtable><mo>&#x00029;</mo>", r'<mtable class="matrix">\1</mtable>', drawn)
+    return re.sub(
+        r"<mo>&#x00028;</mo><mtable>(.*?)</mtable><mo>&#x00029;</mo>", r'<mtable class="matrix">\1</mtable>', drawn
+    )
 
 
 def example_page(path: Path) -> str:
@@ -89,9 +100,9 @@ def command_help(arguments: list[str]) -> str:
 
     printed = io.StringIO()
     plain = mock.patch.dict(os.environ, {"COLUMNS": "96", "NO_COLOR": "1", "TERM": "dumb"})
-    with plain, mock.patch.object(sys, "argv", ["comrope", *arguments, "--help"]), contextlib.redirect_stdout(printed):
-        with contextlib.suppress(SystemExit):
-            main()
+    typed = mock.patch.object(sys, "argv", ["comrope", *arguments, "--help"])
+    with plain, typed, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main()
     return f"```text\n{printed.getvalue().strip()}\n```"
 
 

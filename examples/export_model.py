@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Export to timm and ONNX
 #
-# A model with a learned encoding need not take comrope along. This script makes a stock timm model of it, and an ONNX file, and shows that both say
-# the same. It takes half a minute. It needs `pip install 'comrope[timm,onnx]'`.
+# A model with a learned encoding need not take comrope along. This script makes a stock timm model of it, and an ONNX
+# file, and shows that both say the same. It takes half a minute. It needs `pip install 'comrope[timm,onnx]'`.
 
 # %%
 import copy
@@ -20,8 +20,8 @@ OUT = Path("runs/export")
 OUT.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
-# A small ViT stands for a trained one: `init="normal"` gives it angles to export. `prefix="first"` puts the class token where timm's rotary models have
-# it; a model that is to be exported to timm is trained so.
+# A small ViT stands for a trained one: `init="normal"` gives it angles to export. `prefix="first"` puts the class
+# token where timm's rotary models have it; a model that is to be exported to timm is trained so.
 
 # %%
 torch.manual_seed(0)

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Fine-tune a ViT with a learned rotary encoding
 #
-# A small timm ViT with its absolute position embedding is trained on scikit-learn's digits. Then two copies are trained on for as long: one as it is, one
-# with ComRoPE-LD attached at zero angles, which is exactly the model it was. How many test images does each get right, at the training size
-# and at a larger one? It takes half a minute on two cores.
+# A small timm ViT with its absolute position embedding is trained on scikit-learn's digits. Then two copies are
+# trained on for as long: one as it is, one with ComRoPE-LD attached at zero angles, which is exactly the model it
+# was. How many test images does each get right, at the training size and at a larger one? It takes half a minute on
+# two cores.
 
 # %%
 import copy
@@ -20,7 +21,8 @@ SIZE, LARGER = (24, 24), (36, 36)
 VIT = {"img_size": SIZE, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 10}
 
 # %% [markdown]
-# Training is plain PyTorch. `comrope.param_groups` gives the angles, if there are any, three times the learning rate and no weight decay.
+# Training is plain PyTorch. `comrope.param_groups` gives the angles, if there are any, three times the learning rate
+# and no weight decay.
 
 
 # %%
@@ -42,13 +44,14 @@ def correct(model, images, size) -> int:
 
 
 # %% [markdown]
-# The "pretrained" model is trained here, so that nothing is downloaded. With a network it would be `timm.create_model(…, pretrained=True)`.
+# The "pretrained" model is trained here, so that nothing is downloaded. With a network it would be
+# `timm.create_model(…, pretrained=True)`.
 
 # %%
 torch.manual_seed(0)
 training, test = digits()
 model = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **VIT)
-train(model, training, epochs=6, lr=1e-3, seed=0)
+train(model, training, epochs=4, lr=1e-3, seed=0)
 
 # %% [markdown]
 # Attaching changes no logit, to rounding.
@@ -60,12 +63,13 @@ with torch.no_grad():
     change = (attached(pixels) - model(pixels)).abs().max().item()
 
 # %% [markdown]
-# Both are trained on. Whether the encoding is what helps, a single seed cannot say; the [results](../results.md) have more.
+# Both are trained on. Whether the encoding is what helps, a single seed cannot say; the [results](../results.md) have
+# more.
 
 # %%
 further = {"as it was": copy.deepcopy(model), "with comrope-ld": attached}
 for other in further.values():
-    train(other, training, epochs=4, lr=1e-3, seed=1)
+    train(other, training, epochs=3, lr=1e-3, seed=1)
 counts = {
     name: {"{}×{}".format(*size): correct(m, test, size) for size in (SIZE, LARGER)}
     for name, m in ({"pretrained": model} | further).items()

@@ -1,12 +1,14 @@
 # %% [markdown]
 # # Train on images, and look at the kernels
 #
-# What does an encoding learn? A token at displacement δ from a query with the same content gets, on average over contents, the score
+# What does an encoding learn? A token at displacement δ from a query with the same content gets, on average over
+# contents, the score
 #
 # $$ \kappa_h(\delta) = \tfrac{1}{D} \, \mathrm{tr} \, R_h(\delta) = \frac{2}{D} \sum_k \cos(\omega_{hk}^\top \delta) $$
 #
-# in head $h$: the sum runs over the planes, and the basis does not matter. This *kernel* is a picture of how a head sees distance and direction. Here a
-# small ViT without any other position is trained on digits, and the kernels are drawn before and after. It takes half a minute.
+# in head $h$: the sum runs over the planes, and the basis does not matter. This *kernel* is a picture of how a head
+# sees distance and direction. Here a small ViT without any other position is trained on digits, and the kernels are
+# drawn before and after. It takes half a minute.
 
 # %%
 from pathlib import Path
@@ -26,7 +28,15 @@ SIZE = (24, 24)
 # %%
 torch.manual_seed(0)
 training, test = digits()
-sizes = {"img_size": SIZE, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 10}
+sizes = {
+    "img_size": SIZE,
+    "patch_size": 4,
+    "in_chans": 1,
+    "embed_dim": 64,
+    "depth": 2,
+    "num_heads": 4,
+    "num_classes": 10,
+}
 model = timm.create_model("vit_tiny_patch16_224", pos_embed="none", **sizes)
 comrope.attach(model, "comrope-mt", init="normal", std=3.0)  # every commuting family, with fast planes
 
@@ -49,7 +59,7 @@ before = kernels(model)
 # %%
 optimizer = torch.optim.AdamW(comrope.param_groups(model, lr=1e-2, weight_decay=0.05), lr=2e-3)
 pixels, draws = training.fitted(SIZE), torch.Generator().manual_seed(0)
-for _ in range(6):
+for _ in range(4):
     for batch in torch.randperm(len(training), generator=draws).split(64):
         F.cross_entropy(model(pixels[batch]), training.labels[batch]).backward()
         optimizer.step()
@@ -60,7 +70,8 @@ with torch.no_grad():
 print(f"{100 * right:.1f} % of the test digits are right")
 
 # %% [markdown]
-# Each row is a layer, before and after. The middle of a picture is the query's own place; red is a high score, blue a low one.
+# Each row is a layer, before and after. The middle of a picture is the query's own place; red is a high score, blue a
+# low one.
 
 # %%
 after = kernels(model)

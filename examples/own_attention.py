@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Your own attention
 #
-# An encoding in attention that you write, in three forms: the plain one; one that keeps its keys in a cache; and one that applies the basis to its weights,
-# so that a token costs what RoPE costs. All three give the same outputs, and the same gradients. It takes seconds, and needs torch alone.
+# An encoding in attention that you write, in three forms: the plain one; one that keeps its keys in a cache; and one
+# that applies the basis to its weights, so that a token costs what RoPE costs. All three give the same outputs, and
+# the same gradients. It takes seconds, and needs torch alone.
 
 # %%
 import torch
@@ -43,7 +44,8 @@ assert comrope.check(layer).holds
 # %% [markdown]
 # ## With cached keys
 #
-# Keys are cached after rotation. `rotation(positions)` has the methods `queries` and `keys`, for code that does not have both at once. Any chunks give the outputs of the whole.
+# Keys are cached after rotation. `rotation(positions)` has the methods `queries` and `keys`, for code that does not
+# have both at once. Any chunks give the outputs of the whole.
 
 
 # %%

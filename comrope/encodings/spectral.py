@@ -100,6 +100,8 @@ def rotations(
         positions: as for `Encoding.forward`, the same in all layers.
         key_positions: likewise.
         dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
+    Raises:
+        InputError: an encoding that does not commute, another dtype, or positions that do not fit.
     Examples:
         >>> import comrope
         >>> layers = [comrope.encoding("comrope-mt", num_heads=2, head_dim=16, num_axes=2) for _ in range(12)]

@@ -20,6 +20,10 @@ from comrope.hosts.fold import fold as fold
 def detach(model: nn.Module) -> nn.Module:
     """Undoes `attach`: classes, attributes, names and outputs are as before. Weights trained since keep their values.
 
+    Args:
+        model: one that `attach` has returned, also if it has been trained.
+    Returns:
+        The model.
     Raises:
         ConfigurationError: nothing is attached, or it has been folded into the weights.
     Examples:

@@ -51,6 +51,9 @@ def save(model: nn.Module, folder: Path | str) -> None:
     `from_pretrained(folder)` raises OSError as it finds no weights; for timm under an architecture that
     `timm.create_model` does not know.
 
+    Args:
+        model: one that `attach` has returned.
+        folder: made if it is missing; the files of an earlier model there are replaced, and others are kept.
     Raises:
         ConfigurationError: nothing is attached; the model is of none of these libraries; a timm model was not made by
             `timm.create_model`, or with an argument that JSON cannot hold. Nothing is written then.

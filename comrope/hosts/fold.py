@@ -43,6 +43,8 @@ def fold(model: nn.Module) -> nn.Module:
     own dtype, and nothing of comrope remains in the model. A float32 frequency changes a phase by up to 6e-8 of itself: by
     6e-6 radians where it is 100, and by 0.06 where it is a million.
 
+    Args:
+        model: one that `attach` has returned.
     Returns:
         The model. One that is already folded stays as it is.
     Raises:

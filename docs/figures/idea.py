@@ -19,7 +19,9 @@ def turned(angle: float) -> np.ndarray:
 
 
 def arrow(axes: Axes, start, end, colour: str, label: str = "", style: str = "-|>", shift=(0.0, 0.0)) -> None:
-    axes.annotate("", end, start, arrowprops={"arrowstyle": style, "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0})
+    axes.annotate(
+        "", end, start, arrowprops={"arrowstyle": style, "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0}
+    )
     axes.text(*(1.16 * np.asarray(end) + shift), label, color=colour, ha="center", va="center")
 
 
@@ -111,7 +113,9 @@ def gaps() -> plt.Figure:
     figure, axes = plt.subplots(figsize=(7, 3.2))
     gap = np.linspace(-8, 8, 801)
     gap = gap[np.abs(gap) > 1e-9]
-    axes.plot(gap, np.where(np.abs(gap) > 0.02, np.abs(1 / gap), np.nan), color=RED, lw=2, label="derivative of eigenvectors")
+    axes.plot(
+        gap, np.where(np.abs(gap) > 0.02, np.abs(1 / gap), np.nan), color=RED, lw=2, label="derivative of eigenvectors"
+    )
     axes.plot(gap, np.abs(np.sinc(gap / 2 / np.pi)), color=BLUE, lw=2, label="derivative of the rotation")
     axes.set(ylim=(0, 4), xlabel="gap λ_a − λ_b, at τ = 1", xlim=(-8, 8))
     axes.spines[["top", "right"]].set_visible(False)
