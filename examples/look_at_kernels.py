@@ -46,7 +46,7 @@ comrope.attach(model, "comrope-mt", init="normal", std=3.0)  # every commuting f
 
 # %%
 @torch.no_grad()
-def kernels(model: nn.Module, points: int = 65) -> list[Tensor]:
+def kernels(model: nn.Module, points: int = 49) -> list[Tensor]:
     """Returns the kernels of each layer, (heads, points, points), for displacements of −½ to ½ image along rows and columns."""
     side = torch.linspace(-0.5, 0.5, points, dtype=torch.float64)
     displacements = torch.stack(torch.meshgrid(side, side, indexing="ij"), dim=-1)  # (points, points, 2)
@@ -79,16 +79,20 @@ figure, axes = plt.subplots(4, 4, figsize=(7, 7.4), layout="constrained")
 for row, (when, layer) in enumerate((w, layer) for layer in range(2) for w in ("before", "after")):
     for head in range(4):
         picture = (before if when == "before" else after)[layer][head]
-        axes[row, head].imshow(picture, cmap="RdBu_r", vmin=-1, vmax=1, extent=(-0.5, 0.5, 0.5, -0.5))
+        axes[row, head].imshow(picture, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         axes[row, head].set(xticks=[], yticks=[])
     axes[row, 0].set_ylabel(f"layer {layer + 1}, {when}")
 OUT.mkdir(parents=True, exist_ok=True)
-figure.savefig(OUT / "kernels.png")
+figure.savefig(OUT / "kernels.png", dpi=80)
 moved = max((a - b).abs().max().item() for a, b in zip(before, after, strict=True))
 print(f"training changed the kernels by up to {moved:.2f}; see {OUT / 'kernels.png'}")
 
 # %% [markdown]
-# Attention depends on displacements only, as the trained matrices still commute:
+# ![Kernels of four heads in two layers, before and after](../figures/kernels.png)
+#
+# Heads look along lines and at spots of different sizes and directions. In this short training they keep the shapes that
+# they start with, which is why [the start matters](../choose.md#settings). Attention depends on displacements only, as
+# the trained matrices still commute:
 
 # %%
 assert comrope.check(model).holds

@@ -27,7 +27,7 @@ def arrow(axes: Axes, start, end, colour: str, label: str = "", style: str = "-|
 
 def planes() -> plt.Figure:
     """A query and a key in one plane at two pairs of positions with the same difference: the angle between them stays."""
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.9))
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6))
     speed, query, key = 0.7, 0.2, 0.5  # radians per unit, and where q and k point at position 0
     for axes, (x, y) in zip(panels, ((0.0, 1.0), (2.0, 3.0)), strict=True):
         axes.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1))
@@ -39,7 +39,7 @@ def planes() -> plt.Figure:
         middle = 0.62 * turned(between.mean())
         axes.text(*middle, f"{between[-1] - between[0]:.1f} rad", color=GREEN, ha="center", va="center")
         axes.set_title(f"query at {x:g}, key at {y:g}", fontsize=11)
-        axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
+        axes.set(xlim=(-1.5, 1.5), ylim=(-1.1, 1.4), aspect="equal")
         axes.axis("off")
     return figure
 
