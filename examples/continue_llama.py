@@ -9,6 +9,7 @@
 import copy
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import comrope
 
 LENGTH, LONGER = 64, 256
-LLAMA = {
+LLAMA: Any = {
     "hidden_size": 48,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -60,14 +61,14 @@ def bits_per_byte(model: nn.Module, length: int) -> float:
 
 # %%
 torch.manual_seed(0)
-model = LlamaForCausalLM(LlamaConfig(**LLAMA, eos_token_id=None))
+model: Any = LlamaForCausalLM(LlamaConfig(**LLAMA, eos_token_id=None))
 train(model, steps=50, seed=0)
 
 # %% [markdown]
 # Attaching takes over the frequencies of the model's RoPE. What it generates is the same, token by token.
 
 # %%
-attached = comrope.attach(copy.deepcopy(model), "comrope-ld", block_size=4)
+attached: Any = comrope.attach(copy.deepcopy(model), "comrope-ld", block_size=4)
 prompt = test[None, :32]
 settings = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
 assert torch.equal(attached.generate(prompt, **settings), model.generate(prompt, **settings))
@@ -90,4 +91,5 @@ text = attached.generate(prompt, **settings)
 comrope.fold(attached)
 assert torch.equal(attached.generate(prompt, **settings), text)
 comrope.save(attached, "runs/llama")
-assert torch.equal(comrope.load("runs/llama").generate(prompt, **settings), text)
+again: Any = comrope.load("runs/llama")
+assert torch.equal(again.generate(prompt, **settings), text)

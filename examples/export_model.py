@@ -8,6 +8,7 @@
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import timm
@@ -25,7 +26,7 @@ OUT.mkdir(parents=True, exist_ok=True)
 
 # %%
 torch.manual_seed(0)
-sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
+sizes: Any = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 10}
 vit = timm.create_model("vit_tiny_patch16_224", **sizes).eval()
 comrope.attach(vit, "comrope-ld", init="normal", prefix="first")
 images = torch.randn(4, 3, 32, 32)
@@ -40,7 +41,7 @@ with torch.no_grad():
 # %%
 stock = comrope.export_timm(vit)
 assert type(stock).__module__ == "timm.models.eva"
-save_for_hf(stock, OUT / "timm", safe_serialization=True)
+save_for_hf(stock, str(OUT / "timm"), safe_serialization=True)
 again = timm.create_model(f"local-dir:{OUT / 'timm'}", pretrained=True).eval()
 with torch.no_grad():
     print(f"timm: largest difference of a logit {(again(images) - expected).abs().max():.1e}")
@@ -56,7 +57,7 @@ frozen = comrope.freeze(copy.deepcopy(vit))
 with torch.no_grad(), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the exporter, about itself
     batch = ({0: torch.export.Dim("batch", min=1, max=64)},)
-    program = torch.onnx.export(frozen, (images[:2],), dynamo=True, verbose=False, dynamic_shapes=batch)
+    program: Any = torch.onnx.export(frozen, (images[:2],), dynamo=True, verbose=False, dynamic_shapes=batch)
 program.save(OUT / "vit.onnx")
 
 # %%

@@ -12,12 +12,13 @@
 
 # %%
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import comrope
 from comrope.lab.images.in_memory import digits
@@ -46,7 +47,7 @@ comrope.attach(model, "comrope-mt", init="normal", std=3.0)  # every commuting f
 
 # %%
 @torch.no_grad()
-def kernels(model: nn.Module, points: int = 49) -> list[Tensor]:
+def kernels(model: Any, points: int = 49) -> list[Tensor]:
     """Returns the kernels of each layer, (heads, points, points), for displacements of −½ to ½ image along rows and columns."""
     side = torch.linspace(-0.5, 0.5, points, dtype=torch.float64)
     displacements = torch.stack(torch.meshgrid(side, side, indexing="ij"), dim=-1)  # (points, points, 2)
@@ -91,8 +92,8 @@ print(f"training changed the kernels by up to {moved:.2f}; see {OUT / 'kernels.p
 # ![Kernels of four heads in two layers, before and after](../figures/kernels.png)
 #
 # Heads look along lines and at spots of different sizes and directions. In this short training they keep the shapes that
-# they start with, which is why [the start matters](../choose.md#settings). Attention depends on displacements only, as
-# the trained matrices still commute:
+# they start with; [the start](../choose.md#settings) decides how fast planes rotate. Attention depends on displacements
+# only, as the trained matrices still commute:
 
 # %%
 assert comrope.check(model).holds

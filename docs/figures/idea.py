@@ -13,16 +13,17 @@ from matplotlib.axes import Axes
 BLUE, RED, GREY, GREEN = "#3b5bdb", "#e8590c", "#868e96", "#2f9e44"
 
 
-def turned(angle: float) -> np.ndarray:
+def turned(angle: float | np.ndarray) -> np.ndarray:
     """Returns a unit vector of the plane at an angle in radians."""
     return np.array([np.cos(angle), np.sin(angle)])
 
 
 def arrow(axes: Axes, start, end, colour: str, label: str = "", style: str = "-|>", shift=(0.0, 0.0)) -> None:
     axes.annotate(
-        "", end, start, arrowprops={"arrowstyle": style, "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0}
+        "", xy=end, xytext=start, arrowprops={"arrowstyle": style, "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0}
     )
-    axes.text(*(1.16 * np.asarray(end) + shift), label, color=colour, ha="center", va="center")
+    x, y = 1.16 * np.asarray(end) + shift
+    axes.text(x, y, label, color=colour, ha="center", va="center")
 
 
 def planes() -> plt.Figure:
