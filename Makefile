@@ -6,7 +6,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 export PYTHONDONTWRITEBYTECODE :=  # or pytest would rewrite the assertions of every test file in each run
 
-.PHONY: demo test test-slow test-all test-versions lint clean
+.PHONY: demo docs test test-slow test-all test-versions lint clean
 
 demo: $(READY)
 	$(BIN)/comrope demo
@@ -22,6 +22,9 @@ test-all: test test-slow
 test-versions: $(READY)
 	$(BIN)/python -m tests.versions
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -29,7 +32,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .versions runs
+	rm -rf .venv .versions runs site
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

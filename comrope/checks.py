@@ -66,6 +66,10 @@ def check(module: nn.Module, *, num_positions: int = 32, seed: int = 0) -> Repor
         One `Check` per encoding.
     Raises:
         InputError: `module` contains no rotary encoding, or one on the meta device.
+    Examples:
+        >>> import comrope
+        >>> comrope.check(comrope.encoding("liere", num_heads=2, head_dim=16, num_axes=2)).holds
+        False
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"module={type(module).__name__}: expected an encoding, or a model with some in it.")

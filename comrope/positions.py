@@ -45,8 +45,9 @@ def grid(
         InputError: a shape or extent that is empty or not positive, extents that do not match the axes or are given
             although relative=False, and any other argument that is none.
 
-    >>> grid((2, 2)).tolist()
-    [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
+    Examples:
+        >>> grid((2, 2)).tolist()
+        [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
     """
     counts = _counts(shape)
     _check_dtype(dtype)
@@ -76,8 +77,18 @@ def sequence(
 ) -> Tensor:
     """Positions start, start + 1, … of a token sequence, shape (length, 1), in tokens; exact up to 2²⁴ in float32.
 
-    >>> sequence(3, start=5).tolist()
-    [[5.0], [6.0], [7.0]]
+    Args:
+        length: the number of tokens, 1 or more.
+        start: the position of the first one.
+        dtype: float32 or float64.
+        device: where the result lives.
+    Returns:
+        (length, 1).
+    Raises:
+        InputError: a number that is none of these, or positions that float32 cannot tell apart.
+    Examples:
+        >>> sequence(3, start=5).tolist()
+        [[5.0], [6.0], [7.0]]
     """
     if not is_whole(length, 1):
         raise InputError(f"length={length!r}: expected a whole number of tokens, 1 or more, as many as memory holds.")
@@ -118,6 +129,14 @@ def perturb(
         batch_size: draw anew for each of so many samples, giving (B, L, N); None draws once for the whole batch, which
             keeps (L, N) and lets the rotation be shared.
         generator: source of randomness, on the positions' device; torch's own by default.
+    Returns:
+        The moved positions, (L, N) or (B, L, N).
+    Raises:
+        InputError: positions, sizes or an intensity that do not fit; the message names the argument.
+    Examples:
+        >>> moved = perturb(grid((2, 2)), patch_size=(0.5, 0.5), intensity=1.0) - grid((2, 2))
+        >>> bool((moved.abs() <= 0.25).all())
+        True
     """
     _check_positions(positions)
     num_axes = positions.shape[-1]
@@ -154,10 +173,18 @@ def offset(
     """Coordinate offset (paper, Eq. 12): one random shift N(0, ρ²I) for all tokens of an image, prefix tokens too.
 
     Args:
-        positions: (L, N) or (B, L, N).
+        positions: (L, N) or (B, L, N), in any unit.
         intensity: ρ ≥ 0, in the unit of the positions. 0 returns the positions unchanged.
         batch_size: one shift for each of so many samples, giving (B, L, N); None shifts an (L, N) input once.
         generator: source of randomness, on the positions' device; torch's own by default.
+    Returns:
+        The shifted positions, (L, N) or (B, L, N).
+    Raises:
+        InputError: positions or an intensity that do not fit; the message names the argument.
+    Examples:
+        >>> shift = offset(grid((2, 2)), intensity=1.0) - grid((2, 2))
+        >>> torch.allclose(shift, shift[:1], atol=1e-6)
+        True
     """
     _check_positions(positions)
     _check_intensity(intensity, "in units of the positions")

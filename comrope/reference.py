@@ -20,6 +20,12 @@ def rotation_matrices(angle_matrices: Tensor, positions: Tensor) -> Tensor:
         positions: (L, N) or (B, L, N).
     Returns:
         (L, H, m, b, b) or (B, L, H, m, b, b), in the angle matrices' dtype, off by its rounding times the angle.
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit, or positions that are not finite.
+    Examples:
+        >>> quarter = torch.tensor([[0.0, -torch.pi / 2], [torch.pi / 2, 0.0]]).view(1, 1, 1, 2, 2)
+        >>> rotation_matrices(quarter, torch.ones(1, 1)).round().int().tolist()
+        [[[[[0, -1], [1, 0]]]]]
     """
     _check_tensor(angle_matrices, "angle_matrices", bits=32)
     if angle_matrices.ndim != 5 or angle_matrices.shape[-1] != angle_matrices.shape[-2]:
@@ -48,13 +54,32 @@ def rotate(q: Tensor, k: Tensor, angle_matrices: Tensor, positions: Tensor) -> t
         positions: (L, N), shared by the batch, or (B, L, N).
     Returns:
         Rotated q and k, same shapes, in the angle matrices' dtype.
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit, or positions that are not finite.
+    Examples:
+        >>> import comrope
+        >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2, dtype=torch.float64)
+        >>> x = comrope.positions.grid((3, 3), dtype=torch.float64)
+        >>> q, k = torch.randn(2, 1, 2, 9, 16, dtype=torch.float64)
+        >>> (fast_q, fast_k), (q, k) = pe(q, k, x), rotate(q, k, pe.angle_matrices(), x)
+        >>> torch.allclose(fast_q @ fast_k.mT, q @ k.mT)
+        True
     """
     rotation = rotation_matrices(angle_matrices, positions)
     return apply(rotation, q), apply(rotation, k)
 
 
 def apply(rotation: Tensor, x: Tensor) -> Tensor:
-    """R x for dense blocks (L, H, m, b, b) or (B, L, H, m, b, b) and x (B, H·g, L, D)."""
+    """R x, block by block.
+
+    Args:
+        rotation: dense blocks, (L, H, m, b, b) or (B, L, H, m, b, b).
+        x: (B, H·g, L, D), floating-point numbers.
+    Returns:
+        Same shape as x, in the rotation's dtype.
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit.
+    """
     _check_tensor(rotation, "rotation")
     _check_tensor(x, "x")
     _check_one_device(x, rotation, "x", "the rotations")

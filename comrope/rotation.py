@@ -175,5 +175,9 @@ class Rotation(NamedTuple):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Returns the dtype in which tokens like x are rotated: x's own, but float32 at least."""
+    """Returns the dtype in which tokens like x are rotated: x's own, but float32 at least.
+
+    Args:
+        x: queries or keys.
+    """
     return torch.promote_types(x.dtype, torch.float32)

@@ -36,7 +36,7 @@ def encoding(name: str, **settings) -> nn.Module:
 
     Args:
         name: one of `none`, `ape`, `rope`, `rope-mixed`, `string`, `liere`, `comrope-ap`, `comrope-ld`, `comrope-mt`.
-        settings: arguments of the encoding's class. All classes require `num_heads`, `head_dim` and `num_axes`. All but `ape`
+        **settings: arguments of the encoding's class. All classes require `num_heads`, `head_dim` and `num_axes`. All but `ape`
             take `block_size`; `ape` requires `grid`. Encodings with learned angles take `init`: "normal" (with `std`),
             "identity" (zero angles) or "rope" (vanilla RoPE's rotation, with `base` and `max_frequency`; an error if the
             encoding cannot represent it). Further arguments are in the docstring of each class.
@@ -45,11 +45,12 @@ def encoding(name: str, **settings) -> nn.Module:
     Raises:
         ConfigurationError: an unknown name or setting, a missing setting, or values that do not fit together.
 
-    >>> import torch, comrope
-    >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2, block_size=8)
-    >>> q, k = torch.randn(2, 1, 2, 9, 16)
-    >>> [tuple(t.shape) for t in pe(q, k, comrope.positions.grid((3, 3)))]
-    [(1, 2, 9, 16), (1, 2, 9, 16)]
+    Examples:
+        >>> import torch, comrope
+        >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2, block_size=8)
+        >>> q, k = torch.randn(2, 1, 2, 9, 16)
+        >>> [tuple(t.shape) for t in pe(q, k, comrope.positions.grid((3, 3)))]
+        [(1, 2, 9, 16), (1, 2, 9, 16)]
     """
     kind = kind_of(name)
     accepted = _accepted_settings(kind)

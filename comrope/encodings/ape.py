@@ -19,7 +19,8 @@ class AbsoluteEncoding(PreciseModule):
     codes are interpolated (bilinearly in 2D); beyond the outermost centres they are constant.
 
     Args:
-        num_heads, head_dim: their product is the tokens' width.
+        num_heads: the tokens' width is num_heads · head_dim.
+        head_dim: likewise.
         num_axes: N, which is 1, 2 or 3.
         grid: the number of cells along each axis, such as (14, 14).
         std: the initial standard deviation of the codes.

@@ -73,6 +73,11 @@ def freeze(module: nn.Module) -> nn.Module:
     Raises:
         InputError: there is no rotary encoding in it, or one on the meta device.
         NoSpectrumError: it contains LieRE, whose matrices do not commute. After any error the model is unchanged.
+    Examples:
+        >>> import comrope
+        >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2)
+        >>> type(comrope.freeze(pe)).__name__
+        'FixedSpectrum'
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"module: got {type(module).__name__}, expected a model with encodings in it, or an encoding.")

@@ -63,7 +63,8 @@ class SpectralEncoding(Encoding):
             q, k = rotation.rotate(heads(q), heads(k), in_basis=True)
 
         Args:
-            positions, key_positions: as for `forward`.
+            positions: as for `forward`.
+            key_positions: as for `forward`.
             dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
         """
         return rotations([self], positions, key_positions, dtype=dtype)[0]
@@ -96,8 +97,16 @@ def rotations(
 
     Args:
         encodings: the encodings of the layers, in order.
-        positions, key_positions: as for `Encoding.forward`, the same in all layers.
+        positions: as for `Encoding.forward`, the same in all layers.
+        key_positions: likewise.
         dtype: the dtype in which tokens will be rotated: float32, or float64 for float64 queries and keys.
+    Raises:
+        InputError: an encoding that does not commute, another dtype, or positions that do not fit.
+    Examples:
+        >>> import comrope
+        >>> layers = [comrope.encoding("comrope-mt", num_heads=2, head_dim=16, num_axes=2) for _ in range(12)]
+        >>> len(rotations(layers, comrope.positions.grid((14, 14))))
+        12
     """
     if not isinstance(encodings, Sequence) or not all(isinstance(pe, SpectralEncoding) for pe in encodings):
         raise InputError(f"encodings: got {encodings!r}, expected a list of encodings that commute.")

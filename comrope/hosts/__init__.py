@@ -20,8 +20,18 @@ from comrope.hosts.fold import fold as fold
 def detach(model: nn.Module) -> nn.Module:
     """Undoes `attach`: classes, attributes, names and outputs are as before. Weights trained since keep their values.
 
+    Args:
+        model: one that `attach` has returned, also if it has been trained.
+    Returns:
+        The model.
     Raises:
         ConfigurationError: nothing is attached, or it has been folded into the weights.
+    Examples:
+        >>> import timm, comrope
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=1)
+        >>> names = set(model.state_dict())
+        >>> set(comrope.detach(comrope.attach(model, "rope-mixed")).state_dict()) == names
+        True
     """
     attachment = Attachment.of(model)
     if attachment.folded:
@@ -52,6 +62,12 @@ def export_timm(model: nn.Module) -> nn.Module:
             rotate class and register tokens and counts patches from 0, which places these tokens at the first patch: a
             model with such tokens must have been attached with prefix="first", or have a RoPE with index positions
             itself.
+    Examples:
+        >>> import timm, comrope
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=1)
+        >>> stock = comrope.export_timm(comrope.attach(model, "comrope-ld", prefix="first"))
+        >>> type(stock).__module__
+        'timm.models.eva'
     """
     from comrope.hosts.timm_export import to_eva
 
@@ -81,6 +97,11 @@ def param_groups(
         lr=1e-2), 1e-3)`.
     Raises:
         ConfigurationError: not a module, or not a valid number; an optimizer does not check the numbers of a group.
+    Examples:
+        >>> import comrope
+        >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2)
+        >>> [(group["lr"], group["weight_decay"]) for group in comrope.param_groups(pe, lr=1e-2)]
+        [(0.01, 0.0)]
     """
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if value is not None and not is_number(value):

@@ -70,7 +70,7 @@ def attach(
         positions: a tensor (L, N) or (B, L, N), or a function that returns one, called with the arguments of the model's
             forward.
         example: arguments of a small forward pass for the proof, a tensor or a dict; made up if None.
-        settings: further settings of the encoding, such as std=0.1.
+        **settings: further settings of the encoding, such as std=0.1.
     Returns:
         The model. Classes, weights and their names are as before; each attention layer has one more submodule,
         `encoding`.
@@ -78,6 +78,13 @@ def attach(
         ConfigurationError: there is no attention layer, or the proof fails in one (the message says how); an encoding is
             attached already; the model is compiled; settings do not fit (the message names the layer). The model is
             unchanged.
+    Examples:
+        >>> import timm, torch, comrope
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
+        >>> images = torch.randn(1, 3, 224, 224)
+        >>> before = model(images)
+        >>> torch.allclose(comrope.attach(model, "comrope-ld")(images), before, atol=1e-5)
+        True
     """
     _check_attachable(model, name)
     check_flag(keep_ape=keep_ape)

@@ -51,11 +51,21 @@ def save(model: nn.Module, folder: Path | str) -> None:
     `from_pretrained(folder)` raises OSError as it finds no weights; for timm under an architecture that
     `timm.create_model` does not know.
 
+    Args:
+        model: one that `attach` has returned.
+        folder: made if it is missing; the files of an earlier model there are replaced, and others are kept.
     Raises:
         ConfigurationError: nothing is attached; the model is of none of these libraries; a timm model was not made by
             `timm.create_model`, or with an argument that JSON cannot hold. Nothing is written then.
         DataError: the folder cannot be written, or is a file. A model that was there before is unchanged, also if the
             process is killed.
+    Examples:
+        >>> import tempfile, timm, comrope
+        >>> model = comrope.attach(timm.create_model("vit_tiny_patch16_224", depth=1), "comrope-ld")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     comrope.save(model, folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['comrope.json', 'config.json', 'model.safetensors']
     """
     attachment, folder = Attachment.of(model), _folder_path(folder)
     frozen = not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules())
@@ -113,6 +123,14 @@ def load(
         DataError: files are missing, damaged or of another model; the message names a tensor that is missing or does not
             fit.
         ConfigurationError: the model was attached with positions=…, and these are missing; and whatever `attach` raises.
+    Examples:
+        >>> import tempfile, timm, comrope
+        >>> model = comrope.attach(timm.create_model("vit_tiny_patch16_224", depth=1), "comrope-ld", init="normal")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     comrope.save(model, folder)
+        ...     again = comrope.load(folder)
+        >>> all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+        True
     """
     folder = _folder_path(folder)
     if kind is not None and not (isinstance(kind, type) and issubclass(kind, nn.Module)):

@@ -43,12 +43,21 @@ def fold(model: nn.Module) -> nn.Module:
     own dtype, and nothing of comrope remains in the model. A float32 frequency changes a phase by up to 6e-8 of itself: by
     6e-6 radians where it is 100, and by 0.06 where it is a million.
 
+    Args:
+        model: one that `attach` has returned.
     Returns:
         The model. One that is already folded stays as it is.
     Raises:
         NoSpectrumError: the angle matrices do not commute (LieRE), so that there is no basis to fold.
         ConfigurationError: nothing is attached; norms between the basis and the weights do not commute with the basis;
             projections are wrapped, by an adapter for example. The model is unchanged in any case.
+    Examples:
+        >>> import timm, torch, comrope
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
+        >>> images = torch.randn(1, 3, 224, 224)
+        >>> trained = comrope.attach(model, "comrope-ld", init="normal")(images)
+        >>> torch.allclose(comrope.fold(model)(images), trained, atol=1e-4)
+        True
     """
     attachment = Attachment.of(model)
     if attachment.folded:

@@ -30,6 +30,12 @@ def load_official(
         DataError: a key is missing or of another shape (the message names it), or the file cannot be read. The model is
             unchanged.
         ConfigurationError: the model is not a module, or the factor is not a number that can be used.
+    Examples:
+        >>> import comrope
+        >>> pe = comrope.encoding("comrope-ap", num_heads=2, head_dim=16, num_axes=2)
+        >>> freqs = torch.randn(2, 1, 2, 8, 8)  # heads, 1, blocks, rows, columns
+        >>> bool((load_official(pe, {"blocks.0.freqs": freqs}).base_matrices == freqs[:, 0]).all())
+        True
     """
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")

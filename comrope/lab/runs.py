@@ -65,7 +65,9 @@ def run(
         conditions: those to evaluate the model under.
         folder: the run's folder; made if it is missing.
         command: the command that was typed, for the record.
-        micro_batch, num_workers, compile: see `comrope.lab.train.train`. None of them changes the result but for rounding.
+        micro_batch: see `comrope.lab.train.train`; it changes the result by rounding only, as do the next two.
+        num_workers: likewise.
+        compile: likewise.
         save_every: steps between two checkpoints; the steps of an epoch if None.
         unreadable: whether a sample that cannot be read is an error ("fail"), or is left out and counted ("skip").
         tensorboard: whether progress is also written for TensorBoard, into the folder's `tensorboard`.

@@ -93,7 +93,7 @@ def run(
         command: the command that was typed, for the record.
         on_progress: is called with (name of the run, stage, done, total, samples per second).
         show: is called with the outcome, in the process that writes.
-        settings: further arguments of `comrope.lab.runs.run`.
+        **settings: further arguments of `comrope.lab.runs.run`.
     Returns:
         What results.json holds.
     Raises:
