@@ -97,5 +97,4 @@ print(f"training changed the kernels by up to {moved:.2f}; see {OUT / 'kernels.p
 
 # %%
 assert comrope.check(model).holds
-if hasattr(comrope, "show"):  # a page with all kernels and spectra
-    comrope.show(model, path=OUT / "kernels.html")
+comrope.show(model, path=OUT / "kernels.html")  # a page with all kernels and spectra

@@ -35,6 +35,12 @@ def show(
         ConfigurationError: there is no rotary encoding; the grid is missing or does not fit; the model does not tell its
             queries and keys; the names are not as many as the models.
         DataError: the image cannot be read, or the file cannot be written.
+
+    >>> import comrope, pathlib, tempfile
+    >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2)
+    >>> page = comrope.show(pe, pathlib.Path(tempfile.mkdtemp(), "show.html"), grid=(14, 14))
+    >>> "Positional kernel" in page.read_text(encoding="utf-8")
+    True
     """
     from comrope.explorer import page
     from comrope.explorer.exploration import explore

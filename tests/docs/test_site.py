@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import pytest
 
+from tests import browser
 from tests.docs.pages import DOCS, ROOT
-from tests.lab.test_page import _browser
 
 pytestmark = pytest.mark.slow
 
@@ -145,19 +145,19 @@ def test_a_browser_shows_it(site, tmp_path):
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     ]
     net_log = tmp_path / "net.json"
-    command = [_browser(), *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={net_log}"]
+    command = [browser.executable(), *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={net_log}"]
     errors = tmp_path / "stderr"
     with (
         errors.open("w") as stream,
         subprocess.Popen(
             [*command, "--remote-debugging-port=0", f"{origin}harness.html"], stdout=stream, stderr=stream
-        ) as browser,
+        ) as process,
     ):
         try:
             assert Handler.done.wait(600), errors.read_text()
         finally:
-            browser.terminate()
-            browser.wait(60)
+            process.terminate()
+            process.wait(60)
             server.shutdown()
             server.server_close()
     found = Handler.seen
