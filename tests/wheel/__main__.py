@@ -166,7 +166,7 @@ def check_command_line(environment: Environment) -> str:
     if not inside.startswith(f"{version} {environment.folder}"):
         raise SystemExit(f"comrope --version says {version!r}, and the package {inside!r}.")
     said = environment.run("comrope", "demo", status=2)
-    if "pip install 'comrope[lab]'" not in said:
+    if "pip install -e '.[lab]'" not in said:
         raise SystemExit(f"without the extra lab, comrope demo says: {said}")
     return ""
 
