@@ -11,9 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from comrope import checks as checks
+    from comrope import encodings as encodings
     from comrope import errors as errors
+    from comrope import hosts as hosts
     from comrope import positions as positions
     from comrope import reference as reference
+    from comrope import rotation as rotation
     from comrope.checks import check as check
     from comrope.encodings import encoding as encoding
     from comrope.encodings import freeze as freeze
@@ -27,32 +31,50 @@ if TYPE_CHECKING:
     from comrope.hosts.files import save as save
     from comrope.hosts.official import load_official as load_official
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
-_MODULES = {
-    **dict.fromkeys(("errors", "positions", "reference", "checks", "encodings", "explorer", "hosts", "rotation"), ""),
-    **dict.fromkeys(("encoding", "freeze"), ".encodings"),
-    **dict.fromkeys(("attach", "detach", "export_timm", "fold", "param_groups"), ".hosts"),
-    **dict.fromkeys(("load", "save"), ".hosts.files"),
-    "check": ".checks",
-    "load_official": ".hosts.official",
-    "show": ".explorer",
+__all__ = [
+    "attach",
+    "check",
+    "checks",
+    "detach",
+    "encoding",
+    "encodings",
+    "errors",
+    "export_timm",
+    "fold",
+    "freeze",
+    "hosts",
+    "load",
+    "load_official",
+    "param_groups",
+    "positions",
+    "reference",
+    "rotation",
+    "save",
+    "show",
+]
+
+_FUNCTIONS = {
+    **dict.fromkeys(("encoding", "freeze"), "encodings"),
+    **dict.fromkeys(("attach", "detach", "export_timm", "fold", "param_groups"), "hosts"),
+    **dict.fromkeys(("load", "save"), "hosts.files"),
+    "check": "checks",
+    "load_official": "hosts.official",
+    "show": "explorer",
 }
-"""Module of each public name; "" marks a submodule. Imports are lazy: the command line answers before torch is loaded."""
+"""The module of each public function. Imports are lazy: the command line answers before torch is loaded."""
 
+if not TYPE_CHECKING:  # or any misspelled name would have a type
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'comrope' has no attribute {name!r}")
-    module = _MODULES[name]
-    value = (
-        getattr(importlib.import_module(f"comrope{module}"), name)
-        if module
-        else importlib.import_module(f"comrope.{name}")
-    )
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'comrope' has no attribute {name!r}")
+        module = importlib.import_module(f"comrope.{_FUNCTIONS.get(name, name)}")
+        value = getattr(module, name) if name in _FUNCTIONS else module
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,10 @@
 """The public names of `import comrope`, and what importing it costs."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,24 +13,16 @@ from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, SpectralEnco
 from tests import helpers
 
 PUBLIC = {
-    *("__version__", "check", "encoding", "errors", "positions", "reference"),
-    *("attach", "detach", "export_timm", "fold", "freeze", "load", "load_official", "param_groups", "save", "show"),
+    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rotation"),
+    *("attach", "check", "detach", "encoding", "export_timm", "fold", "freeze"),
+    *("load", "load_official", "param_groups", "save", "show"),
 }
 """Every public name of the package. Changing this set changes the public API."""
 
-SUBPACKAGES = {
-    "checks",
-    "cli",
-    "encodings",
-    "explorer",
-    "hosts",
-    "lab",
-    "rotation",
-    "importlib",
-    "Any",
-    "TYPE_CHECKING",
-}
-"""Other names in the package: submodules, and what its own code imports."""
+OTHERS = {"__version__", "cli", "explorer", "lab", "importlib", "Any", "TYPE_CHECKING"}
+"""Other names in the package: the version, what needs an extra, and what its own code imports."""
+
+CHANGES = (Path(__file__).parents[1] / "CHANGELOG.md").read_text("utf-8")
 
 OPTIONAL = (
     "timm",
@@ -68,8 +62,9 @@ def imports():
 
 @pytest.mark.slow
 def test_the_public_names_are_these(imports):
-    assert set(imports["names"]) - SUBPACKAGES == PUBLIC
+    assert set(imports["names"]) - OTHERS == PUBLIC == set(comrope.__all__)
     assert all(hasattr(comrope, name) for name in PUBLIC)
+    assert not hasattr(comrope, "encodding")
 
 
 @pytest.mark.slow
@@ -107,5 +102,13 @@ def test_encodings_are_built_by_name():
         assert type(helpers.build(name)) is kind
 
 
-def test_the_version_is_three_numbers():
-    assert [part.isdigit() for part in comrope.__version__.split(".")] == [True] * 3
+def test_the_version_is_three_numbers_and_dev_between_releases():
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev0|rc\d+)?", comrope.__version__)
+
+
+def test_the_change_log_begins_with_this_version():
+    """A version that is not released has no date yet."""
+    version, date = re.search(r"^## (\S+) \((.*)\)$", CHANGES, re.MULTILINE).groups()
+    assert comrope.__version__.removesuffix(".dev0") == version
+    assert (date == "unreleased") == comrope.__version__.endswith(".dev0")
+    assert date == "unreleased" or re.fullmatch(r"\d{4}-\d\d-\d\d", date)

@@ -47,7 +47,7 @@ def _run() -> None:
         sys.exit(3 if isinstance(error, DivergedError) else 2)
     except ModuleNotFoundError as error:
         print(
-            f"comrope: {error.name} is not installed: get it by pip install 'comrope[lab]', or 'comrope[bench]' for "
+            f"comrope: {error.name} is not installed: get it by pip install -e '.[lab]' in the repository, or '.[bench]' for "
             "`comrope bench`.",
             file=sys.stderr,
         )

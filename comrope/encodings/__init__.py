@@ -2,18 +2,24 @@
 
 import difflib
 import inspect
+from typing import Any, Literal, overload
 
 from torch import nn
 
-from comrope.encodings.ape import AbsoluteEncoding
+from comrope.encodings.ape import AbsoluteEncoding as AbsoluteEncoding
 from comrope.encodings.base import Encoding as Encoding
-from comrope.encodings.commuting import ComRoPEAP, ComRoPELD, ComRoPEMT, String
+from comrope.encodings.commuting import ComRoPEAP as ComRoPEAP
+from comrope.encodings.commuting import ComRoPELD as ComRoPELD
+from comrope.encodings.commuting import ComRoPEMT as ComRoPEMT
+from comrope.encodings.commuting import String as String
 from comrope.encodings.fixed import FixedFrequencies as FixedFrequencies
 from comrope.encodings.fixed import FixedSpectrum as FixedSpectrum
 from comrope.encodings.fixed import freeze as freeze
 from comrope.encodings.learned import LearnedEncoding as LearnedEncoding
-from comrope.encodings.liere import LieRE
-from comrope.encodings.rope import NoEncoding, Rope, RopeMixed
+from comrope.encodings.liere import LieRE as LieRE
+from comrope.encodings.rope import NoEncoding as NoEncoding
+from comrope.encodings.rope import Rope as Rope
+from comrope.encodings.rope import RopeMixed as RopeMixed
 from comrope.encodings.spectral import SpectralEncoding as SpectralEncoding
 from comrope.encodings.spectral import rotations as rotations
 from comrope.errors import ConfigurationError
@@ -30,8 +36,17 @@ ENCODINGS: dict[str, type[nn.Module]] = {
     "comrope-mt": ComRoPEMT,
 }
 
+RotaryName = Literal["none", "rope", "rope-mixed", "string", "liere", "comrope-ap", "comrope-ld", "comrope-mt"]
+"""The names of the encodings that rotate queries and keys, which type checkers tell from `ape`."""
 
-def encoding(name: str, **settings) -> nn.Module:
+
+@overload
+def encoding(name: Literal["ape"], **settings: Any) -> AbsoluteEncoding: ...
+@overload
+def encoding(name: RotaryName, **settings: Any) -> Encoding: ...
+@overload
+def encoding(name: str, **settings: Any) -> nn.Module: ...
+def encoding(name: str, **settings: Any) -> nn.Module:
     """Returns the encoding called `name`.
 
     Args:

@@ -1,6 +1,7 @@
 """APE: a learned absolute position encoding, added to the tokens. It is not a rotation."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +54,10 @@ class AbsoluteEncoding(PreciseModule):
             )
         self.num_axes = num_axes
         self.grid = grid
-        self.std = check_std(std)
-        self.code_book = nn.Parameter(torch.empty(num_heads * head_dim, *grid, device=device, dtype=dtype))
+        self.std: float = check_std(std)
+        self.code_book: nn.Parameter = nn.Parameter(
+            torch.empty(num_heads * head_dim, *grid, device=device, dtype=dtype)
+        )
         self.reset_parameters()
 
     @torch.no_grad()
@@ -90,6 +93,10 @@ class AbsoluteEncoding(PreciseModule):
         if tokens.device != self.device:
             raise InputError(f"tokens are on {tokens.device} and the code book on {self.device}: move both to one.")
         return tokens + self.codes(positions).to(tokens.dtype)
+
+    if TYPE_CHECKING:  # torch says only that a module can be called
+
+        def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor: ...
 
     def codes(self, positions: Tensor) -> Tensor:
         """Returns the codes at `positions`: (L, width) or (B, L, width)."""

@@ -5,7 +5,7 @@ from the parameters in each call.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ class Encoding(PreciseModule, ABC):
         self.head_dim = head_dim
         self.num_axes = num_axes
         self.block_size = block_size
-        self.num_blocks = head_dim // block_size
+        self.num_blocks: int = head_dim // block_size
         self._factory_kwargs = {"device": device, "dtype": dtype}
         anchor = torch.empty(0, **self._factory_kwargs)
         self._anchor = torch.empty_like(anchor, device="cpu") if anchor.is_meta else anchor
@@ -130,6 +130,12 @@ class Encoding(PreciseModule, ABC):
             raise InputError(f"k has {k.shape[1]} heads, but this encoding has num_heads={self.num_heads} key heads.")
         dtype = torch.promote_types(compute_dtype(q), k.dtype)
         return self.rotation(positions, key_positions, dtype=dtype).rotate(q, k)
+
+    if TYPE_CHECKING:  # torch says only that a module can be called
+
+        def __call__(
+            self, q: Tensor, k: Tensor, positions: Tensor, key_positions: Tensor | None = None
+        ) -> tuple[Tensor, Tensor]: ...
 
     @abstractmethod
     def rotation(

@@ -1,6 +1,7 @@
 """Learned angle matrices that commute: the paper's ComRoPE-AP and -LD, STRING, and ComRoPE-MT, which contains all others."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +31,17 @@ class _ScaledSkewEncoding(LearnedEncoding, SpectralEncoding):
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        num_axes,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
         block_size: int = 8,
         *,
         init: str = "normal",
         std: float | None = None,
         base: float | None = None,
         max_frequency: float | None = None,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base, max_frequency)
@@ -49,7 +50,7 @@ class _ScaledSkewEncoding(LearnedEncoding, SpectralEncoding):
                 f"init='rope' with block_size={block_size} and num_axes={num_axes}: neighbouring planes of vanilla RoPE rotate "
                 "with different axes, which one block of AP or LD cannot do. Use block_size=2, or comrope-mt, which can."
             )
-        self.base_matrices = self._block_parameter()
+        self.base_matrices: nn.Parameter = self._block_parameter()
 
     @abstractmethod
     def _scale(self) -> Tensor:
@@ -127,7 +128,7 @@ class ComRoPEAP(_ScaledSkewEncoding):
     The number of blocks D/b must be a multiple of N. Parameter: `base_matrices` P, (H, m, b, b).
     """
 
-    def __init__(self, num_heads, head_dim, num_axes, block_size: int = 8, **keywords):
+    def __init__(self, num_heads: int, head_dim: int, num_axes: int, block_size: int = 8, **keywords: Any):
         super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
         if self.num_blocks % num_axes:
             fitting = [b for b in range(2, head_dim + 1, 2) if head_dim % (b * num_axes) == 0]
@@ -157,9 +158,11 @@ class ComRoPELD(_ScaledSkewEncoding):
     Parameters: `base_matrices` P, (H, m, b, b), and `axis_scale` θ, (N, H, m), which starts standard normal.
     """
 
-    def __init__(self, num_heads, head_dim, num_axes, block_size: int = 8, **keywords):
+    def __init__(self, num_heads: int, head_dim: int, num_axes: int, block_size: int = 8, **keywords: Any):
         super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
-        self.axis_scale = nn.Parameter(torch.empty(num_axes, num_heads, self.num_blocks, **self._factory_kwargs))
+        self.axis_scale: nn.Parameter = nn.Parameter(
+            torch.empty(num_axes, num_heads, self.num_blocks, **self._factory_kwargs)
+        )
         self.reset_parameters()
 
     @torch.no_grad()
@@ -199,9 +202,9 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        num_axes,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
         block_size: int = 8,
         *,
         init: str = "normal",
@@ -209,13 +212,13 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
         base: float | None = None,
         max_frequency: float | None = None,
         directions: str | None = None,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base, max_frequency, directions)
-        self.basis_generator = self._block_parameter()
-        self.frequencies = self._frequency_parameter()
+        self.basis_generator: nn.Parameter = self._block_parameter()
+        self.frequencies: nn.Parameter = self._frequency_parameter()
         self.register_buffer("initial_basis", torch.empty_like(self.basis_generator))
         self.reset_parameters()
 
@@ -258,9 +261,9 @@ class String(LearnedEncoding, SpectralEncoding):
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        num_axes,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
         block_size: int | None = None,
         *,
         init: str = "normal",
@@ -269,8 +272,8 @@ class String(LearnedEncoding, SpectralEncoding):
         max_frequency: float | None = None,
         directions: str | None = None,
         learn_frequencies: bool = True,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         block_size = head_dim if block_size is None else block_size
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
@@ -278,8 +281,9 @@ class String(LearnedEncoding, SpectralEncoding):
         check_flag(learn_frequencies=learn_frequencies)
         if not learn_frequencies and init != "rope":
             raise ConfigurationError(f"learn_frequencies=False with init={init!r}: fixed frequencies want init='rope'.")
-        self.basis_generator = self._block_parameter()
-        self.frequencies = self._frequency_parameter().requires_grad_(learn_frequencies)
+        self.basis_generator: nn.Parameter = self._block_parameter()
+        self.frequencies: nn.Parameter = self._frequency_parameter()
+        self.frequencies.requires_grad_(learn_frequencies)
         self.reset_parameters()
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ The constants stay float64 when the model is cast. The phase of position x is ω
 up to 6e-8 of itself: 0.06 radians for a phase of a million.
 """
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from comrope.encodings.learned import LearnedEncoding
 from comrope.encodings.rope import RopeMixed
 from comrope.encodings.spectral import SpectralEncoding
 from comrope.errors import InputError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class FixedFrequencies(SpectralEncoding):
@@ -25,7 +27,15 @@ class FixedFrequencies(SpectralEncoding):
     _allowed_dtypes: ClassVar = (torch.float64,)
     frequencies: Tensor
 
-    def __init__(self, num_heads, head_dim, num_axes, block_size: int = 2, *, device=None):
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
+        block_size: int = 2,
+        *,
+        device: torch.device | str | None = None,
+    ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=torch.float64)
         shape = (num_axes, num_heads, self.num_blocks, block_size // 2)
         self.register_buffer("frequencies", torch.zeros(shape, **self._factory_kwargs))
@@ -46,7 +56,15 @@ class FixedSpectrum(FixedFrequencies):
 
     basis: Tensor
 
-    def __init__(self, num_heads, head_dim, num_axes, block_size: int = 8, *, device=None):
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
+        block_size: int = 8,
+        *,
+        device: torch.device | str | None = None,
+    ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device)
         eye = torch.eye(block_size, **self._factory_kwargs)
         self.register_buffer("basis", eye.repeat(num_heads, self.num_blocks, 1, 1))
@@ -59,6 +77,10 @@ class FixedSpectrum(FixedFrequencies):
         return inputs[0], inputs[1].transpose(0, 1)
 
 
+@overload
+def freeze(module: Encoding) -> Encoding: ...
+@overload
+def freeze(module: Model) -> Model: ...
 def freeze(module: nn.Module) -> nn.Module:
     """Returns the model with all learned angles replaced by constants. Its outputs are the same, and nothing is decomposed.
 

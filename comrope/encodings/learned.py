@@ -48,10 +48,10 @@ class LearnedEncoding(Encoding):
                     f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}."
                 )
         self.init = init
-        self.std = 1.0 if std is None else check_std(std)
-        self.base = 10000.0 if base is None else base
-        self.max_frequency = 1.0 if max_frequency is None else max_frequency
-        self.directions = "axes" if directions is None else check_directions(directions)
+        self.std: float = 1.0 if std is None else check_std(std)
+        self.base: float = 10000.0 if base is None else base
+        self.max_frequency: float = 1.0 if max_frequency is None else max_frequency
+        self.directions: str = "axes" if directions is None else check_directions(directions)
         if init == "rope":
             self.base, self.max_frequency = check_rope(self.base, self.max_frequency, self.head_dim, self.num_axes)
 

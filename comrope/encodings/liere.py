@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comrope import reference
 from comrope._exponential import exp_skew
@@ -56,21 +56,21 @@ class LieRE(LearnedEncoding):
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        num_axes,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
         block_size: int = 8,
         *,
         init: str = "normal",
         std: float | None = None,
         base: float | None = None,
         max_frequency: float | None = None,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base, max_frequency)
-        self.base_matrices = self._block_parameter(num_axes)
+        self.base_matrices: nn.Parameter = self._block_parameter(num_axes)
         self.reset_parameters()
 
     @torch.no_grad()

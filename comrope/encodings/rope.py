@@ -1,7 +1,7 @@
 """Encodings without a basis: none at all, vanilla RoPE with fixed frequencies, and RoPE-Mixed with learned ones."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comrope.encodings.arguments import check_directions, check_rope, check_rotation_dtype
 from comrope.encodings.base import Encoding
@@ -30,10 +30,21 @@ class NoEncoding(Encoding):
     `block_size` only shapes `angle_matrices()` and `spectrum()`.
     """
 
-    def __init__(self, num_heads, head_dim, num_axes, block_size: int = 2, *, device=None, dtype=None):
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
+        block_size: int = 2,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
 
-    def rotation(self, positions, key_positions=None, *, dtype=torch.float32):
+    def rotation(
+        self, positions: Tensor, key_positions: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> _IdentityRotation:
         check_rotation_dtype(dtype)
         self._check_positions(positions, "positions")
         if key_positions is not None:
@@ -64,22 +75,25 @@ class Rope(SpectralEncoding):
             direction of its own, evenly spread over the sphere. With one axis they are the same.
     """
 
+    base: float
+    max_frequency: float
+
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        num_axes,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
         block_size: int = 2,
         *,
         base: float = 10000.0,
         max_frequency: float = 1.0,
         directions: str = "axes",
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self.base, self.max_frequency = check_rope(base, max_frequency, head_dim, num_axes)
-        self.directions = check_directions(directions)
+        self.directions: str = check_directions(directions)
         self._unit = self._directions(directions)
 
     def _apply(self, fn, recurse=True):
@@ -104,9 +118,9 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        num_axes,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
         block_size: int = 2,
         *,
         init: str = "normal",
@@ -114,12 +128,12 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
         base: float | None = None,
         max_frequency: float | None = None,
         directions: str | None = None,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
         self._configure_init(init, std, base, max_frequency, directions)
-        self.frequencies = self._frequency_parameter()
+        self.frequencies: nn.Parameter = self._frequency_parameter()
         self.reset_parameters()
 
     @torch.no_grad()

@@ -13,11 +13,12 @@ from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attach import attach as attach
 from comrope.hosts._attachment import Attachment as Attachment
+from comrope.hosts._attachment import Model
 from comrope.hosts._saved_settings import remove_from_config
 from comrope.hosts.fold import fold as fold
 
 
-def detach(model: nn.Module) -> nn.Module:
+def detach(model: Model) -> Model:
     """Undoes `attach`: classes, attributes, names and outputs are as before. Weights trained since keep their values.
 
     Args:

@@ -14,7 +14,7 @@ from comrope.encodings.ape import AbsoluteEncoding
 from comrope.encodings.arguments import check_flag
 from comrope.errors import ConfigurationError
 from comrope.hosts._attached_layer import AttachedLayer
-from comrope.hosts._attachment import AttachedBackbone, Attachment
+from comrope.hosts._attachment import AttachedBackbone, Attachment, Model
 from comrope.hosts._attention_layer import AttentionLayer, Convention, LayerCall, matches_pattern
 from comrope.hosts._backbone import Backbone, ModuleHook, ModuleOverride
 from comrope.hosts._custom_model import CustomBackbone
@@ -32,7 +32,7 @@ Positions = Tensor | Callable[..., Tensor]
 
 
 def attach(
-    model: nn.Module,
+    model: Model,
     name: str,
     *,
     block_size: int | None = None,
@@ -42,8 +42,8 @@ def attach(
     prefix: str = "middle",
     positions: Positions | None = None,
     example: Any = None,
-    **settings,
-) -> nn.Module:
+    **settings: Any,
+) -> Model:
     """Gives the attention layers of a model a learned encoding, in place, and proves that it works.
 
     Positions come from each input: (row, column) of every patch, for images of any size; `position_ids` for text. By

@@ -5,7 +5,7 @@ their names stay as they are, so that PEFT, FSDP, `isinstance` and the model's o
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from comrope.errors import ConfigurationError
 from comrope.hosts._attached_layer import AttachedLayer
 from comrope.hosts._backbone import Backbone, ModuleHook, ModuleOverride
+
+Model = TypeVar("Model", bound=nn.Module)
+"""A model that is changed in place and returned, for type checkers as of the class that it is."""
 
 
 class _Missing:

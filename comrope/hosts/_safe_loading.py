@@ -78,6 +78,33 @@ def configuration_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path} does not say how to make a model ({type(error).__name__}: {error}).") from error
 
 
+def check_own_parts(folder: Path) -> None:
+    """Raises DataError for a folder by which transformers would load more than it: the base model of an adapter, or kernels.
+
+    transformers reads the base model from where the adapter says, and a kernel `owner/name` from its hub, to run it.
+    """
+    adapter, config = folder / "adapter_config.json", folder / "config.json"
+    if adapter.exists():
+        raise DataError(
+            f"{adapter}: an adapter names another folder or a model of a hub as its base, which comrope.load does not read: "
+            "merge it into the model, and comrope.save that."
+        )
+    for name, value in _implementations(read_json(config)):
+        if "/" in value:
+            raise DataError(
+                f"{config}: {name} {value!r} is code of a hub, which comrope.load does not run: leave it out."
+            )
+
+
+def _implementations(config: Any, of: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the names of implementations, of attention and others, in a configuration and in those inside of it."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _implementations(value, name if "_implementation" in name else of)
+    elif of and isinstance(config, str):
+        yield of, config
+
+
 def _tensor_shapes(file: Path) -> dict[str, list[int]]:
     """Returns the shapes of the tensors in a safetensors file, by name."""
     from safetensors import SafetensorError, safe_open

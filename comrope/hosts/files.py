@@ -20,7 +20,13 @@ from comrope.encodings.fixed import FixedFrequencies, freeze
 from comrope.errors import ConfigurationError, DataError
 from comrope.hosts._atomic_folder import finish_update, update_atomically
 from comrope.hosts._attachment import Attachment
-from comrope.hosts._safe_loading import configuration_errors, limit_model_size, read_json, timm_arguments
+from comrope.hosts._safe_loading import (
+    check_own_parts,
+    configuration_errors,
+    limit_model_size,
+    read_json,
+    timm_arguments,
+)
 from comrope.hosts._saved_settings import SETTINGS, attachment_settings, not_serialisable, read_settings
 from comrope.hosts._weight_files import (
     FOLDED_VARIANT,
@@ -342,6 +348,7 @@ def _load_without_encoding(path: Path, settings: dict[str, Any], kind: Any) -> n
     dtype: Any = "auto"
     if other_dtypes := settings.get("dtypes"):  # a dtype that holds all of them
         dtype = torch.float64 if "float64" in {settings["dtype"], *other_dtypes.values()} else torch.float32
+    check_own_parts(path.parent)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning about the angles, which it does not know
     try:

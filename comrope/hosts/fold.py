@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from comrope.encodings.fixed import FixedFrequencies
 from comrope.errors import ConfigurationError, NoSpectrumError
 from comrope.hosts._attached_layer import AttachedLayer, rows_in_basis
-from comrope.hosts._attachment import AttachedBackbone, Attachment
+from comrope.hosts._attachment import AttachedBackbone, Attachment, Model
 from comrope.hosts._attention_layer import QKModule, projection_rows
 from comrope.hosts._backbone import ModuleOverride
 from comrope.hosts._proof import check_same_outputs, example_outputs
@@ -32,7 +32,7 @@ class _FoldedLayer:
 
 
 @torch.no_grad()
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: Model) -> Model:
     """Turns an attached encoding into plain RoPE, in place: the logits stay as they are, to rounding.
 
     The basis is multiplied into the weights of queries and keys, in float64, and the product is rounded once to their dtype.

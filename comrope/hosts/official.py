@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from comrope._values import is_floating, is_number, shape_of
 from comrope.encodings import ComRoPEAP, ComRoPELD, LieRE
 from comrope.errors import ConfigurationError, DataError
+from comrope.hosts._attachment import Model
 from comrope.hosts._weight_files import read_tensors
 
 
-def load_official(
-    model: nn.Module, source: Path | str | Mapping[str, Tensor], *, scale_factor: float = 1.0
-) -> nn.Module:
+def load_official(model: Model, source: Path | str | Mapping[str, Tensor], *, scale_factor: float = 1.0) -> Model:
     """Copies angles from a state dict with the names of the paper's released code into a model, layer by layer, in order.
 
     Args:

@@ -1,1 +1,1 @@
-"""The laboratory: the paper's experiments on real models and real data. Needs `pip install comrope[lab]`."""
+"""The laboratory: the paper's experiments on real models and real data. Needs the extra `lab`."""

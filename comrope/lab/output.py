@@ -1,9 +1,7 @@
 """Writes results of the demo, the recipes and the bench: tables, figures and notes as files in one folder."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +51,3 @@ def as_page(found: Mapping[str, Any], outcome: Outcome) -> str:
     """Returns the page of an outcome."""
     words = {"lead": outcome.lead, "about": outcome.about, "template": outcome.template}
     return page.render(found, outcome.tables, outcome.figures, **words)
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Returns the installed version of each package, and Python's."""
-    return {package: version(package) for package in packages} | {"python": platform.python_version()}

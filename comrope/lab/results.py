@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import stat
@@ -12,11 +13,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+import comrope
 from comrope.errors import DataError
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -26,6 +29,12 @@ DRAFT, LOCK = ".draft", "lock"
 UNCHANGED = "what was there is as it was"
 FILES = ("results.json", "tables.md", "report.html")
 """The files of every result."""
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of comrope, of other installed packages, and of Python."""
+    installed = {package: version(package) for package in packages}
+    return {"comrope": comrope.__version__} | installed | {"python": platform.python_version()}
 
 
 @contextmanager

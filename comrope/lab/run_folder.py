@@ -1,10 +1,8 @@
 """The folder of a run: its JSON files, its lock, and the check that it belongs to an experiment."""
 
 import json
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +114,7 @@ def alone(folder: Path, state: PartialState) -> Iterator[None]:
 def claim(folder: Path, experiment: ExperimentConfig, data: dict[str, dict], command: str, state: PartialState) -> None:
     """Writes run.json, which reserves the folder for the experiment, unless training has begun there before."""
     if state.is_main_process and not (folder / "checkpoints").exists():
-        versions = {package: version(package) for package in ("comrope", "torch", "timm", "accelerate")}
-        versions |= {"python": platform.python_version()}
+        versions = results.versions("torch", "timm", "accelerate")
         about_it = {"kind": experiment.kind, "experiment": experiment.to_json(), "data": data, "command": command}
         results.write_json(about_it | {"versions": versions}, folder / "run.json")
     state.wait_for_everyone()

@@ -169,7 +169,7 @@ def test_a_package_that_is_not_installed_is_named(package, line, tmp_path):
         *line.split(), before=f"sys.modules[{package!r}] = None", capture_output=True, cwd=tmp_path, text=True
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"comrope: {package} is not installed: get it by pip install 'comrope[lab]'")
+    assert done.stderr.startswith(f"comrope: {package} is not installed: get it by pip install -e '.[lab]'")
     assert done.stderr.count("\n") == 1
 
 

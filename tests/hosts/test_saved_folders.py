@@ -68,3 +68,30 @@ def test_damaged_folders_of_transformers_are_refused_by_name(damage, tmp_path):
         save_file(tensors, weights, {"format": "pt"})
     with pytest.raises(DataError, match=message):
         comrope.load(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["", "vision_config", "attn_implementation"])
+def test_a_folder_that_asks_for_code_of_a_hub_is_refused(where, tmp_path):
+    comrope.save(attached(ZOO["vit classifier"].build(), "rope-mixed"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    asked = {
+        "": {"_attn_implementation": "some/kernel"},
+        "vision_config": {"vision_config": {"attn_implementation": "some/kernel"}},
+    }
+    asked["attn_implementation"] = {"attn_implementation": {"": "sdpa", "vision_config": "some/kernel"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | asked[where]))
+    with pytest.raises(DataError, match=r"attn_implementation 'some/kernel' is code of a hub"):
+        comrope.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "eager"}))
+    comrope.load(tmp_path)
+
+
+def test_a_folder_that_names_another_as_its_base_is_refused(tmp_path):
+    other = attached(ZOO["vit classifier"].build(), "rope-mixed")
+    for name in ("other", "crafted"):
+        comrope.save(other, tmp_path / name)
+    (tmp_path / "crafted" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "other")})
+    )
+    with pytest.raises(DataError, match=r"adapter_config\.json: an adapter names another folder"):
+        comrope.load(tmp_path / "crafted")

@@ -14,7 +14,8 @@ from comrope.lab.bench.clock import Progress
 from comrope.lab.bench.figure import figure
 from comrope.lab.bench.opponents import SHAPES
 from comrope.lab.bench.tables import measured_on, tables
-from comrope.lab.output import Outcome, versions
+from comrope.lab.output import Outcome
+from comrope.lab.results import versions
 
 
 def run(*, rounds: int, batch: int, depth: int, tokens: int, command: str, progress: Progress) -> dict:
@@ -62,7 +63,7 @@ def outcome(found: dict) -> Outcome:
 def environment() -> dict:
     """Returns the versions and settings that the measurements depend on."""
     return {
-        "versions": versions("comrope", "torch", "timm", "transformers", "rotary-embedding-torch"),
+        "versions": versions("torch", "timm", "transformers", "rotary-embedding-torch"),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

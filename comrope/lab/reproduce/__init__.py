@@ -122,7 +122,7 @@ def run(
             "recipe": name,
             "title": plan.title,
             "command": command,
-            "versions": output.versions("comrope", "torch", "timm"),
+            "versions": results.versions("torch", "timm"),
             "scale": json.loads(json.dumps(asdict(scale))),
             "notes": outcome.notes,
             "tables": [{"name": t.name, "title": t.title, "rows": t.spelt_out()} for t in outcome.tables],
