@@ -39,8 +39,8 @@ SDIST_FILES = {
     "setup.cfg",
 }
 """The files of an sdist beside the package and its metadata; tests and docs are in the repository."""
-NOT_PUBLIC = ("comrope.cli.", "comrope.lab.", "comrope.hosts.")
-"""What need not have complete types: the laboratory, and how `comrope.hosts` does its work."""
+NOT_PUBLIC = ("comrope.cli.", "comrope.lab.", "comrope.hosts.", "comrope.explorer.")
+"""What need not have complete types: the laboratory, and how `comrope.hosts` and `comrope.explorer` do their work."""
 
 
 def example(page: str, text: str) -> str:
@@ -52,10 +52,11 @@ def example(page: str, text: str) -> str:
 
 TORCH = example("README.md", "comrope.encoding(")
 TIMM = TORCH + example("README.md", "timm.create_model(")
-CLIP, LLAMA, WAN, ONNX = (
-    TORCH + example("docs/hosts.md", text)
-    for text in ("CLIPModel(", "LlamaForCausalLM(", "WanTransformer3DModel(", "onnx.export(")
+CLIP, LLAMA, WAN = (
+    TORCH + example("docs/guides/transformers.md", text)
+    for text in ("CLIPModel(", "LlamaForCausalLM(", "WanTransformer3DModel(")
 )
+ONNX = example("docs/guides/export.md", "onnx.export(")
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "": (TORCH,),
     "timm": (TIMM, EVERY_NAME.read_text(encoding="utf-8")),
@@ -64,6 +65,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "lab": (TIMM,),
     "bench": (TIMM, "import comrope.lab.bench, rotary_embedding_torch"),
     "onnx": (ONNX,),
+    "docs": (TIMM, "import jupytext, latex2mathml.converter, mkdocs"),
     "all": (TIMM,),
 }
 """Programs that run with torch alone, and with each extra. The extra `dev` is the environment that this runs in."""
