@@ -18,7 +18,7 @@ test: $(READY)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not campaign"  # python -m tests.faults runs these
 
 test-all: test test-slow
 

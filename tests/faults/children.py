@@ -1,7 +1,6 @@
 """Work in processes of its own, which are killed, may write no more than so many bytes, or lose root's rights to files."""
 
 import ctypes
-import multiprocessing
 import os
 import random
 import resource
@@ -15,17 +14,13 @@ import psutil
 import torch
 
 from comrope.errors import ComropeError
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["torch", "timm", "sklearn.datasets", "comrope.lab.runs", "comrope.lab.images.problem", "comrope.hosts.files"]
-)
+from tests.processes import CONTEXT
 
 
 def start(work: Callable[..., Any], *arguments: Any) -> Any:
     """A process that has just begun `work(*arguments)`, which must be a function that can be imported."""
-    begun = _context.Event()
-    process = _context.Process(target=_begin, args=(begun, work, arguments))
+    begun = CONTEXT.Event()
+    process = CONTEXT.Process(target=_begin, args=(begun, work, arguments))
     process.start()
     assert begun.wait(120)
     return process
@@ -49,7 +44,7 @@ def killed(draws: random.Random, longest: float, work: Callable[..., Any], *argu
             children = psutil.Process(process.pid).children(recursive=True)
             os.kill(process.pid, signal.SIGKILL)
         process.join()
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=60)
     alive = [child for child in alive if not _ended(child)]
     assert not alive, f"{alive} live on"
     assert process.exitcode in (0, -signal.SIGKILL)
@@ -67,8 +62,8 @@ def told(
         most_bytes: a file of the process cannot become larger, as on a disk that is full.
         no_rights: folders and files that are marked as read-only are, even for root.
     """
-    results = _context.Queue()
-    process = _context.Process(target=_tell, args=(results, work, arguments, most_bytes, no_rights))
+    results = CONTEXT.Queue()
+    process = CONTEXT.Process(target=_tell, args=(results, work, arguments, most_bytes, no_rights))
     process.start()
     error = results.get(timeout=180)
     process.join()

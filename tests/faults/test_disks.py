@@ -14,6 +14,7 @@ from comrope.cli.tools import Fold
 from comrope.lab import reproduce, runs
 from comrope.lab.classification import plain
 from tests.faults.children import told
+from tests.faults.sample import each_choice
 from tests.lab.helpers import QUICK
 
 pytestmark = pytest.mark.slow
@@ -77,8 +78,7 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.area("full disks")
-@pytest.mark.parametrize("most", [0, 300, 3_000, 30_000])
-@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize(("work", "most"), each_choice(WORK, [3_000, 300, 0, 30_000]))
 def test_on_a_full_disk(work, most, tmp_path, root):
     files, largest = _without_limit(work, root)
     _prepare(work, tmp_path)

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -17,8 +16,9 @@ import torch
 import comrope
 from comrope.errors import DataError
 from comrope.hosts import _atomic_folder
+from tests.faults.sample import campaign
+from tests.processes import CONTEXT
 
-NUM_KILLS = 25
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
 
 
@@ -45,17 +45,16 @@ def _save_forever(folder: Path, started: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.area("kills of comrope.save", tries=NUM_KILLS)
-def test_killed_at_any_instant_the_older_or_the_newer_model_loads(tmp_path):
-    folder, draws = tmp_path / "model", random.Random(0)
+@pytest.mark.area("kills of comrope.save")
+@pytest.mark.parametrize("tries", [8, *campaign(17)])
+def test_killed_at_any_instant_the_older_or_the_newer_model_loads(tries, tmp_path):
+    folder, draws = tmp_path / "model", random.Random(tries)
     comrope.save(_model(1.0), folder)
     (folder / "notes.txt").write_text("mine")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "comrope", __name__])
     found = []
-    for _ in range(NUM_KILLS):
-        started = context.Event()
-        process = context.Process(target=_save_forever, args=(folder, started), daemon=True)
+    for _ in range(tries):
+        started = CONTEXT.Event()
+        process = CONTEXT.Process(target=_save_forever, args=(folder, started), daemon=True)
         process.start()
         assert started.wait(60)
         time.sleep(draws.uniform(0, 0.05))

@@ -8,7 +8,6 @@ import comrope
 from comrope.errors import ConfigurationError
 from comrope.hosts import angle_parameters
 
-FAMILIES = ("rope-mixed", "comrope-ld")
 TIMM = {"img_size": (32, 48), "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 
 keeps_arguments = pytest.mark.skipif(

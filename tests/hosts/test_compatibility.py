@@ -2,10 +2,10 @@
 generation.
 
 If an attempt fails with the attached model, it is repeated with the plain model, and the test is skipped if that fails
-too. Compilers and exporters take 17 minutes for the whole zoo. By default one model is tested for each kind of backbone
-and attention layer; this command tests all:
+too. Compilers and exporters take 17 minutes for the whole zoo, pairs of processes one. By default one model is tested for
+each kind of backbone and attention layer; this command tests all:
 
-    COMROPE_EVERY_MODEL=1 python -m pytest tests/hosts/test_compatibility.py -k "compiles or exports or onnx"
+    COMROPE_EVERY_MODEL=1 python -m pytest tests/hosts/test_compatibility.py -k "compiles or exports or onnx or processes"
 """
 
 import copy
@@ -156,8 +156,12 @@ def representatives(key: Callable[..., tuple]) -> dict[frozenset, str]:
     return {kind: name for kind, name in found.items() if len(kind) == 1}
 
 
+def is_represented(name: str, key: Callable[..., tuple]) -> bool:
+    return not EVERY_MODEL and name not in representatives(key).values()
+
+
 def skip_if_represented(name: str, key: Callable[..., tuple]) -> None:
-    if not EVERY_MODEL and name not in representatives(key).values():
+    if is_represented(name, key):
         other = representatives(key).get(kinds_of(name, key), "a model for each of its parts")
         pytest.skip(f"{other} represents it; COMROPE_EVERY_MODEL=1 runs it too")
 
@@ -251,7 +255,8 @@ def test_onnxruntime_agrees_with_torch(name):
 def differences(request, tmp_path_factory) -> dict[str, str]:
     """Of all models that are tested at once, so that the processes start once."""
     tested = [item for item in request.session.items if "differences" in getattr(item, "fixturenames", ())]
-    names = list(dict.fromkeys(item.callspec.params["name"] for item in tested))
+    names = dict.fromkeys(item.callspec.params["name"] for item in tested)
+    names = [name for name in names if not is_represented(name, everything_that_matters)]
     return in_two_processes(gradient_differences, tmp_path_factory.mktemp("distributed"), names)
 
 
@@ -259,6 +264,7 @@ def differences(request, tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_two_processes_have_the_gradients_of_one(name, wrapper, differences):
+    skip_if_represented(name, everything_that_matters)
     difference = differences[f"{wrapper} {name}"]
     if "plain" in difference:
         pytest.skip(difference)

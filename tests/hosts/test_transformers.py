@@ -241,15 +241,6 @@ def test_compiles_whole(host):
             close(compiled(images(*grid), **options)[0], forward(model, images(*grid)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("host", HOSTS)
-def test_exports(host):
-    model = perturb_angles(attached(host, config={"num_hidden_layers": 1}))
-    with torch.no_grad():
-        exported = torch.export.export(model, (images(),))
-    close(exported.module()(images())[0], forward(model, images()))
-
-
 def test_clip_changes_in_its_vision_tower_alone():
     model = clip_model()
     text = snapshot(model.text_model)

@@ -279,23 +279,6 @@ def test_half_precision_leaves_angles_alone():
     assert all(p.dtype == torch.float32 and torch.equal(p, angles[n]) for n, p in angle_parameters(model).items())
 
 
-@pytest.mark.slow
-@pytest.mark.compile
-def test_compiles_whole():
-    model = perturb_angles(attach(build("llama", num_hidden_layers=1), "comrope-mt"))
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
-    with torch.no_grad():
-        close(compiled(token_ids(), use_cache=False).logits, model(token_ids()).logits)
-
-
-@pytest.mark.slow
-def test_exports():
-    model = perturb_angles(attach(build("llama", num_hidden_layers=1), "comrope-mt"))
-    with torch.no_grad():
-        exported = torch.export.export(model, (token_ids(),), {"use_cache": False})
-        close(exported.module()(token_ids(), use_cache=False).logits, model(token_ids()).logits)
-
-
 def test_a_classifier_has_the_same_backbone():
     torch.manual_seed(0)
     model = hf.LlamaForSequenceClassification(build("llama").config).eval()

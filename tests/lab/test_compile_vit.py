@@ -10,7 +10,6 @@ from tests.helpers import assert_close, draw, gradients
 pytestmark = pytest.mark.slow
 
 SIZES = ((32, 48), (24, 64), (64, 32), (80, 80))
-NAMES = ("rope", "liere", "comrope-ld", "comrope-mt")
 COMPILED = ("liere", "comrope-ld")  # the others are no harder, and each takes its time
 
 
@@ -52,7 +51,7 @@ def test_the_same_graphs_serve_every_resolution(name):
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_an_exported_model_takes_images_of_any_size(name):
     model = _vit(name).eval()
     side = {axis: 8 * torch.export.Dim(axis, min=2, max=64) for axis in ("height", "width")}
@@ -64,7 +63,7 @@ def test_an_exported_model_takes_images_of_any_size(name):
             assert_close(exported(_images(*size)), model(_images(*size)), 1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["rope", "liere", "comrope-ld", "comrope-mt"])
 def test_checkpointing_changes_no_gradient(name):
     model, images = _vit(name), _images(32, 48)
     parameters = dict(model.named_parameters())

@@ -1,9 +1,6 @@
 """What the loop promises of every problem, in one place: resumed to the same bits, and in two processes as in one."""
 
 import os
-import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +21,12 @@ from tests.lab.helpers import QUICK
 from tests.lab.text.helpers import quick as text
 from tests.lab.text.helpers import write_texts
 from tests.lab.video.helpers import ucf101
+from tests.processes import in_two_processes
 
 pytestmark = pytest.mark.slow
 
 Case = tuple[ExperimentConfig, list[Any], dict[str, Any]]
 """A configuration, the conditions to evaluate under, and settings of the run."""
-LAUNCHED = """
-import pickle, sys
-from comrope.lab import runs
-config, conditions, settings, folder = pickle.load(open(sys.argv[1], "rb"))
-runs.run(config, conditions, folder, **settings)
-"""
 
 
 def _images(folder: Path) -> Case:
@@ -89,17 +81,18 @@ def test_stopped_it_resumes_to_the_same_bits(tmp_path, kind):
     assert weights[0] == weights[1]
 
 
+def _run_as_launched(rank: int, config: ExperimentConfig, conditions: list, settings: dict, folder: Path) -> dict:
+    """In a process of which there are two, with what torchrun tells it; test_paper_scale.py calls torchrun itself."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    runs.run(config, conditions, folder, **settings)
+    return {}
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_two_processes_do_what_one_does(tmp_path, kind):
     config, conditions, settings = CASES[kind](tmp_path)
     alone = runs.run(config, [], tmp_path / "one", **settings)
-    (tmp_path / "script.py").write_text(LAUNCHED)
-    (tmp_path / "run.pickle").write_bytes(pickle.dumps((config, conditions, settings, tmp_path / "two")))
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    command = [*launcher, str(tmp_path / "script.py"), str(tmp_path / "run.pickle")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    in_two_processes(_run_as_launched, tmp_path, config, conditions, settings, tmp_path / "two")
     both = runs.read(tmp_path / "two")
     assert both["timing"]["processes"] == 2
     assert [row["skipped"] for row in both["history"]] == [row["skipped"] for row in alone["history"]]

@@ -1,5 +1,7 @@
 """Scores of rotated queries and keys, and the gradients of sums of them, in 400-bit arithmetic."""
 
+from functools import cache
+
 import numpy as np
 from torch import Tensor
 
@@ -22,13 +24,14 @@ class Oracle:
     def __init__(self, pe: encodings.Encoding, q: Tensor, k: Tensor, x: Tensor, y: Tensor | None = None):
         self._family = FAMILIES[type(pe)](pe)
         self.parameters = {name: exact(p) for name, p in pe.named_parameters()}
-        """By name, arrays of mpmath numbers: change them to see what the scores do."""
+        """By name, arrays of mpmath numbers: change them before anything is asked for, to see what the scores do."""
         self.inputs = {"q": exact(q), "k": exact(k), "positions": exact(x)}
         """Arrays by name: `q`, `k`, `positions`, and `key_positions` where keys have their own."""
         if y is not None:
             self.inputs["key_positions"] = exact(y)
+        self.rotations = cache(self._rotations)
 
-    def rotations(self, name: str) -> np.ndarray:
+    def _rotations(self, name: str) -> np.ndarray:
         """One `Exponential` for each row of the positions of this name, head and block: (B or 1, L, H, m)."""
         angles = self._family.value(self.parameters)
         positions = _per_sample(self.inputs[name])

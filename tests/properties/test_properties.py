@@ -34,7 +34,7 @@ PRECISIONS = {
     "any": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
 }
 GROUPS = [
-    *[pytest.param((name,), p, id=f"{name}-{p}") for name in DECOMPOSED for p in ("float64", "float32", "half")],
+    *[pytest.param(DECOMPOSED, p, id=p) for p in ("float64", "float32", "half")],
     *[pytest.param((name,), "any", id=name) for name in ("comrope-mt", "string", "rope-mixed", "liere")],
     pytest.param(("rope", "none"), "any", id="rope or none"),
 ]

@@ -13,7 +13,7 @@ from comrope.lab.reproduce import RECIPES, SCALES
 
 pytestmark = pytest.mark.slow
 
-DEMO = SCALES["demo"]
+DEMO = SCALES["demo"].changed(num_train=48, num_test=20)
 FEW = DEMO.changed(seeds=(0,), encodings=("rope", "comrope-ld"))
 RESOLUTIONS = ["8 [112]", "– [128]", "– [192]", "16 [224]", "– [256]", "– [320]", "– [384]", "32 [448]", "– [512]"]
 DEMOS = ("accuracy_against_resolution", "accuracy_against_offset", "spectra", "training")
@@ -113,8 +113,8 @@ def test_block_sizes_and_intensities_are_compared_within_a_seed(runs, tmp_path):
 
 
 def test_offsets_change_labels_of_what_does_not_commute_alone(runs, tmp_path):
-    few = DEMO.changed(seeds=(0,), encodings=("ape", "liere", "comrope-ld"))
-    longer = replace(few, recipe=replace(few.recipe, epochs=25))  # until images get different labels
+    few = SCALES["demo"].changed(seeds=(0,), encodings=("ape", "liere", "comrope-ld"))
+    longer = replace(few, recipe=replace(few.recipe, epochs=15))  # until images get different labels
     found = reproduce.run("fig5", longer, tmp_path / "out", runs=runs, parallel=0, save_every=1000)
     assert all(run["evaluation"][0]["correct"] > 10 for run in found["runs"])
     for file in ("fig5.csv", "fig5-adversarial.csv"):
