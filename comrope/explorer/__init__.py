@@ -18,7 +18,7 @@ def show(
     image: Any = None,
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Writes a page about the rotary encodings of a model, and returns its path. Open it in any browser; it works offline.
+    """Writes a page about the rotary encodings of a model. Open it in any browser; it works offline.
 
     For each layer and head it shows the positional kernel κ(Δ) = Σ_p Re(c_p e^{i w_pᵀΔ}) over displacements Δ in patches, the
     planes' frequencies w in radians per patch, commutators, drift under an offset, and reach. docs/show.md explains it.
@@ -31,6 +31,8 @@ def show(
             other models know the grid of their image size. With one axis, the number of tokens.
         image: an image file, or a tensor (C, height, width) as the model takes it, whose attention to show.
         names: what to call the model, and the other if there is one.
+    Returns:
+        The path of the page.
     Raises:
         ConfigurationError: there is no rotary encoding; the grid is missing or does not fit; the model does not tell its
             queries and keys; the names are not as many as the models.

@@ -34,7 +34,8 @@ FUNCTIONS = {path: value for path, value in CORE.items() if inspect.isroutine(va
 
 
 def test_every_public_name_is_in_the_reference():
-    assert {path.split(".")[1] for path in LISTED} | {"__version__"} >= PUBLIC
+    functions = {"hosts"}  # a module whose functions are listed as those of comrope, which they are, too
+    assert {path.split(".")[1] for path in LISTED} | functions >= PUBLIC
     kinds = [value for value in CORE.values() if inspect.isclass(value)]
     assert set(ENCODINGS.values()) <= set(kinds)
 
