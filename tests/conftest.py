@@ -1,9 +1,13 @@
 """Fixtures that every test uses."""
 
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from comrope import cli
 
 
 def pytest_configure() -> None:
@@ -33,3 +37,22 @@ def _one_thread():
 def _seeded():
     """Seeds torch's generator, so that a test does not depend on those that ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def comrope(monkeypatch, capsys):
+    """Calls the entry point as the console script does: (exit code, stdout, stderr)."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["comrope", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield call
+    signal.signal(signal.SIGTERM, before)

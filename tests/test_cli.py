@@ -10,29 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from comrope import cli
 from comrope.encodings import ENCODINGS
 
 COMROPE = str(Path(sys.executable).with_name("comrope"))
-
-
-@pytest.fixture
-def comrope(monkeypatch, capsys):
-    """Calls the entry point as the console script does: (exit code, stdout, stderr)."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["comrope", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
 
 
 def _one_line(text: str) -> bool:

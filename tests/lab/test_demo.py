@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from comrope.cli import main
 from comrope.errors import ConfigurationError
 from comrope.lab import reproduce
 from comrope.lab.reproduce import DEMO
@@ -149,13 +148,9 @@ def test_the_page_names_what_was_compared(runs):
     assert "comrope demo --epochs 1" in page
 
 
-def test_report_writes_the_page_again(runs, tmp_path, monkeypatch, capsys):
+def test_report_writes_the_page_again(runs, tmp_path, comrope):
     page = tmp_path / "again.html"
-    monkeypatch.setattr(sys, "argv", ["comrope", "report", str(runs[0].folder), "--out", str(page)])
-    before = signal.getsignal(signal.SIGTERM)
-    main()
-    signal.signal(signal.SIGTERM, before)
-    assert capsys.readouterr() == (f"wrote {page}\n", "")
+    assert comrope("report", runs[0].folder, "--out", page) == (0, f"wrote {page}\n", "")
     assert page.read_bytes() == (runs[0].folder / "report.html").read_bytes()
 
 

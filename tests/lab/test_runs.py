@@ -2,12 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from comrope.lab import runs
 from comrope.lab.classification import Condition, plain
 from comrope.lab.experiment import Recipe
 from tests.lab.helpers import QUICK
+from tests.processes import CONTEXT
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 SIZES = [(8, 8), (12, 16)]
@@ -38,20 +40,17 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-def _start(out: Path, *launcher: str, more: tuple[str, ...] = ()) -> subprocess.Popen:
-    command = [sys.executable, *(launcher or ("-m", "comrope")), *ARGUMENTS, *more, "--out", str(out)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def _train(out: Path) -> None:
+    torch.set_num_threads(1)
+    runs.run(EXPERIMENT, plain([(8, 8)]), out, save_every=1)
 
 
-def _kill_when(process: subprocess.Popen, due) -> bool:
+def _kill_when(process: Any, due: Callable[[], bool]) -> bool:
     """Kills the process as soon as `due()`; False if it ended before."""
-    while process.poll() is None:
+    while process.is_alive():
         if due():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.kill()
+            process.join()
             return True
         time.sleep(0.0005)
     return False
@@ -75,13 +74,15 @@ def test_killed_at_any_instant_it_resumes_to_the_same_bits(tmp_path, whole):
         lambda: _steps(folder) >= 5 and any((folder / "checkpoints" / "partial").glob("*")),
         lambda: _steps(folder) >= 9 and len(list((folder / "checkpoints").glob("step-*"))) > 1,
     ):
-        process = _start(folder)
+        process = CONTEXT.Process(target=_train, args=(folder,))
+        process.start()
         assert _kill_when(process, due), "it ended before it could be killed"
         assert not (folder / "result.json").exists()
         seen.append(_steps(folder))
     assert seen == sorted(seen) and seen[0] >= 2
-    out, _ = (process := _start(folder)).communicate(timeout=120)
-    assert process.returncode == 0, out
+    command = [sys.executable, "-m", "comrope", *ARGUMENTS, "--out", str(folder)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert _same_weights(folder, whole)
     result, expected = runs.read(folder), runs.read(whole)
     assert result["history"] == expected["history"] and len(result["history"]) == 10

@@ -1,9 +1,6 @@
 """Runs on clips from end to end: from a folder as UCF-101 comes, and measured under other conditions."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -46,16 +43,15 @@ def test_a_folder_as_ucf101_comes_from_end_to_end(tmp_path):
     assert all(layer["holds"] for layer in result["check"])
 
 
-def test_from_the_command_line(tmp_path):
+def test_from_the_command_line(tmp_path, comrope):
     data = ("--data", str(ucf101(tmp_path / "ucf")), "--model", "tiny", "--num-frames", "4", "--image-size", "24", "32")
     run = str(tmp_path / "run")
     for arguments in (
         ("train", "video", *data, "--encoding", "ape", "--epochs", "1", "--batch-size", "4", "--out", run),
         ("evaluate", "video", run, "--resolutions", "16x24", "--frames", "2", "6"),
     ):
-        command = [sys.executable, "-m", "comrope", *arguments]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        code, _, err = comrope(*arguments)
+        assert code == 0, err
     found = [(row["size"], row["num_frames"], row["total"]) for row in runs.read(tmp_path / "run")["evaluation"]]
     assert found == [([24, 32], 4, 4), ([16, 24], 2, 4), ([16, 24], 6, 4)]
 
