@@ -108,7 +108,7 @@ class Reproduce:
     runs: Path | None = None
     """Folder of the runs, which recipes share; runs/runs-<scale> by default."""
     recorded: tuple[Path, ...] = ()
-    """Folders of earlier results, or folders above these. Their runs are taken in place of training them again."""
+    """Folders of earlier results or of runs, or folders above these. Their runs are taken in place of training them again."""
     data: str | None = None
     """Data set in place of the scale's own, such as the folder of ImageNet-1K. All of its samples are used."""
     num_train: int | None = None

@@ -1,6 +1,6 @@
 """Records of finished runs in earlier results, which a study takes in place of training them again.
 
-A results.json has the complete result of each of its runs, but not their weights.
+A results.json has the complete result of each of its runs, a run's own result.json that of one, and neither has weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,17 +21,17 @@ class Record:
     """A finished run in an earlier result."""
 
     path: Path
-    """The results.json."""
+    """The results.json, or the run's own result.json."""
     experiment: ExperimentConfig
     result: dict[str, Any]
     """What `comrope.lab.runs.run` returned."""
 
 
 def read(folders: Sequence[Path]) -> list[Record]:
-    """Returns the runs of every results.json in the folders and below them, in the order of folders and paths.
+    """Returns the runs of every results.json and result.json in the folders and below them, in the order of folders and paths.
 
     Raises:
-        DataError: a folder holds no results.json, or one is damaged, of another version, or not of a recipe.
+        DataError: a folder holds neither, or one is damaged, of another version, or not of a recipe.
     """
     return [record for folder in folders for path in _results_in(folder) for record in _runs_in(path)]
 
@@ -78,19 +78,21 @@ def _results_in(folder: Path) -> list[Path]:
     try:
         if folder.is_file():
             return [folder]
-        found = [path for path in map(Path, files_below(str(folder))) if path.name == "results.json"]
-        problem = "holds no results.json"
+        found = [path for path in map(Path, files_below(str(folder))) if path.name in ("results.json", "result.json")]
+        problem = "holds no results.json and no result.json"
     except OSError as error:
         found, problem = [], f"cannot be read ({error})"
     if not found:
         raise DataError(
-            f"{folder} {problem}: expected a folder that `comrope reproduce` wrote to (--out), or one above such folders."
+            f"{folder} {problem}: expected a folder that `comrope reproduce` wrote to (--out), one of runs (--runs), or one "
+            "above such folders."
         )
     return found
 
 
 def _runs_in(path: Path) -> list[Record]:
-    made = results.read(path).get("runs")
+    found = results.read(path)
+    made = [found] if path.name == "result.json" else found.get("runs")
     if not isinstance(made, list) or not all(_is_run(run) for run in made):
         raise DataError(f"{path} is not, or is no longer, what `comrope reproduce` wrote: {_LEAVE_OUT}.")
     return [Record(path, run_folder.experiment_in(run, path), run) for run in made]

@@ -154,6 +154,18 @@ def test_the_file_can_be_named_too(tmp_path, made):
     assert records.read([_write(tmp_path, [made]) / "results.json"]) == records.read([tmp_path])
 
 
+def test_folders_of_runs_can_be_named_too(tmp_path, made):
+    """As far as a study has come that is not complete: a run's own result.json, without weights."""
+    folder = tmp_path / "runs" / BRIEF.name
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(made), encoding="utf-8")
+    (found,) = run_all([Job(BRIEF)], tmp_path / "here", recorded=[tmp_path / "runs"], parallel=0)
+    assert found == made | {"recorded": str(folder / "result.json")} and not (tmp_path / "here").exists()
+    (folder / "result.json").write_text(json.dumps([made]), encoding="utf-8")
+    with pytest.raises(DataError, match="is damaged"):
+        records.read([folder])
+
+
 def test_data_that_were_moved_are_compared_where_they_are(tmp_path, made):
     moved = replace(BRIEF, data="nowhere")
     recorded = [_write(tmp_path / "results", [made | {"experiment": moved.to_json()}])]
