@@ -59,10 +59,10 @@ def export_timm(model: nn.Module) -> nn.Module:
         model: a timm `VisionTransformer` with an encoding, or an `Eva` made by `timm.create_model` with one.
     Raises:
         NoSpectrumError: the encoding cannot be folded.
-        ConfigurationError: the encoding cannot be folded, or the model cannot be expressed as an Eva. An Eva does not
-            rotate class and register tokens and counts patches from 0, which places these tokens at the first patch: a
-            model with such tokens must have been attached with prefix="first", or have a RoPE with index positions
-            itself.
+        ConfigurationError: the encoding cannot be folded, timm is too old (1.0.31 is not), or the model cannot be expressed
+            as an Eva. An Eva does not rotate class and register tokens and counts patches from 0, which places these
+            tokens at the first patch: a model with such tokens must have been attached with prefix="first", or have a
+            RoPE with index positions itself.
     Examples:
         >>> import timm, comrope
         >>> model = timm.create_model("vit_tiny_patch16_224", depth=1)

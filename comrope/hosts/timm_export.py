@@ -31,6 +31,8 @@ ROPE = {
 def to_eva(model: nn.Module) -> Eva:
     """Implements `comrope.export_timm`."""
     attachment = Attachment.of(model)
+    if not hasattr(timm.models, "get_model_args"):
+        raise ConfigurationError(f"timm {timm.__version__} has no Eva that can hold this: timm 1.0.31 does, update it.")
     clone: Any = fold(copy.deepcopy(model))
     if type(clone) is Eva and "_comrope" not in vars(clone):
         _copy_exact_frequencies(clone, attachment)  # `fold` has written them into its own RoPE

@@ -127,3 +127,11 @@ def test_what_an_eva_cannot_express_is_refused(case):
 def test_nothing_attached_is_refused():
     with pytest.raises(ConfigurationError, match="no encoding attached"):
         export_timm(tiny("vit"))
+
+
+def test_an_older_timm_is_refused_by_name(monkeypatch):
+    monkeypatch.delattr(timm.models, "get_model_args")
+    with pytest.raises(
+        ConfigurationError, match=rf"timm {timm.__version__} has no Eva that can hold this: timm 1.0.31 does"
+    ):
+        export_timm(attached(tiny("vit"), name="rope-mixed"))
