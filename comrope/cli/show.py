@@ -7,8 +7,8 @@ from typing import Any
 import tyro
 
 from comrope.errors import ConfigurationError, DataError
+from comrope.lab.experiment import ENCODING_SETTINGS
 
-SETTINGS = ("block_size", "init", "std", "max_frequency", "base", "directions")
 SIZES = ("num_heads", "head_dim", "axes")
 
 
@@ -71,7 +71,7 @@ class Show:
 
     def _refuse_unused(self, kinds: list[str]) -> None:
         """Raises ConfigurationError for an option that nothing given has a use for."""
-        of_kind = {"encoding": (*SIZES, *SETTINGS), "run": ("sample", "data")}
+        of_kind = {"encoding": (*SIZES, *ENCODING_SETTINGS), "run": ("sample", "data")}
         for kind, options in of_kind.items():
             given = [option for option in options if getattr(self, option) is not None]
             if given and kind not in kinds:
@@ -92,7 +92,7 @@ class Show:
         missing = [f"--{size.replace('_', '-')}" for size in SIZES if getattr(self, size) is None]
         if missing:
             raise ConfigurationError(f"{name} is the name of an encoding, which needs {', '.join(missing)} as well.")
-        settings = {setting: value for setting in SETTINGS if (value := getattr(self, setting)) is not None}
+        settings = {setting: value for setting in ENCODING_SETTINGS if (value := getattr(self, setting)) is not None}
         extra = {"grid": (1,) * (self.axes or 1)} if name == "ape" else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

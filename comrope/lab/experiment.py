@@ -19,6 +19,8 @@ MOST_PIXELS = 8192
 """The longest side of an image: larger ones would need more memory than there is."""
 MOST_REPEATS = 1000
 """The most copies of an image in an epoch."""
+ENCODING_SETTINGS = ("block_size", "init", "std", "max_frequency", "base", "directions")
+"""Settings of an encoding that a command line can give; None is the encoding's own default."""
 RENAMED = {"enlargement": "resize_ratio"}
 """Names that settings had in earlier versions, in results on disk, and those they have now."""
 FARTHEST = 1e15
@@ -140,8 +142,7 @@ class ExperimentConfig(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the encoding that are not its own defaults."""
-        names = ("block_size", "init", "std", "max_frequency", "base", "directions")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in ENCODING_SETTINGS if (value := getattr(self, name)) is not None}
 
     def _title(self) -> str:
         """Returns the first part of the run's name: the encoding and its block size."""

@@ -174,7 +174,7 @@ def _start_worker(reports) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    # Nothing reads fresh memory, and filling it takes 5 to 10 % of a step.
+    # Nothing reads fresh memory, and filling it takes time in every step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 

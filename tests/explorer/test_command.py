@@ -2,8 +2,6 @@
 
 import json
 import re
-import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 import torch
 
 import comrope
-from comrope import cli
 from comrope.lab import runs
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
@@ -24,23 +21,10 @@ ENCODING = ("--num-heads", "2", "--head-dim", "16", "--axes", "2")
 
 
 @pytest.fixture
-def show(monkeypatch, capsys, tmp_path):
+def show(comrope, monkeypatch, tmp_path):
     """Calls `comrope show` in an empty folder: (exit code, stdout, stderr)."""
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["comrope", "show", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
+    return lambda *arguments: comrope("show", *arguments)
 
 
 def test_encodings_by_name_side_by_side(show):
