@@ -48,7 +48,7 @@ def test_help_names_the_jobs(comrope):
             ["--out", "--data", "--model", "--encoding", "--perturbation", "--learning-rate", "--micro-batch"],
         ),
         ("evaluate images", ["--resolutions", "--offsets", "--perturbations", "--direction"]),
-        ("reproduce", ["--scale", "--list", "--data", "--seeds", "--runs"]),
+        ("reproduce", ["--scale", "--list", "--data", "--seeds", "--runs", "--on", "--partition", "--gpus"]),
     ],
 )
 def test_help_of_each_job_names_its_options(comrope, job, options):
@@ -148,6 +148,9 @@ def test_train_then_evaluate(comrope, tmp_path):
         ("evaluate images nowhere", "is no run"),
         ("reproduce", "recipe '': expected one of table1"),
         ("reproduce table2x", "table1"),
+        ("reproduce table1 --partition gpu", "--partition is for --on slurm"),
+        ("reproduce table1 --on slurm --slurm mem", "expected name=value"),
+        ("reproduce table1 --on local --parallel 0 --out {out} --runs {out}", "leave one of them out"),
         ("train images --out {out} --data nowhere", "expected digits, fashion-mnist"),
         ("train images --out {out} --model huge", "vit-b/16"),
         ("train images --out {out} --encoding ropee", "ropee"),

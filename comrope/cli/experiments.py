@@ -9,6 +9,7 @@ import tyro
 from comrope.cli.typed import existing, typed
 from comrope.errors import ConfigurationError
 from comrope.lab.experiment import ExperimentConfig
+from comrope.lab.place import POOL, Place
 
 GO_ON = "give the same command again to go on."
 Config = TypeVar("Config", bound=ExperimentConfig)
@@ -97,8 +98,6 @@ class Reproduce:
     measured of models that are trained elsewhere is taken from --recorded.
     """
 
-    stopped: ClassVar[str] = GO_ON
-
     recipe: tyro.conf.Positional[str] = ""
     """Name of the table or figure; --list shows all."""
     scale: Literal["demo", "small", "paper"] = "demo"
@@ -123,11 +122,18 @@ class Reproduce:
     """Number of epochs of every training, in place of the scale's own."""
     batch_size: int | None = None
     """Batch size, in place of the scale's own."""
-    parallel: int = 2
-    """Number of runs at a time, each in a process of one thread. 0: one after the other, with all threads."""
+    parallel: int | None = None
+    """Number of runs at a time, each in a process of one thread; 2 by default. 0: one after the other, with all threads. With
+    --on slurm, number of jobs that are queued or run at a time; all by default."""
     list: bool = False
     """List all recipes, and exit."""
     running: tyro.conf.OmitArgPrefixes[_Running] = field(default_factory=_Running)
+    place: tyro.conf.OmitArgPrefixes[Place] = POOL
+
+    @property
+    def stopped(self) -> str:
+        """What is said after an interruption."""
+        return f"jobs in SLURM's queue go on: {GO_ON}" if self.place.on == "slurm" else GO_ON
 
     def run(self) -> None:
         from comrope.lab import reproduce, terminal
@@ -141,8 +147,8 @@ class Reproduce:
         names = ("data", "num_train", "num_test", "seeds", "encodings", "epochs", "batch_size")
         scale = reproduce.SCALES[self.scale].changed(**{name: getattr(self, name) for name in names})
         with terminal.study_progress() as on_progress:
-            settings = {"runs": self.runs, "recorded": self.recorded, "parallel": self.parallel, **vars(self.running)}
-            settings |= {"command": typed(), "on_progress": on_progress}
+            settings = {"runs": self.runs, "recorded": self.recorded, "parallel": self.parallel, "place": self.place}
+            settings |= {**vars(self.running), "command": typed(), "on_progress": on_progress}
             made: list[reproduce.Outcome] = []
             reproduce.run(self.recipe, scale, out, show=made.append, **settings)
         for outcome in made:

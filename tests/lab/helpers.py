@@ -1,13 +1,16 @@
 """What the laboratory's tests share: a small experiment, and the names of all encodings."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 from torch import Tensor, nn
 
 import comrope
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
+from comrope.lab.job import Job
 from comrope.lab.styles import label
 
 QUICK = ImageConfig(
@@ -33,3 +36,13 @@ def heard(module: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Tensor]:
     handle.remove()
     given, output = found
     return given, output
+
+
+def job_processes(runs: Path, job: Job) -> list[psutil.Process]:
+    """Returns the processes of submitit in which a job makes a run of the folder `runs`."""
+    submitted = str(runs / "jobs" / job.name)
+    return [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if submitted in (process.info["cmdline"] or ()) and process.info["name"] not in ("srun", "bash")
+    ]

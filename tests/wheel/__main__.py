@@ -63,6 +63,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "transformers": (CLIP, LLAMA),
     "diffusers": (WAN,),
     "lab": (TIMM,),
+    "cluster": (TIMM, "import comrope.lab.scheduler, submitit"),
     "bench": (TIMM, "import comrope.lab.bench, rotary_embedding_torch"),
     "onnx": (ONNX,),
     "docs": (TIMM, "import jupytext, latex2mathml.converter, mkdocs"),

@@ -17,6 +17,7 @@ from comrope.encodings import ENCODINGS
 from comrope.errors import ComropeError, ConfigurationError, DataError
 from comrope.lab import output, results
 from comrope.lab.output import Outcome as Outcome
+from comrope.lab.place import POOL, Place
 from comrope.lab.reproduce.accuracy import fig6, fig7, longer, table1, table10
 from comrope.lab.reproduce.beyond import beyond
 from comrope.lab.reproduce.costs import table7
@@ -72,7 +73,8 @@ def run(
     *,
     runs: Path | None = None,
     recorded: Sequence[Path] = (),
-    parallel: int = 2,
+    parallel: int | None = None,
+    place: Place = POOL,
     command: str = "",
     on_progress: OnRunProgress = lambda name, stage, done, total, speed: None,
     show: Callable[[Outcome], None] = lambda outcome: None,
@@ -90,6 +92,7 @@ def run(
             `comrope.lab.study.run_all`. `out` may be one of them: it is read first.
         parallel: the number of runs at a time, see `comrope.lab.study.run_all`. Under `torchrun` all processes share
             each run, and the first writes.
+        place: where the runs are made, likewise.
         command: the command that was typed, for the record.
         on_progress: is called with (name of the run, stage, done, total, samples per second).
         show: is called with the outcome, in the process that writes.
@@ -115,7 +118,8 @@ def run(
     writes = int(os.environ.get("RANK", "0")) == 0
     patterns = (f"{name}.*", f"{name}-*", *plan.files)
     with results.atomic_folder(out, patterns) if writes else nullcontext() as folder:
-        settings |= {"recorded": recorded, "parallel": parallel, "command": command, "on_progress": on_progress}
+        settings |= {"recorded": recorded, "parallel": parallel, "place": place}
+        settings |= {"command": command, "on_progress": on_progress}
         made = run_all(plan.jobs, runs, **settings)
         outcome = _outcome(name, plan, scale, made)
         found = {
