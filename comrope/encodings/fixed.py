@@ -42,7 +42,7 @@ class FixedFrequencies(SpectralEncoding):
         check_parameter_dtype(dtype)
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=torch.float64)
         shape = (num_axes, num_heads, self.num_blocks, block_size // 2)
-        self.register_buffer("frequencies", torch.zeros(shape, **self._factory_kwargs))
+        self.register_buffer("frequencies", torch.zeros(shape, **self.factory_kwargs))
 
     def _first_tensor(self) -> Tensor:
         return self.frequencies
@@ -71,7 +71,7 @@ class FixedSpectrum(FixedFrequencies):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
-        eye = torch.eye(block_size, **self._factory_kwargs)
+        eye = torch.eye(block_size, **self.factory_kwargs)
         self.register_buffer("basis", eye.repeat(num_heads, self.num_blocks, 1, 1))
 
     def spectrum_inputs(self):
@@ -102,11 +102,11 @@ class FixedMaps(MappedEncoding):
     ):
         check_parameter_dtype(dtype)
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=torch.float64)
-        eye = torch.eye(block_size, **self._factory_kwargs).repeat(num_heads, self.num_blocks, 1, 1)
+        eye = torch.eye(block_size, **self.factory_kwargs).repeat(num_heads, self.num_blocks, 1, 1)
         self.register_buffer("query_map", eye)
         self.register_buffer("key_map", eye.clone())
         shape = (num_axes, num_heads, self.num_blocks, block_size // 2)
-        self.register_buffer("frequencies", torch.zeros(shape, **self._factory_kwargs))
+        self.register_buffer("frequencies", torch.zeros(shape, **self.factory_kwargs))
 
     def _first_tensor(self) -> Tensor:
         return self.frequencies

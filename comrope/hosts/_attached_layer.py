@@ -114,11 +114,10 @@ class AttachedLayer:
                 self._hook(module)
         self._positions, self._rotation = self.position_context.from_arguments(kwargs), None
         if isinstance(attention.encoding, TokenEncoding):
-            cache = next((name for name in CACHES if kwargs.get(name) is not None), None)
-            if cache is not None:
+            if any(_num_cached(kwargs.get(name), attention) for name in CACHES):
                 raise InputError(
                     f"{self.name}: {type(attention.encoding).__name__} rotates tokens by those before them, which a key cache "
-                    f"does not hold: call the model without {cache}, by use_cache=False."
+                    "does not hold: call the model on whole sequences, with use_cache=False."
                 )
             self._tokens = attention_input(args, kwargs)
         argument, how = self.convention.rope_argument, self.convention.disable_rope
@@ -246,6 +245,13 @@ class AttachedLayer:
 
 def _batched(y: Tensor) -> Tensor:
     return y.unsqueeze(0) if y.ndim == 2 else y
+
+
+def _num_cached(cache: Any, attention: Any) -> int:
+    """Returns how many tokens the cache of a model holds for one of its attention layers."""
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0 if cache is None else 1
+    return int(cache.get_seq_length(getattr(attention, "layer_idx", 0)))
 
 
 def attention_input(args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
