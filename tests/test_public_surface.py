@@ -13,8 +13,8 @@ from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, SpectralEnco
 from tests import helpers
 
 PUBLIC = {
-    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rotation"),
-    *("attach", "check", "detach", "encoding", "export_timm", "fold", "freeze"),
+    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rotation", "testing"),
+    *("attach", "check", "detach", "encoding", "export_timm", "fold", "freeze", "register"),
     *("load", "load_official", "param_groups", "save", "show"),
 }
 """Every public name of the package. Changing this set changes the public API."""
