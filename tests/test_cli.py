@@ -59,7 +59,17 @@ def test_help_of_each_job_names_its_options(comrope, job, options):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["dmo"], ["demo", "--epoch-count", "3"], ["demo", "--seed", "x"], ["report"], ["train"], ["evaluate"]],
+    [
+        [],
+        ["dmo"],
+        ["demo", "--epoch-count", "3"],
+        ["demo", "--seed", "x"],
+        ["report"],
+        ["train"],
+        ["evaluate"],
+        ["reproduce", "table1", "--partition", "gpu"],
+        ["reproduce", "table1", "--on", "slurm", "--slurm", "mem"],
+    ],
 )
 def test_arguments_that_do_not_parse(comrope, arguments):
     code, out, err = comrope(*arguments)
@@ -148,8 +158,6 @@ def test_train_then_evaluate(comrope, tmp_path):
         ("evaluate images nowhere", "is no run"),
         ("reproduce", "recipe '': expected one of table1"),
         ("reproduce table2x", "table1"),
-        ("reproduce table1 --partition gpu", "--partition is for --on slurm"),
-        ("reproduce table1 --on slurm --slurm mem", "expected name=value"),
         ("reproduce table1 --on local --parallel 0 --out {out} --runs {out}", "leave one of them out"),
         ("train images --out {out} --data nowhere", "expected digits, fashion-mnist"),
         ("train images --out {out} --model huge", "vit-b/16"),

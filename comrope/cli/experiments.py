@@ -123,8 +123,8 @@ class Reproduce:
     batch_size: int | None = None
     """Batch size, in place of the scale's own."""
     parallel: int | None = None
-    """Number of runs at a time, each in a process of one thread; 2 by default. 0: one after the other, with all threads. With
-    --on slurm, number of jobs that are queued or run at a time; all by default."""
+    """Number of runs at a time, each in a process of one thread; 2 by default. 0: one after the other, with all threads.
+    Of jobs in SLURM, the number that are queued or run at a time; all by default."""
     list: bool = False
     """List all recipes, and exit."""
     running: tyro.conf.OmitArgPrefixes[_Running] = field(default_factory=_Running)

@@ -28,8 +28,8 @@ class Place:
     """Where the runs of a study are made, and what a job of a scheduler gets."""
 
     on: Literal["pool", "slurm", "local"] = "pool"
-    """pool: processes of this command make the runs. slurm: each is a job of SLURM, and this command waits for them. local:
-    jobs on this machine, to try out what a cluster would do. The jobs need submitit, and --runs on a disk that all share."""
+    """pool: processes of this command make the runs. slurm: each run is a job of SLURM, for which this command waits; --runs
+    has to be on a disk that all machines share. local: jobs on this machine, to try out what a cluster would do."""
     partition: str | None = None
     """SLURM's partition of the jobs; its default one by default."""
     time: int | None = None
