@@ -1,9 +1,12 @@
 """Encodings with constant frequencies and basis, which need no decomposition, and `freeze`, which makes them.
 
+Their frequencies can be scaled, for more tokens than trained with (`comrope.rescale`).
+
 The constants stay float64 when the model is cast. The phase of position x is ωᵀx, and rounding ω to float32 would change it by
 up to 6e-8 of itself: 0.06 radians for a phase of a million.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, TypeVar, overload
 
 import torch
@@ -11,9 +14,10 @@ from torch import Tensor, nn
 
 from comrope.encodings.base import Encoding
 from comrope.encodings.learned import LearnedEncoding
-from comrope.encodings.rope import RopeMixed
+from comrope.encodings.rope import NoEncoding, Rope, RopeMixed
 from comrope.encodings.spectral import SpectralEncoding
 from comrope.errors import InputError
+from comrope.scaling import Scaling
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,6 +30,10 @@ class FixedFrequencies(SpectralEncoding):
 
     _allowed_dtypes: ClassVar = (torch.float64,)
     frequencies: Tensor
+    scaling: Scaling | None = None
+    """How frequencies and attention scores are scaled, if they are. The buffer has the frequencies of before."""
+    _ratio: Tensor | None
+    """Scaled frequencies over those of before."""
 
     def __init__(
         self,
@@ -39,12 +47,37 @@ class FixedFrequencies(SpectralEncoding):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=torch.float64)
         shape = (num_axes, num_heads, self.num_blocks, block_size // 2)
         self.register_buffer("frequencies", torch.zeros(shape, **self._factory_kwargs))
+        self.register_buffer("_ratio", None, persistent=False)
+
+    def set_scaling(self, scaling: Scaling | None) -> None:
+        """Scales the frequencies of the buffer, and the scores, in place of an earlier scaling; None scales nothing.
+
+        Raises:
+            InputError: a scaling for another number of axes.
+        """
+        self._ratio = None if scaling is None else scaling.ratio(self.frequencies)
+        self.scaling = scaling
+
+    @property
+    def gain(self) -> float:
+        return 1.0 if self.scaling is None else self.scaling.gain
+
+    def extra_repr(self) -> str:
+        if self.scaling is None:
+            return super().extra_repr()
+        methods = dict.fromkeys(self.scaling.method)
+        return f"{super().extra_repr()}, scaled={'/'.join(methods)} {self.scaling.trained} → {self.scaling.shape}"
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.set_scaling(self.scaling)
 
     def _first_tensor(self) -> Tensor:
         return self.frequencies
 
     def _spectrum_inputs(self) -> tuple[Tensor, ...]:
-        return (self.frequencies.transpose(0, 1),)
+        frequencies = self.frequencies if self._ratio is None else self.frequencies * self._ratio
+        return (frequencies.transpose(0, 1),)
 
     @classmethod
     def _spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -105,18 +138,30 @@ def freeze(module: nn.Module) -> nn.Module:
         raise InputError(f"module: got {type(module).__name__}, expected a model with encodings in it, or an encoding.")
     if isinstance(module, Encoding):
         return _frozen(module)
-    owners = [(m, n, e) for m in module.modules() for n, e in m.named_children() if isinstance(e, Encoding)]
-    if not owners:
+    found = [m for m in module.modules() if isinstance(m, Encoding)]
+    if not found:
         raise InputError(f"{type(module).__name__} holds no rotary encoding: attach one first.")
-    for owner, name, fixed in [(owner, name, _frozen(encoding)) for owner, name, encoding in owners]:
-        setattr(owner, name, fixed)
+    replace_encodings(module, {encoding: _frozen(encoding) for encoding in found})
     return module
 
 
-@torch.no_grad()
+def replace_encodings(module: nn.Module, new: Mapping[Encoding, Encoding]) -> None:
+    """Puts other encodings in the place of those in a model."""
+    for owner in list(module.modules()):
+        for name, child in list(owner.named_children()):
+            if isinstance(child, Encoding) and child in new:
+                setattr(owner, name, new[child])
+
+
 def _frozen(encoding: Encoding) -> Encoding:
     """Returns the encoding with constant angles; itself if it has no learned ones."""
-    if not isinstance(encoding, LearnedEncoding):
+    return constant(encoding) if isinstance(encoding, LearnedEncoding) else encoding
+
+
+@torch.no_grad()
+def constant(encoding: Encoding) -> FixedFrequencies:
+    """Returns an encoding with the same angles in buffers, also of one that learns none; itself if it is such an encoding."""
+    if isinstance(encoding, FixedFrequencies):
         return encoding
     if encoding.device.type == "meta":
         raise InputError(
@@ -124,7 +169,7 @@ def _frozen(encoding: Encoding) -> Encoding:
         )
     basis, frequencies = encoding.spectrum()
     sizes = (encoding.num_heads, encoding.head_dim, encoding.num_axes, encoding.block_size)
-    if isinstance(encoding, RopeMixed):
+    if isinstance(encoding, (RopeMixed, Rope, NoEncoding)):
         fixed = FixedFrequencies(*sizes, device=encoding.device)
     else:
         fixed = FixedSpectrum(*sizes, device=encoding.device)

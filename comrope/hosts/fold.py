@@ -17,6 +17,7 @@ from comrope.hosts._attention_layer import QKModule, projection_rows
 from comrope.hosts._backbone import ModuleOverride
 from comrope.hosts._proof import check_same_outputs, example_outputs
 from comrope.hosts._saved_settings import write_to_config
+from comrope.scaling import Scaling
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class _FoldedLayer:
     """What folding makes of one attention layer, computed before anything changes."""
 
     frequencies: Tensor
-    """ω (N, H, D/2), float64."""
+    """ω (N, H, D/2), float64, before any scaling."""
+    scaling: Scaling | None
+    """How `rescale` scales them, and the scores."""
     weights: list[tuple[Tensor, Tensor]]
     """Views of the weights of the projections, and their new values."""
     order: Tensor | None
@@ -39,9 +42,9 @@ def fold(model: Model) -> Model:
     Afterwards `encoding` is `FixedFrequencies`, in float64 whatever the model is cast to: scores in float32 have errors below
     1e-6 of |q||k|, for tokens a million positions apart too.
 
-    If the host's own RoPE has frequencies for each head (timm's Eva with rope_type="mixed"), they are written into it, in its
-    own dtype, and nothing of comrope remains in the model. A float32 frequency changes a phase by up to 6e-8 of itself: by
-    6e-6 radians where it is 100, and by 0.06 where it is a million.
+    If the host's own RoPE has frequencies for each head (timm's Eva with rope_type="mixed"), they are written into it, scaled
+    if `rescale` scaled them, in its own dtype, and nothing of comrope remains in the model. A float32 frequency changes a phase
+    by up to 6e-8 of itself: by 6e-6 radians where it is 100, and by 0.06 where it is a million.
 
     Args:
         model: one that `attach` has returned.
@@ -65,7 +68,7 @@ def fold(model: Model) -> Model:
     backbones = attachment.backbones
     folded = {layer.attention: _fold_layer(layer) for attached in backbones for layer in attached.layers}
     before, originals = [example_outputs(attached.backbone) for attached in backbones], {}
-    original_overrides = [attached.overrides for attached in backbones]
+    original_overrides = [[_as_it_is(override) for override in attached.overrides] for attached in backbones]
     for layer in folded.values():
         for view, value in layer.weights:
             originals[id(view)] = view, view.clone()
@@ -99,8 +102,15 @@ def _restore_host_rope(attached: AttachedBackbone, folded: dict[nn.Module, _Fold
     own = {layer.attention: folded[layer.attention] for layer in attached.layers}
     if any(layer.order is not None for layer in own.values()):
         return False
+    encodings: list[Any] = [layer.attention.encoding for layer in attached.layers]
+    spectra = {a: encoding.spectrum().frequencies.flatten(2) for a, encoding in zip(own, encodings, strict=True)}
+    gains = [(layer, encoding.gain) for layer, encoding in zip(attached.layers, encodings, strict=True)]
+    if any(gain != 1 and not _has_queries_in_weights(layer) for layer, gain in gains):
+        return False
     attached.undo()
-    if attached.backbone.restore_rope({attention: layer.frequencies for attention, layer in own.items()}):
+    if attached.backbone.restore_rope(spectra):
+        for layer, gain in gains:
+            scale_queries(layer, gain)
         return True
     attached.apply()
     return False
@@ -109,11 +119,15 @@ def _restore_host_rope(attached: AttachedBackbone, folded: dict[nn.Module, _Fold
 def _fold_layer(layer: AttachedLayer) -> _FoldedLayer:
     attention: Any = layer.attention
     try:
-        basis, frequencies = attention.encoding.spectrum()
+        encoding = attention.encoding
+        basis, frequencies = encoding.spectrum()
+        scaling = None
+        if isinstance(encoding, FixedFrequencies):
+            frequencies, scaling = encoding.frequencies, encoding.scaling
         has_basis = not torch.equal(basis, torch.eye(basis.shape[-1]).to(basis).expand_as(basis))
         obstacles = [norm for norm in layer.norms() if not _commutes(norm)]
         if obstacles and not has_basis:
-            return _FoldedLayer(frequencies.flatten(2), [], attention.order)
+            return _FoldedLayer(frequencies.flatten(2), scaling, [], attention.order)
         if obstacles:
             raise ConfigurationError(
                 f"queries and keys go through {type(obstacles[0]).__name__} with weights or a mean of its own, which does not "
@@ -128,11 +142,46 @@ def _fold_layer(layer: AttachedLayer) -> _FoldedLayer:
         views = [view for module in layer.projections for view in _weight_views(layer, module)] + _bias_views(layer)
         return _FoldedLayer(
             frequencies.flatten(2),
+            scaling,
             [(v, rows_in_basis(v.double(), len(basis), basis, attention.order)) for v in views],
             None,
         )
     except (ConfigurationError, NoSpectrumError) as error:
         raise type(error)(f"{layer.name}: {error}") from error
+
+
+def _has_queries_in_weights(layer: AttachedLayer) -> bool:
+    """Returns whether a factor of the queries can be multiplied into the weights: they are known, and no norm follows."""
+    return bool(layer.projections) and all(isinstance(norm, nn.Identity) for norm in layer.norms())
+
+
+def scale_queries(layer: AttachedLayer, gain: float) -> None:
+    """Multiplies the weights and biases of the queries by `gain`.
+
+    Raises:
+        ConfigurationError: a norm would undo it, or comrope does not know the weights.
+    """
+    if gain == 1:
+        return
+    if not _has_queries_in_weights(layer):
+        raise ConfigurationError(
+            f"{layer.name}: scores are {gain:.3g} times as large as in training, which the weights of the queries cannot hold: "
+            "a norm follows, or they are not known. comrope.rescale with gain=1 leaves them as they were."
+        )
+    for module in layer.projections:
+        if module.output != "k":
+            for tensor in projection_rows(layer.attention.get_submodule(module.name)):
+                layer.split_rows(tensor, module)[0].mul_(gain)
+    bias = getattr(layer.attention, "q_bias", None)
+    if isinstance(bias, Tensor):
+        bias.detach().mul_(gain)
+
+
+def _as_it_is(override: ModuleOverride) -> ModuleOverride:
+    """Returns the override of an attention layer with the encoding that it has now, which may be frozen or rescaled."""
+    if "encoding" not in override.attributes:
+        return override
+    return replace(override, attributes={**override.attributes, "encoding": override.module.encoding})
 
 
 def _weight_views(layer: AttachedLayer, module: QKModule) -> list[Tensor]:
@@ -165,6 +214,7 @@ def _with_plain_rope(override: ModuleOverride, layer: _FoldedLayer) -> ModuleOve
     size = {"num_heads": old.num_heads, "head_dim": old.head_dim, "num_axes": old.num_axes}
     plain = FixedFrequencies(**size, device=old.device)
     plain.frequencies.copy_(layer.frequencies.unsqueeze(-1))
+    plain.set_scaling(layer.scaling)
     order = None if layer.order is None else nn.Buffer(layer.order, persistent=False)
     attributes = {**override.attributes, "encoding": plain.train(old.training), "order": order}
     return replace(override, attributes=attributes)
