@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from comrope import reference as reference
     from comrope import rotation as rotation
     from comrope import scaling as scaling
+    from comrope import testing as testing
     from comrope.checks import check as check
     from comrope.encodings import encoding as encoding
     from comrope.encodings import freeze as freeze
+    from comrope.encodings import register as register
     from comrope.explorer import show as show
     from comrope.hosts import attach as attach
     from comrope.hosts import detach as detach
@@ -52,15 +54,17 @@ __all__ = [
     "param_groups",
     "positions",
     "reference",
+    "register",
     "rescale",
     "rotation",
     "save",
     "scaling",
     "show",
+    "testing",
 ]
 
 _FUNCTIONS = {
-    **dict.fromkeys(("encoding", "freeze"), "encodings"),
+    **dict.fromkeys(("encoding", "freeze", "register"), "encodings"),
     **dict.fromkeys(("attach", "detach", "export_timm", "fold", "param_groups", "rescale"), "hosts"),
     **dict.fromkeys(("load", "save"), "hosts.files"),
     "check": "checks",

@@ -5,7 +5,7 @@ from the parameters in each call.
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from comrope.encodings.arguments import (
     check_sizes,
 )
 from comrope.encodings.directions import spread_directions
-from comrope.errors import ConfigurationError, InputError
+from comrope.errors import ConfigurationError, InputError, NoSpectrumError
 from comrope.rotation import Spectrum, compute_dtype
 
 MAX_RADIANS = 1e9
@@ -62,8 +62,22 @@ class PreciseModule(nn.Module):
         return self
 
 
+class FoldedRope(NamedTuple):
+    """Linear maps of queries and keys, and frequencies, with which plain RoPE gives the scores of an encoding."""
+
+    query_map: Tensor
+    """A_q, (H, m, b, b)."""
+    key_map: Tensor
+    """A_k, (H, m, b, b)."""
+    frequencies: Tensor
+    """ω, (N, H, m, b/2), radians per unit of position."""
+
+
 class Encoding(PreciseModule, ABC):
     """A rotary encoding: R(x) = exp(Σ_i x_i A_i), A_i block-diagonal and skew-symmetric (paper, Eq. 3).
+
+    There are four kinds, and a class of one's own derives from one of them: `SpectralEncoding`, `MappedEncoding`,
+    `DenseEncoding` and `TokenEncoding`. What a kind does not have raises NoSpectrumError.
 
     Args:
         num_heads: H, the number of key/value heads, each of which has its own angles. Queries may have a multiple of H heads
@@ -82,7 +96,7 @@ class Encoding(PreciseModule, ABC):
         num_heads: int,
         head_dim: int,
         num_axes: int,
-        block_size: int,
+        block_size: int = 2,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -101,8 +115,9 @@ class Encoding(PreciseModule, ABC):
         self.num_axes = num_axes
         self.block_size = block_size
         self.num_blocks: int = head_dim // block_size
-        self._factory_kwargs = {"device": device, "dtype": dtype}
-        anchor = torch.empty(0, **self._factory_kwargs)
+        self.factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
+        """What tensors of the constructor are made with."""
+        anchor = torch.empty(0, **self.factory_kwargs)
         self._anchor = torch.empty_like(anchor, device="cpu") if anchor.is_meta else anchor
 
     def forward(
@@ -143,17 +158,33 @@ class Encoding(PreciseModule, ABC):
     ) -> Any:
         """Returns what `forward` computes from the positions. It has the methods `rotate(q, k)`, `queries(q)` and `keys(k)`."""
 
-    @abstractmethod
     def angle_matrices(self) -> Tensor:
-        """Returns B_ij (N, H, m, b, b), skew-symmetric, in radians per unit of position, differentiable in the parameters."""
+        """Returns B_ij (N, H, m, b, b), skew-symmetric, in radians per unit of position, differentiable in the parameters.
 
-    @abstractmethod
+        Raises:
+            NoSpectrumError: the rotation depends on the tokens, too.
+        """
+        raise NoSpectrumError(f"{type(self).__name__} rotates by what the tokens say: it has no angle matrices.")
+
     def spectrum(self) -> Spectrum:
         """Returns basis (H, m, b, b) and frequencies (N, H, m, b/2), in float64 without gradient.
 
         Raises:
-            NoSpectrumError: the angle matrices do not commute.
+            NoSpectrumError: there is no basis that queries and keys share, and in which all axes rotate the same planes.
         """
+        raise NoSpectrumError(
+            f"{type(self).__name__} has no spectrum: no orthogonal basis, common to queries and keys, brings its rotations to "
+            "planes. Use comrope-ld, -ap or -mt where you need one."
+        )
+
+    def folded(self) -> FoldedRope:
+        """Returns the maps of queries and keys, and the frequencies, with which plain RoPE gives the same scores.
+
+        Raises:
+            NoSpectrumError: there are none.
+        """
+        basis, frequencies = self.spectrum()
+        return FoldedRope(basis.mT, basis.mT, frequencies)
 
     def rotation_matrices(self, positions: Tensor) -> Tensor:
         """Returns dense R(x), (..., L, H, m, b, b), by matrix_exp in float64: for inspection and tests, not for speed.

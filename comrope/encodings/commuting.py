@@ -98,12 +98,12 @@ class _ScaledSkewEncoding(LearnedEncoding, SpectralEncoding):
     def angle_matrices(self) -> Tensor:
         return (self._scale().double()[..., None, None] * self._skew_matrix()).to(self.dtype)
 
-    def _spectrum_inputs(self):
+    def spectrum_inputs(self):
         scale = self._scale().expand(-1, self.num_heads, -1)  # (N, H, m)
         return self._skew_matrix(), scale.double().transpose(0, 1)
 
     @classmethod
-    def _spectrum_from(cls, matrix, scale):
+    def spectrum_from(cls, matrix, scale):
         basis, generator = block_diagonalise(matrix)
         return basis, scale.transpose(0, 1).unsqueeze(-1) * plane_frequencies(generator)
 
@@ -161,7 +161,7 @@ class ComRoPELD(_ScaledSkewEncoding):
     def __init__(self, num_heads: int, head_dim: int, num_axes: int, block_size: int = 8, **keywords: Any):
         super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
         self.axis_scale: nn.Parameter = nn.Parameter(
-            torch.empty(num_axes, num_heads, self.num_blocks, **self._factory_kwargs)
+            torch.empty(num_axes, num_heads, self.num_blocks, **self.factory_kwargs)
         )
         self.reset_parameters()
 
@@ -239,11 +239,11 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
         self.initial_basis.copy_(basis)
         self.frequencies.copy_(frequencies)
 
-    def _spectrum_inputs(self):
+    def spectrum_inputs(self):
         return self.initial_basis, self.basis_generator, self.frequencies.transpose(0, 1)
 
     @classmethod
-    def _spectrum_from(cls, initial_basis, generator, frequencies):
+    def spectrum_from(cls, initial_basis, generator, frequencies):
         return orthonormalise(initial_basis) @ cayley(skew(generator.double())), frequencies.transpose(0, 1)
 
 
@@ -294,11 +294,11 @@ class String(LearnedEncoding, SpectralEncoding):
             self.basis_generator.zero_()
         self._reset_frequencies(self.frequencies)
 
-    def _spectrum_inputs(self):
+    def spectrum_inputs(self):
         return self.basis_generator, self.frequencies.transpose(0, 1)
 
     @classmethod
-    def _spectrum_from(cls, generator, frequencies):
+    def spectrum_from(cls, generator, frequencies):
         return cayley(skew(generator.double())), frequencies.transpose(0, 1)
 
     def _set_spectrum(self, basis, frequencies):

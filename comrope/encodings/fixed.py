@@ -12,8 +12,9 @@ from typing import ClassVar, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from comrope.encodings.base import Encoding
-from comrope.encodings.learned import LearnedEncoding
+from comrope.encodings.arguments import check_parameter_dtype
+from comrope.encodings.base import Encoding, FoldedRope
+from comrope.encodings.mapped import MappedEncoding
 from comrope.encodings.rope import NoEncoding, Rope, RopeMixed
 from comrope.encodings.spectral import SpectralEncoding
 from comrope.errors import InputError
@@ -22,16 +23,16 @@ from comrope.scaling import Scaling
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class FixedFrequencies(SpectralEncoding):
-    """RoPE with constant frequencies, of every plane on every axis. Buffer: `frequencies` ω, (N, H, m, b/2), float64.
+class FixedEncoding(Encoding):
+    """Base class of encodings with constant angles, whose frequencies `comrope.rescale` can scale.
 
-    `block_size` only groups the planes.
+    Buffer: `frequencies` ω, (N, H, m, b/2), float64, as they were before they were scaled, and zero at first.
     """
 
     _allowed_dtypes: ClassVar = (torch.float64,)
     frequencies: Tensor
     scaling: Scaling | None = None
-    """How frequencies and attention scores are scaled, if they are. The buffer has the frequencies of before."""
+    """How frequencies and attention scores are scaled, if they are."""
     _ratio: Tensor | None
     """Scaled frequencies over those of before."""
 
@@ -43,10 +44,12 @@ class FixedFrequencies(SpectralEncoding):
         block_size: int = 2,
         *,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
+        check_parameter_dtype(dtype)
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=torch.float64)
         shape = (num_axes, num_heads, self.num_blocks, block_size // 2)
-        self.register_buffer("frequencies", torch.zeros(shape, **self._factory_kwargs))
+        self.register_buffer("frequencies", torch.zeros(shape, **self.factory_kwargs))
         self.register_buffer("_ratio", None, persistent=False)
 
     def set_scaling(self, scaling: Scaling | None) -> None:
@@ -62,11 +65,15 @@ class FixedFrequencies(SpectralEncoding):
     def gain(self) -> float:
         return 1.0 if self.scaling is None else self.scaling.gain
 
+    def scaled_frequencies(self) -> Tensor:
+        """Returns ω, (N, H, m, b/2), as `scaling` scales it."""
+        return self.frequencies if self._ratio is None else self.frequencies * self._ratio
+
     def extra_repr(self) -> str:
         if self.scaling is None:
             return super().extra_repr()
-        methods = dict.fromkeys(self.scaling.method)
-        return f"{super().extra_repr()}, scaled={'/'.join(methods)} {self.scaling.trained} → {self.scaling.shape}"
+        methods = "/".join(dict.fromkeys(self.scaling.method))
+        return f"{super().extra_repr()}, scaled={methods} {self.scaling.trained} → {self.scaling.shape}"
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -75,12 +82,23 @@ class FixedFrequencies(SpectralEncoding):
     def _first_tensor(self) -> Tensor:
         return self.frequencies
 
-    def _spectrum_inputs(self) -> tuple[Tensor, ...]:
-        frequencies = self.frequencies if self._ratio is None else self.frequencies * self._ratio
-        return (frequencies.transpose(0, 1),)
+
+class FixedFrequencies(FixedEncoding, SpectralEncoding):
+    """RoPE with constant frequencies, of every plane on every axis.
+
+    Buffer: `frequencies` ω, (N, H, m, b/2), float64, zero at first. `block_size` only groups the planes.
+    `dtype` is taken, as by all encodings, and changes nothing.
+    """
+
+    def folded(self) -> FoldedRope:
+        query_map, key_map, frequencies = super().folded()
+        return FoldedRope(self.gain * query_map, key_map, frequencies)
+
+    def spectrum_inputs(self) -> tuple[Tensor, ...]:
+        return (self.scaled_frequencies().transpose(0, 1),)
 
     @classmethod
-    def _spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+    def spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
         return None, inputs[0].transpose(0, 1)
 
 
@@ -97,17 +115,43 @@ class FixedSpectrum(FixedFrequencies):
         block_size: int = 8,
         *,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
-        super().__init__(num_heads, head_dim, num_axes, block_size, device=device)
-        eye = torch.eye(block_size, **self._factory_kwargs)
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+        eye = torch.eye(block_size, **self.factory_kwargs)
         self.register_buffer("basis", eye.repeat(num_heads, self.num_blocks, 1, 1))
 
-    def _spectrum_inputs(self):
-        return self.basis, *super()._spectrum_inputs()
+    def spectrum_inputs(self):
+        return self.basis, *super().spectrum_inputs()
 
     @classmethod
-    def _spectrum_from(cls, *inputs):
+    def spectrum_from(cls, *inputs):
         return inputs[0], inputs[1].transpose(0, 1)
+
+
+class FixedMaps(FixedEncoding, MappedEncoding):
+    """Any `MappedEncoding`, as constants. Buffers, float64: `query_map` A_q, `key_map` A_k, (H, m, b, b), and `frequencies`."""
+
+    query_map: Tensor
+    key_map: Tensor
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_axes: int,
+        block_size: int = 8,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=dtype)
+        eye = torch.eye(block_size, **self.factory_kwargs).repeat(num_heads, self.num_blocks, 1, 1)
+        self.register_buffer("query_map", eye)
+        self.register_buffer("key_map", eye.clone())
+
+    def folded(self) -> FoldedRope:
+        return FoldedRope(self.gain * self.query_map, self.key_map, self.scaled_frequencies())
 
 
 @overload
@@ -124,10 +168,12 @@ def freeze(module: nn.Module) -> nn.Module:
     Args:
         module: a model with encodings in it, changed in place, or an encoding.
     Returns:
-        The model; for an encoding, a new `FixedSpectrum`, or for RoPE-Mixed, which has no basis, `FixedFrequencies`.
+        The model; for an encoding, a new `FixedSpectrum`, for RoPE-Mixed, which has no basis, `FixedFrequencies`, and for one
+        with maps of queries and keys, `FixedMaps`.
     Raises:
         InputError: there is no rotary encoding in it, or one on the meta device.
-        NoSpectrumError: it contains LieRE, whose matrices do not commute. After any error the model is unchanged.
+        NoSpectrumError: it contains an encoding with neither a spectrum nor maps and frequencies, such as LieRE, whose
+            matrices do not commute. After any error the model is unchanged.
     Examples:
         >>> import comrope
         >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2)
@@ -154,25 +200,29 @@ def replace_encodings(module: nn.Module, new: Mapping[Encoding, Encoding]) -> No
 
 
 def _frozen(encoding: Encoding) -> Encoding:
-    """Returns the encoding with constant angles; itself if it has no learned ones."""
-    return constant(encoding) if isinstance(encoding, LearnedEncoding) else encoding
+    """Returns the encoding with constant angles; itself if it has no parameters."""
+    return encoding if next(encoding.parameters(), None) is None else constant(encoding)
 
 
 @torch.no_grad()
-def constant(encoding: Encoding) -> FixedFrequencies:
+def constant(encoding: Encoding) -> FixedEncoding:
     """Returns an encoding with the same angles in buffers, also of one that learns none; itself if it is such an encoding."""
-    if isinstance(encoding, FixedFrequencies):
+    if isinstance(encoding, FixedEncoding):
         return encoding
     if encoding.device.type == "meta":
         raise InputError(
             f"{type(encoding).__name__} is on the meta device, where it has no values: load or draw its weights first."
         )
-    basis, frequencies = encoding.spectrum()
     sizes = (encoding.num_heads, encoding.head_dim, encoding.num_axes, encoding.block_size)
-    if isinstance(encoding, (RopeMixed, Rope, NoEncoding)):
+    if isinstance(encoding, MappedEncoding):
+        fixed = FixedMaps(*sizes, device=encoding.device)
+        constants = encoding.folded()._asdict()
+    elif isinstance(encoding, (RopeMixed, Rope, NoEncoding)):
         fixed = FixedFrequencies(*sizes, device=encoding.device)
+        constants = {"frequencies": encoding.spectrum().frequencies}
     else:
         fixed = FixedSpectrum(*sizes, device=encoding.device)
-        fixed.basis.copy_(basis)
-    fixed.frequencies.copy_(frequencies)
+        constants = encoding.spectrum()._asdict()
+    for name, value in constants.items():
+        fixed.get_buffer(name).copy_(value)
     return fixed.train(encoding.training)

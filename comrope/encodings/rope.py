@@ -102,11 +102,11 @@ class Rope(SpectralEncoding):
             self._unit = self._directions(self.directions)
         return self
 
-    def _spectrum_inputs(self):
+    def spectrum_inputs(self):
         return (self._rope_frequencies(self.base, self.max_frequency, self._unit).transpose(0, 1),)
 
     @classmethod
-    def _spectrum_from(cls, frequencies):
+    def spectrum_from(cls, frequencies):
         return None, frequencies.transpose(0, 1)
 
 
@@ -140,11 +140,11 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
     def reset_parameters(self) -> None:
         self._reset_frequencies(self.frequencies)
 
-    def _spectrum_inputs(self):
+    def spectrum_inputs(self):
         return (self.frequencies.transpose(0, 1),)
 
     @classmethod
-    def _spectrum_from(cls, frequencies):
+    def spectrum_from(cls, frequencies):
         return None, frequencies.transpose(0, 1)
 
     def _set_spectrum(self, basis, frequencies):

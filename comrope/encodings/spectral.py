@@ -16,7 +16,9 @@ from comrope.rotation import Rotation, Spectrum
 class SpectralEncoding(Encoding):
     """An encoding whose angle matrices commute: they have one basis, and frequencies for each axis.
 
-    Subclasses define `_spectrum_inputs` and `_spectrum_from`.
+    Subclasses define `spectrum_inputs` and `spectrum_from`, which are two so that the spectra of all layers of a model are
+    computed together. One with constant frequencies and no basis derives from `FixedFrequencies` and fills it in its
+    constructor; one that learns free frequencies from a start of its own, from `RopeMixed`.
     """
 
     @property
@@ -25,15 +27,15 @@ class SpectralEncoding(Encoding):
         return 1.0
 
     @abstractmethod
-    def _spectrum_inputs(self) -> tuple[Tensor, ...]:
-        """Returns the tensors that `_spectrum_from` needs, such as parameters and buffers.
+    def spectrum_inputs(self) -> tuple[Tensor, ...]:
+        """Returns the tensors that `spectrum_from` needs, such as parameters and buffers.
 
         The first dimension of each must be the heads: `rotations` concatenates the tensors of several layers along it.
         """
 
     @classmethod
     @abstractmethod
-    def _spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+    def spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
         """Returns the basis Q (H, m, b, b), or None for the identity, and the frequencies (N, H, m, b/2).
 
         The result must be differentiable in `inputs` and depend on nothing else. `inputs` may be those of several layers, and H
@@ -41,7 +43,7 @@ class SpectralEncoding(Encoding):
         """
 
     def _spectrum(self) -> tuple[Tensor | None, Tensor]:
-        return self._spectrum_from(*self._spectrum_inputs())
+        return self.spectrum_from(*self.spectrum_inputs())
 
     def spectrum(self) -> Spectrum:
         with torch.no_grad():
@@ -50,6 +52,14 @@ class SpectralEncoding(Encoding):
                 eye = torch.eye(self.block_size, device=frequencies.device)
                 basis = eye.repeat(self.num_heads, self.num_blocks, 1, 1)
             return Spectrum(*(t.to(torch.float64, copy=True) for t in (basis, frequencies)))
+
+    def positions_used(self, *positions: Tensor) -> tuple[Tensor, ...]:
+        """Returns the positions that queries and keys are rotated at, given theirs, (L, N) or (B, L, N) each.
+
+        They are the same, unless a subclass augments them in training, those of keys as those of queries. All layers of a model
+        get what the first one of its class returns.
+        """
+        return positions
 
     def angle_matrices(self) -> Tensor:
         basis, frequencies = self._spectrum()
@@ -79,14 +89,19 @@ class SpectralEncoding(Encoding):
         cls, inputs: tuple[Tensor, ...], positions: Tensor, key_positions: Tensor, dtype: torch.dtype
     ) -> Rotation:
         """Returns the rotation by the spectrum of `inputs` at checked positions."""
-        basis, frequencies = cls._spectrum_from(*inputs)
+        basis, frequencies = cls.spectrum_from(*inputs)
         if basis is not None and basis.requires_grad:
             basis = project_basis_gradient(basis, frequencies.detach())
-        frequencies = frequencies.to(positions.device, torch.float64).flatten(2)  # (N, H, D/2)
-        phases = key_phases = torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
+        phases = key_phases = plane_phases(frequencies, positions)
         if key_positions is not positions:
-            key_phases = torch.einsum("...ln,nhp->...lhp", key_positions.double(), frequencies)
+            key_phases = plane_phases(frequencies, key_positions)
         return Rotation.at((phases, key_phases), dtype, basis)
+
+
+def plane_phases(frequencies: Tensor, positions: Tensor) -> Tensor:
+    """Returns φ = ωᵀx, (..., L, H, D/2), float64, for frequencies (N, H, m, b/2) and positions (..., L, N)."""
+    frequencies = frequencies.to(positions.device, torch.float64).flatten(2)
+    return torch.einsum("...ln,nhp->...lhp", positions.double(), frequencies)
 
 
 def rotations(
@@ -123,10 +138,13 @@ def rotations(
     by_layer: dict[int, Rotation] = {}
     for layers in groups.values():
         first = encodings[layers[0]]
-        x = first._check_positions(positions, "positions")
-        y = x if key_positions is None else first._check_positions(key_positions, "key_positions")
+        given = [first._check_positions(positions, "positions")]
+        if key_positions is not None:
+            given.append(first._check_positions(key_positions, "key_positions"))
+        used = first.positions_used(*given)
+        x, y = used[0], used[-1]
         together = tuple(
-            torch.cat(each) for each in zip(*(encodings[i]._spectrum_inputs() for i in layers), strict=True)
+            torch.cat(each) for each in zip(*(encodings[i].spectrum_inputs() for i in layers), strict=True)
         )
         rotation = first._rotation_from(together, x, y, dtype).with_gain(first.gain)
         parts = rotation.split([encodings[i].num_heads for i in layers])

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError, NoSpectrumError
-from comrope.hosts._attached_layer import AttachedLayer, rows_in_basis
+from comrope.hosts._attached_layer import AttachedLayer, mapped_rows
 from comrope.hosts._attachment import AttachedBackbone
 from comrope.hosts._attention_layer import projection_rows
 from comrope.hosts._proof import deterministic_eval
@@ -24,7 +24,7 @@ def amplitudes(layer: AttachedLayer) -> Tensor | str:
     """
     attention: Any = layer.attention
     try:
-        basis, _ = attention.encoding.spectrum()
+        folded = attention.encoding.folded()
     except NoSpectrumError:
         return "angles that do not commute have no planes"
     if any(not isinstance(norm, nn.Identity) for norm in layer.norms()):
@@ -34,7 +34,8 @@ def amplitudes(layer: AttachedLayer) -> Tensor | str:
     squares: dict[str, Any] = {"q": 0.0, "k": 0.0}
     try:
         for name, rows in _rows(layer):
-            planes = rows_in_basis(rows.double(), len(basis), basis, attention.order).flatten(0, 1)  # (heads, D, C)
+            matrices = folded.query_map if name == "q" else folded.key_map
+            planes = mapped_rows(rows.double(), len(matrices), matrices, attention.order).flatten(0, 1)  # (heads, D, C)
             squares[name] = squares[name] + planes.unflatten(1, (-1, 2)).square().sum((2, 3))  # (heads, D/2)
     except ConfigurationError:
         return "its projections are wrapped, by an adapter for example"
@@ -122,7 +123,7 @@ def _unrotated(layer: AttachedLayer, q: Tensor, k: Tensor, positions: Tensor) ->
     k = k[:, :: k.shape[1] // encoding.num_heads]  # some models repeat the key heads
     q, k = q[0].transpose(0, 1), k[0].transpose(0, 1)  # (L, heads, D)
     try:
-        _, frequencies = encoding.spectrum()
+        frequencies = encoding.folded().frequencies
     except NoSpectrumError:
         return Tokens(q.cpu(), k.cpu(), rotated=True)
     phases = torch.einsum("ln,nhp->lhp", positions.double(), frequencies.flatten(2))  # (L, H, D/2)

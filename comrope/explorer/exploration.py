@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope.checks import commutators, offset_drifts
-from comrope.encodings import ENCODINGS, Encoding, FixedFrequencies, FixedSpectrum
+from comrope.encodings import Encoding, FixedFrequencies, FixedMaps, FixedSpectrum, TokenEncoding, name_of
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.errors import ConfigurationError, InputError, NoSpectrumError
 from comrope.explorer import contents, geometry, kernels, pictures
@@ -92,6 +92,11 @@ def _check_model(model: Any) -> None:
         )
     if not any(isinstance(module, Encoding) for module in model.modules()):
         raise ConfigurationError(f"{type(model).__name__} holds no rotary encoding: comrope.attach one first.")
+    of_tokens = next((m for m in model.modules() if isinstance(m, TokenEncoding)), None)
+    if of_tokens is not None:
+        raise ConfigurationError(
+            f"{type(of_tokens).__name__} rotates each token by what the tokens say, so that it has no kernel to show."
+        )
     if any(m.device.type == "meta" for m in model.modules() if isinstance(m, Encoding)):
         raise InputError(
             f"{type(model).__name__} is on the meta device, where it has no values: load or draw its weights first."
@@ -197,7 +202,7 @@ def _layer(layer: _Layer, levels: int) -> dict[str, Any]:
         "why": {},
     }
     try:
-        _, frequencies = encoding.spectrum()
+        frequencies = encoding.folded().frequencies
     except NoSpectrumError:
         found |= _by_place(layer, encoding)
         frequencies = None
@@ -213,11 +218,11 @@ def _layer(layer: _Layer, levels: int) -> dict[str, Any]:
 
 def _kind(encoding: Encoding) -> str:
     """Returns the name of an encoding; of constants, what they are."""
-    if isinstance(encoding, FixedSpectrum):
+    if type(encoding) in (FixedSpectrum, FixedMaps):
         return "frozen"
-    if isinstance(encoding, FixedFrequencies):
+    if type(encoding) is FixedFrequencies:
         return "folded to RoPE"
-    return next((name for name, kind in ENCODINGS.items() if type(encoding) is kind), type(encoding).__name__)
+    return name_of(type(encoding)) or type(encoding).__name__
 
 
 def _laws(encoding: Encoding, shape: Geometry) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, encoding
+from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, LieRE, TokenEncoding, encoding, kind_of
 from comrope.encodings.ape import AbsoluteEncoding
 from comrope.encodings.arguments import check_flag
 from comrope.errors import ConfigurationError
-from comrope.hosts._attached_layer import AttachedLayer
+from comrope.hosts._attached_layer import AttachedLayer, attention_input
 from comrope.hosts._attachment import AttachedBackbone, Attachment, Model
-from comrope.hosts._attention_layer import AttentionLayer, Convention, LayerCall, matches_pattern
+from comrope.hosts._attention_layer import Convention, LayerCall, matches_pattern
 from comrope.hosts._backbone import Backbone, ModuleHook, ModuleOverride
 from comrope.hosts._custom_model import CustomBackbone
 from comrope.hosts._host_rope import one_axis_per_block
@@ -117,7 +117,7 @@ def attach(
     try:
         attachment.apply()
         after = [example_outputs(each.backbone) for each in attached]
-        if keep_ape and "init" not in arguments and name not in ("none", "rope", "liere"):
+        if keep_ape and "init" not in arguments and _starts_unchanged(kind_of(name)):
             check_same_outputs(before, after, "with the encoding at its start")
     except BaseException:
         attachment.undo()
@@ -125,6 +125,11 @@ def attach(
     vars(model)["_comrope"] = attachment
     write_to_config(model)
     return model
+
+
+def _starts_unchanged(kind: type[nn.Module]) -> bool:
+    """Returns whether a model's outputs stay as they are at the default start. LieRE cannot hold every RoPE of a host."""
+    return issubclass(kind, LearnedEncoding) and not issubclass(kind, LieRE)
 
 
 def _checked_outputs(backbone: Backbone) -> list[Tensor]:
@@ -151,8 +156,8 @@ def _check_attachable(model: nn.Module, name: str) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model: got {type(model).__name__}, expected a torch module.")
     if not isinstance(name, str):
-        raise ConfigurationError(f"name={name!r}: expected the name of an encoding, one of {', '.join(ENCODINGS)}.")
-    if issubclass(ENCODINGS.get(name, Encoding), AbsoluteEncoding):
+        raise ConfigurationError(f"name={name!r}: expected the name of an encoding, such as {', '.join(ENCODINGS)}.")
+    if issubclass(kind_of(name), AbsoluteEncoding):
         raise ConfigurationError("'ape' adds to tokens and does not rotate queries and keys: attach a rotary encoding.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigurationError(
@@ -263,7 +268,7 @@ def _prepare(
     layers, overrides = [], backbone.overrides(keep_ape=keep_ape, all_layers=all_layers)
     for call, convention in proved:
         layer = call.layer
-        built, order = _build_encoding(layer, name, dict(settings), convention, call.positions.shape[-1])
+        built, order = _build_encoding(call, name, dict(settings), convention)
         layers.append(AttachedLayer(layer, convention, backbone.position_context))
         order = None if order is None else nn.Buffer(order.to(layer.weight.device), persistent=False)
         overrides.append(ModuleOverride(layer.attention, {"encoding": built, "order": order}))
@@ -299,32 +304,42 @@ def _candidates(backbone: Backbone, call: LayerCall) -> list[Convention]:
 
 
 def _build_encoding(
-    layer: AttentionLayer, name: str, settings: dict[str, Any], convention: Convention, num_axes: int
+    call: LayerCall, name: str, settings: dict[str, Any], convention: Convention
 ) -> tuple[Encoding, Tensor | None]:
     """Returns the encoding of one layer, in the layer's mode, and the feature order that it needs."""
     try:
-        built, order = _build(layer, name, settings, convention, num_axes)
+        built, order = _build(call, name, settings, convention)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{layer.name}: {error}") from error
-    return built.train(layer.attention.training), order
+        raise ConfigurationError(f"{call.layer.name}: {error}") from error
+    return built.train(call.layer.attention.training), order
 
 
 def _build(
-    layer: AttentionLayer, name: str, settings: dict[str, Any], convention: Convention, num_axes: int
+    call: LayerCall, name: str, settings: dict[str, Any], convention: Convention
 ) -> tuple[Encoding, Tensor | None]:
-    learned = issubclass(ENCODINGS.get(name, Encoding), LearnedEncoding)
+    layer = call.layer
+    kind = kind_of(name)
+    learned = issubclass(kind, LearnedEncoding)
     if learned:
         settings.setdefault("init", "identity" if convention.frequencies is None else "rope")
     from_host = learned and settings["init"] == "rope" and convention.frequencies is not None
     for given in ("base", "max_frequency", "directions"):
         if from_host and given in settings:
             raise ConfigurationError(f"{given}= has no use here: init='rope' starts from the RoPE that the model has.")
+    if issubclass(kind, TokenEncoding):
+        tokens = attention_input(call.args, call.kwargs)
+        if tokens is None or layer.rotate_at == "multihead":
+            raise ConfigurationError(
+                f"{name} rotates by what the tokens say, and it is not clear which argument of its "
+                f"{type(layer.attention).__name__} holds them, (B, L, width): attach one that rotates by positions alone."
+            )
+        settings.setdefault("width", tokens.shape[-1])
     weight = layer.weight
     built = encoding(
         name,
         num_heads=layer.num_key_heads,
         head_dim=layer.head_dim,
-        num_axes=num_axes,
+        num_axes=call.positions.shape[-1],
         device=weight.device,
         dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32,
         **(settings | {"init": "identity"} if from_host else settings),

@@ -7,6 +7,7 @@ multiplies the basis into its weights, once a step instead of once a token, and 
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from comrope._planes import full_precision
+from comrope.encodings import TokenEncoding
 from comrope.errors import InputError
 from comrope.hosts._attention_forward import MultiheadForward, SDPAForward
 from comrope.hosts._attention_layer import AttentionLayer, Convention, QKModule
 from comrope.hosts._identity_rope import identity_table
 from comrope.hosts._position_context import PositionContext, TokenPositions, is_sharded
 from comrope.rotation import Rotation, compute_dtype
+
+CACHES = ("past_key_values", "past_key_value", "layer_past")
+"""Arguments by which attention layers get keys of earlier tokens."""
 
 
 class AttachedLayer:
@@ -40,11 +45,13 @@ class AttachedLayer:
         self.position_context = position_context
         self._positions: TokenPositions | None = None
         self._rotation: Any = None
+        self._tokens: Tensor | None = None
+        """What the attention layer was called with, for encodings that depend on it."""
         self._handles: dict[str, Any] = {}
         self._hooked: dict[str, nn.Module] = {}
 
     def __getstate__(self):
-        return vars(self) | {"_positions": None, "_rotation": None}
+        return vars(self) | {"_positions": None, "_rotation": None, "_tokens": None}
 
     def norms(self) -> list[nn.Module]:
         """Returns the norms between the projections and the rotation."""
@@ -106,6 +113,13 @@ class AttachedLayer:
                     )
                 self._hook(module)
         self._positions, self._rotation = self.position_context.from_arguments(kwargs), None
+        if isinstance(attention.encoding, TokenEncoding):
+            if any(_num_cached(kwargs.get(name), attention) for name in CACHES):
+                raise InputError(
+                    f"{self.name}: {type(attention.encoding).__name__} rotates tokens by those before them, which a key cache "
+                    "does not hold: call the model on whole sequences, with use_cache=False."
+                )
+            self._tokens = attention_input(args, kwargs)
         argument, how = self.convention.rope_argument, self.convention.disable_rope
         if isinstance(argument, int):
             return (*args[:argument], identity_table(args[argument], how), *args[argument + 1 :]), kwargs
@@ -115,7 +129,7 @@ class AttachedLayer:
 
     def after_forward(self, attention: nn.Module, args: tuple, output: Any) -> None:
         """Releases the positions and the rotation of this forward pass."""
-        self._positions = self._rotation = None
+        self._positions = self._rotation = self._tokens = None
 
     def project(self, x: Tensor, module: QKModule) -> Tensor:
         """Returns the output of a plain projection for tokens x, (B, L, C) or (L, C), with queries and keys rotated."""
@@ -168,10 +182,10 @@ class AttachedLayer:
         basis, order = rotation.basis, self._order
         if basis is None and order is None:
             return rows
-        basis = None if basis is None else basis.detach()  # its gradient comes from the rotation of the output
+        basis = None if basis is None else basis.detach().mT  # its gradient comes from the rotation of the output
         with full_precision(rows.device):
             pieces = self.split_rows(rows, module)
-            pieces[:2] = [rows_in_basis(piece, self.num_heads["k"], basis, order) for piece in pieces[:2]]
+            pieces[:2] = [mapped_rows(piece, self.num_heads["k"], basis, order) for piece in pieces[:2]]
         whole = (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)).flatten(0, 2)
         return torch.cat((rows[: module.feature_offset], whole)) if module.feature_offset else whole
 
@@ -225,12 +239,25 @@ class AttachedLayer:
         if self._positions is None:
             self._positions = self.position_context.get(num_tokens)
         if self._rotation is None:
-            self._rotation = self._positions.rotation(self.attention, dtype)
+            self._rotation = self._positions.rotation(self.attention, dtype, self._tokens)
         return self._rotation
 
 
 def _batched(y: Tensor) -> Tensor:
     return y.unsqueeze(0) if y.ndim == 2 else y
+
+
+def _num_cached(cache: Any, attention: Any) -> int:
+    """Returns how many tokens the cache of a model holds for one of its attention layers."""
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0 if cache is None else 1
+    return int(cache.get_seq_length(getattr(attention, "layer_idx", 0)))
+
+
+def attention_input(args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Returns the tokens (B, L, width) among the arguments of an attention layer; None if its input is of another shape."""
+    found = [value for value in (*args, kwargs.get("hidden_states"), kwargs.get("x")) if isinstance(value, Tensor)]
+    return found[0] if found and found[0].ndim == 3 and found[0].is_floating_point() else None
 
 
 def _return_unrotated(x: Tensor, *positions: Any) -> Tensor:
@@ -258,19 +285,19 @@ class _ProjectionForward:
         return self.layer.project(input, self.module)
 
 
-def rows_in_basis(rows: Tensor, num_heads: int, basis: Tensor | None, order: Tensor | None) -> Tensor:
-    """Returns rows (…, D, C) of a projection, permuted by `order` and multiplied by Qᵀ.
+def mapped_rows(rows: Tensor, num_heads: int, matrices: Tensor | None, order: Tensor | None) -> Tensor:
+    """Returns rows (…, D, C) of a projection, permuted by `order` and multiplied by a matrix in each block.
 
     Args:
         rows: the heads that share a key head are neighbours.
         num_heads: the number of key heads.
-        basis: Q, (key heads, m, b, b); None for the identity.
+        matrices: (key heads, m, b, b), such as Qᵀ; None for the identity.
         order: (D,), the feature order; None if it does not change.
     """
     heads = rows.reshape(num_heads, -1, *rows.shape[-2:])
     heads = heads if order is None else heads.index_select(-2, order)
-    if basis is not None:
-        heads = (basis.mT.unsqueeze(1).to(rows.dtype) @ heads.unflatten(-2, basis.shape[1:3])).flatten(-3, -2)
+    if matrices is not None:
+        heads = (matrices.unsqueeze(1).to(rows.dtype) @ heads.unflatten(-2, matrices.shape[1:3])).flatten(-3, -2)
     return heads.reshape(rows.shape)
 
 

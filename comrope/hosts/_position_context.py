@@ -25,8 +25,13 @@ class TokenPositions:
         """Whether a learned rotation was used under no_grad, as in the forward of a checkpoint with use_reentrant=True."""
         self._anchors = anchors
 
-    def rotation(self, attention: Any, dtype: torch.dtype) -> Any:
-        """Returns the rotation of one attention layer at these positions, for tokens that are rotated in `dtype`."""
+    def rotation(self, attention: Any, dtype: torch.dtype, tokens: Tensor | None = None) -> Any:
+        """Returns the rotation of one attention layer at these positions, for tokens that are rotated in `dtype`.
+
+        `tokens`, (B, L, width), are what the layer was called with, if its encoding depends on them.
+        """
+        if tokens is not None:
+            return attention.encoding.rotation(self.positions, dtype=dtype, tokens=tokens)
         shared = self.rotations.get(attention)
         if shared is None or shared.tables[0].dtype != dtype:
             return attention.encoding.rotation(self.positions, dtype=dtype)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope.encodings import Encoding
-from comrope.encodings.fixed import FixedFrequencies, constant, replace_encodings
+from comrope.encodings.fixed import FixedEncoding, constant, replace_encodings
 from comrope.errors import ConfigurationError, DataError
 from comrope.hosts._atomic_folder import finish_update, update_atomically
 from comrope.hosts._attachment import Attachment
@@ -80,7 +80,7 @@ def save(model: nn.Module, folder: Path | str) -> None:
         ['comrope.json', 'config.json', 'model.safetensors']
     """
     attachment, folder = Attachment.of(model), _folder_path(folder)
-    frozen = not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules())
+    frozen = not attachment.folded and any(isinstance(m, FixedEncoding) for m in model.modules())
     settings: dict[str, Any] = attachment_settings(model, attachment) | {"frozen": frozen}
     for attached in attachment.backbones:
         if len({getattr(layer.attention.encoding, "scaling", None) for layer in attached.layers}) > 1:

@@ -1,6 +1,7 @@
 """`fold`: multiplies the basis into the projections, which leaves plain RoPE with frequencies for each head.
 
-⟨Rot(ωᵀx)Qᵀq, Rot(ωᵀy)Qᵀk⟩ with q = W_q t and k = W_k t is the same as with Qᵀ multiplied into the rows of W_q and W_k.
+⟨Rot(ωᵀx)A_q q, Rot(ωᵀy)A_k k⟩ with q = W_q t and k = W_k t is the same as with A_q and A_k multiplied into the rows of W_q and
+W_k. If an encoding has a basis Q, A_q = A_k = Qᵀ.
 """
 
 from dataclasses import dataclass, replace
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comrope.encodings.fixed import FixedFrequencies
+from comrope.encodings.fixed import FixedEncoding, FixedFrequencies
 from comrope.errors import ConfigurationError, NoSpectrumError
-from comrope.hosts._attached_layer import AttachedLayer, rows_in_basis
+from comrope.hosts._attached_layer import AttachedLayer, mapped_rows
 from comrope.hosts._attachment import AttachedBackbone, Attachment, Model
-from comrope.hosts._attention_layer import QKModule, projection_rows
+from comrope.hosts._attention_layer import projection_rows
 from comrope.hosts._backbone import ModuleOverride
 from comrope.hosts._proof import check_same_outputs, example_outputs
 from comrope.hosts._saved_settings import write_to_config
@@ -51,7 +52,8 @@ def fold(model: Model) -> Model:
     Returns:
         The model. One that is already folded stays as it is.
     Raises:
-        NoSpectrumError: the angle matrices do not commute (LieRE), so that there is no basis to fold.
+        NoSpectrumError: the encoding is neither a `SpectralEncoding` nor a `MappedEncoding`. LieRE's angle matrices do not
+            commute, so that there is no basis to fold.
         ConfigurationError: nothing is attached; norms between the basis and the weights do not commute with the basis;
             projections are wrapped, by an adapter for example. The model is unchanged in any case.
     Examples:
@@ -120,32 +122,34 @@ def _fold_layer(layer: AttachedLayer) -> _FoldedLayer:
     attention: Any = layer.attention
     try:
         encoding = attention.encoding
-        basis, frequencies = encoding.spectrum()
+        query_map, key_map, frequencies = encoding.folded()
         scaling = None
-        if isinstance(encoding, FixedFrequencies):
-            frequencies, scaling = encoding.frequencies, encoding.scaling
-        has_basis = not torch.equal(basis, torch.eye(basis.shape[-1]).to(basis).expand_as(basis))
-        obstacles = [norm for norm in layer.norms() if not _commutes(norm)]
-        if obstacles and not has_basis:
+        if isinstance(encoding, FixedEncoding) and encoding.scaling is not None:
+            query_map, frequencies, scaling = query_map / encoding.gain, encoding.frequencies, encoding.scaling
+        eye = torch.eye(query_map.shape[-1]).to(query_map).expand_as(query_map)
+        maps_nothing = torch.equal(query_map, eye) and torch.equal(key_map, eye)
+        orthogonal = all((each @ each.mT - eye).abs().max() < 1e-9 for each in (query_map, key_map))
+        obstacles = [norm for norm in layer.norms() if not (orthogonal and _commutes(norm))]
+        obstacles = [norm for norm in obstacles if not isinstance(norm, nn.Identity)]
+        if obstacles and maps_nothing:
             return _FoldedLayer(frequencies.flatten(2), scaling, [], attention.order)
         if obstacles:
             raise ConfigurationError(
-                f"queries and keys go through {type(obstacles[0]).__name__} with weights or a mean of its own, which does not "
-                "commute with the basis: it cannot be folded into the projections. comrope.freeze makes constants of the "
-                "angles and keeps the basis at run time; rope-mixed has no basis."
+                f"queries and keys go through {type(obstacles[0]).__name__}, which does not commute with "
+                f"{'the basis, for it has weights or a mean of its own' if orthogonal else 'maps that are no rotations'}: they "
+                "cannot be folded into the projections. comrope.freeze makes constants of the angles and keeps the basis at "
+                "run time; rope-mixed has no basis."
             )
         if not layer.projections:
             raise ConfigurationError(
                 "its queries and keys were caught where their scores are made, and comrope does not know the weights they come "
                 "from: comrope.freeze makes constants of the angles."
             )
-        views = [view for module in layer.projections for view in _weight_views(layer, module)] + _bias_views(layer)
-        return _FoldedLayer(
-            frequencies.flatten(2),
-            scaling,
-            [(v, rows_in_basis(v.double(), len(basis), basis, attention.order)) for v in views],
-            None,
-        )
+        maps = {"q": query_map, "k": key_map}
+        weights = [
+            (v, mapped_rows(v.double(), len(eye), maps[name], attention.order)) for name, v in _weight_views(layer)
+        ]
+        return _FoldedLayer(frequencies.flatten(2), scaling, weights, None)
     except (ConfigurationError, NoSpectrumError) as error:
         raise type(error)(f"{layer.name}: {error}") from error
 
@@ -168,13 +172,9 @@ def scale_queries(layer: AttachedLayer, gain: float) -> None:
             f"{layer.name}: scores are {gain:.3g} times as large as in training, which the weights of the queries cannot hold: "
             "a norm follows, or they are not known. comrope.rescale with gain=1 leaves them as they were."
         )
-    for module in layer.projections:
-        if module.output != "k":
-            for tensor in projection_rows(layer.attention.get_submodule(module.name)):
-                layer.split_rows(tensor, module)[0].mul_(gain)
-    bias = getattr(layer.attention, "q_bias", None)
-    if isinstance(bias, Tensor):
-        bias.detach().mul_(gain)
+    for name, view in _weight_views(layer):
+        if name == "q":
+            view.mul_(gain)
 
 
 def _as_it_is(override: ModuleOverride) -> ModuleOverride:
@@ -184,20 +184,20 @@ def _as_it_is(override: ModuleOverride) -> ModuleOverride:
     return replace(override, attributes={**override.attributes, "encoding": override.module.encoding})
 
 
-def _weight_views(layer: AttachedLayer, module: QKModule) -> list[Tensor]:
-    """Returns views of the weights and biases of queries and keys in a projection.
+def _weight_views(layer: AttachedLayer) -> list[tuple[str, Tensor]]:
+    """Returns views of the weights and biases of queries ("q") and keys ("k") in the projections of a layer, and beside them.
 
     Weights are (…, heads that share a key head, D, C), biases (…, heads that share a key head, D, 1).
     """
-    tensors = projection_rows(layer.attention.get_submodule(module.name))
-    tensors = [t if t.ndim == 2 else t.unsqueeze(1) for t in tensors]
-    return [view for tensor in tensors for view in layer.split_rows(tensor, module)[:2]]
-
-
-def _bias_views(layer: AttachedLayer) -> list[Tensor]:
-    """Returns views of the biases that an attention layer has itself, outside of its projections, in the same shape."""
-    found = [getattr(layer.attention, name, None) for name in ("q_bias", "k_bias")]
-    return [b.detach().view(layer.num_heads["k"], -1, layer.head_dim, 1) for b in found if isinstance(b, Tensor)]
+    found: list[tuple[str, Tensor]] = []
+    for module in layer.projections:
+        names = "qk" if module.output == "qkv" else module.output
+        for tensor in projection_rows(layer.attention.get_submodule(module.name)):
+            rows = tensor if tensor.ndim == 2 else tensor.unsqueeze(1)
+            found += zip(names, layer.split_rows(rows, module), strict=False)
+    shape = (layer.num_heads["k"], -1, layer.head_dim, 1)
+    biases = [(name, getattr(layer.attention, f"{name}_bias", None)) for name in "qk"]
+    return found + [(name, bias.detach().view(shape)) for name, bias in biases if isinstance(bias, Tensor)]
 
 
 def _commutes(norm: nn.Module) -> bool:

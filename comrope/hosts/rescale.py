@@ -7,7 +7,7 @@ from typing import Any, cast, overload
 from torch import nn
 
 from comrope.encodings import Encoding
-from comrope.encodings.fixed import FixedFrequencies, constant, replace_encodings
+from comrope.encodings.fixed import FixedEncoding, constant, replace_encodings
 from comrope.errors import ConfigurationError, InputError
 from comrope.hosts._attachment import AttachedBackbone, Attachment, Model
 from comrope.hosts._custom_model import CustomBackbone
@@ -71,11 +71,11 @@ def rescale(
             each layer and on each axis, those of the planes that rotate most along it.
         gain: the factor of attention scores, or "yarn" or "entropy" for that of the method. None for that of `method`.
     Returns:
-        The model. For an encoding, `FixedSpectrum` or `FixedFrequencies`: a new one, or itself if it is one.
+        The model. For an encoding, a `FixedEncoding`, such as `FixedSpectrum`: a new one, or itself if it is one.
     Raises:
         ConfigurationError: an unknown method, sizes that do not fit, or no unit where it is not known.
         InputError: there is no rotary encoding, none of so many axes, or one on the meta device.
-        NoSpectrumError: there is LieRE, which has no frequencies. After any error the model is unchanged.
+        NoSpectrumError: there is an encoding that has no frequencies, such as LieRE. After any error the model is unchanged.
     Examples:
         >>> import comrope
         >>> pe = comrope.encoding("comrope-ld", num_heads=2, head_dim=16, num_axes=2)
@@ -91,7 +91,7 @@ def rescale(
     if isinstance(method, str) and method == "none":
         if any(given is not None for given in (trained, shape, unit, span, gain)):
             raise ConfigurationError("method='none' undoes all scaling, and takes no other argument: leave it out.")
-        for fixed in (encoding for encoding in found if isinstance(encoding, FixedFrequencies)):
+        for fixed in (encoding for encoding in found if isinstance(encoding, FixedEncoding)):
             fixed.set_scaling(None)
     else:
         if unit is not None and (not isinstance(unit, str) or unit not in UNITS):

@@ -10,7 +10,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from comrope.encodings.fixed import FixedFrequencies
+from comrope.encodings.fixed import FixedEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attachment import Attachment
 from comrope.hosts._attention_layer import find_attention_layers
@@ -212,7 +212,7 @@ def _patch_spacing(model: Any, frequencies: Tensor) -> Tensor:
     Raises:
         ConfigurationError: prefix tokens are not at the first patch, where timm has them.
     """
-    scaling = next((m.scaling for m in model.modules() if isinstance(m, FixedFrequencies) and m.scaling), None)
+    scaling = next((m.scaling for m in model.modules() if isinstance(m, FixedEncoding) and m.scaling), None)
     rows, columns = model.patch_embed.grid_size if scaling is None else scaling.shape
     grid: CoordinateGrid = Attachment.of(model).backbones[0].hooks[0].call.coordinate_grid  # pyright: ignore[reportFunctionMemberAccess]
     positions = grid.positions((rows, columns), model.num_prefix_tokens, like=frequencies.double())

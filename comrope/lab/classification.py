@@ -108,7 +108,7 @@ def evaluate(
         read, and the number of predicted labels `changed` from those at the same size with coordinates unmoved.
     Raises:
         InputError: a size that the model's patches do not divide, before anything is measured.
-        NoSpectrumError: frequencies to be scaled of a model with LieRE, which has none; likewise.
+        NoSpectrumError: frequencies to be scaled of an encoding that has none, such as LieRE; likewise.
     """
     if isinstance(model, ViT):
         for condition in conditions:
@@ -116,7 +116,7 @@ def evaluate(
     if any(condition.scaling != "none" for condition in conditions):
         for module in model.modules():
             if isinstance(module, Encoding):
-                module.spectrum()
+                module.folded()
     return _rows(model, images, conditions, batch_size=batch_size, num_workers=num_workers)
 
 

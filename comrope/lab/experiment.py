@@ -70,6 +70,17 @@ def require(settings: Any, expected: dict[str, tuple[str, bool]]) -> None:
             raise ConfigurationError(f"{name}={getattr(settings, name)!r}: expected {what}.")
 
 
+def _parsed(option: str) -> tuple[str, Any]:
+    """Returns the name and the value of a setting given as name=value; a value that is no JSON is a string."""
+    name, equals, value = option.partition("=")
+    if not name.isidentifier() or not equals:
+        raise ConfigurationError(f"encoding_options: got {option!r}, expected name=value.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
 def image_settings(experiment: Any) -> dict[str, tuple[str, bool]]:
     """Returns the ranges of the settings that configurations of images and of videos share, as `require` takes them."""
     sides = f"1 to {MOST_PIXELS} pixels a side"
@@ -106,6 +117,8 @@ class ExperimentConfig(ABC):
     """Ratio of the fastest to the slowest frequencies of "rope", and of init="rope"; 10000 if None."""
     directions: str | None = None
     """Directions of the planes of "rope", and of init="rope": "axes" or "spread"; "axes" if None."""
+    encoding_options: tuple[str, ...] = ()
+    """Further settings of the encoding, as name=value, such as num_directions=4: for those that other packages register."""
     frozen: bool = False
     """Whether the encoding's learned angles stay as they start."""
 
@@ -142,7 +155,8 @@ class ExperimentConfig(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the encoding that are not its own defaults."""
-        return {name: value for name in ENCODING_SETTINGS if (value := getattr(self, name)) is not None}
+        named = {name: value for name in ENCODING_SETTINGS if (value := getattr(self, name)) is not None}
+        return named | dict(_parsed(option) for option in self.encoding_options)
 
     def _title(self) -> str:
         """Returns the first part of the run's name: the encoding and its block size."""

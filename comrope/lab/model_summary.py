@@ -21,7 +21,7 @@ def summary(model: nn.Module) -> dict[str, Any]:
     return {
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "num_encoding_parameters": sum(p.numel() for p in own.values()),
-        "check": [{**asdict(c), "holds": c.holds} for c in comrope.check(model)] if encodings else [],
+        "check": [{**asdict(c), "holds": c.holds} for c in comrope.check(model) if c.applies] if encodings else [],
         "frequencies": [_rounded(pe.spectrum().frequencies) for pe in learned] or None,
         "elements": _elements(encodings),
     }

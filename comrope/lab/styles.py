@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from comrope.encodings import registration
+
 
 @dataclass(frozen=True)
 class Style:
@@ -68,9 +70,20 @@ STYLES = {
 differ too. Lines of encodings that do not commute or do not rotate are dashed or dotted."""
 
 
+FURTHER_COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499")
+FURTHER_MARKERS = "<>P*hHd18"
+"""For encodings that are registered, after Paul Tol's muted colours, by the letters of their names."""
+
+
 def style(encoding: str) -> Style:
-    """Returns the style of an encoding; an unknown name is its own label, in grey."""
-    return STYLES.get(encoding, Style(encoding))
+    """Returns the style of an encoding. Registered ones are thin; an unknown name is its own label, in grey."""
+    if encoding in STYLES:
+        return STYLES[encoding]
+    found = registration(encoding) if encoding else None
+    if found is None:
+        return Style(encoding)
+    which = sum(encoding.encode()) % len(FURTHER_COLOURS)
+    return Style(found.label, found.about, FURTHER_COLOURS[which], FURTHER_MARKERS[which], "-.")
 
 
 def label(encoding: str) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 import comrope
-from comrope.encodings import ENCODINGS, AbsoluteEncoding, LearnedEncoding
+from comrope.encodings import AbsoluteEncoding, LearnedEncoding, kind_of
 from comrope.errors import InputError
 from comrope.hosts import angle_parameters
 from comrope.lab.experiment import ExperimentConfig
@@ -125,6 +125,6 @@ def check_encoding(config: ExperimentConfig, sizes: dict[str, Any], num_axes: in
 
 def attach_encoding(model: Any, encoding: str, settings: dict[str, Any], *example: Any) -> None:
     """Calls `comrope.attach` with the paper's random initial angles, and the positions that `model.token_positions` returns."""
-    if issubclass(ENCODINGS.get(encoding, nn.Module), LearnedEncoding):
+    if issubclass(kind_of(encoding), LearnedEncoding):
         settings = {"init": "normal"} | settings
     comrope.attach(model, encoding, positions=model.token_positions, example=example, **settings)

@@ -81,8 +81,8 @@ def test_the_basis_is_multiplied_into_the_weights_if_there_are_enough_tokens(nam
     model, calls = _attached(name, "comrope-ld"), []
     monkeypatch.setattr(
         _attached_layer,
-        "rows_in_basis",
-        lambda *inputs, own=_attached_layer.rows_in_basis: calls.append(1) or own(*inputs),
+        "mapped_rows",
+        lambda *inputs, own=_attached_layer.mapped_rows: calls.append(1) or own(*inputs),
     )
     expected = _run(name, model)
     assert calls

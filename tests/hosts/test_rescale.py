@@ -10,10 +10,10 @@ from timm.models.eva import Eva
 from torch import nn
 
 import comrope
-from comrope.encodings import FixedFrequencies, FixedSpectrum
+from comrope.encodings import FixedFrequencies, FixedMaps, FixedSpectrum
 from comrope.errors import ConfigurationError, DataError, InputError, NoSpectrumError
 from comrope.hosts._coordinate_grid import CoordinateGrid
-from tests.helpers import COMMUTING, assert_close, build, call, draw
+from tests.helpers import COMMUTING, assert_close, build, call, draw, planes, scores
 from tests.hosts.helpers import attached, error, images, tiny
 from tests.hosts.saved_models import attached_from_zoo, keeps_arguments
 from tests.hosts.zoo import ZOO
@@ -24,20 +24,43 @@ LARGE = (64, 72)
 """Pixels of SHAPE in patches of 8."""
 
 
-@pytest.mark.parametrize("name", COMMUTING)
+def mapped() -> FixedMaps:
+    """Plain RoPE after different maps of queries and of keys, as of an encoding of somebody else's."""
+    pe = FixedMaps(2, 16, 2, block_size=4)
+    for seed, buffer in enumerate(pe.buffers()):
+        buffer.copy_(draw(*buffer.shape, seed=seed))
+    return pe
+
+
+@pytest.mark.parametrize("name", [*COMMUTING, "maps"])
 def test_an_encoding_at_more_tokens_is_itself_at_other_positions(name):
     """Extrapolating, tokens are as far apart as in training; interpolating, the canvas is as large as in training."""
-    pe = build(name, jitter=0.2, block_size=8)
+    pe = mapped() if name == "maps" else build(name, jitter=0.2, block_size=8)
     q, k = draw(2, 2, 72, 16), draw(2, 2, 72, 16, seed=1)
     grid = functools.partial(comrope.positions.grid, SHAPE, dtype=torch.float64)
     relative, counted, as_far_apart = grid(), grid(relative=False), grid(extents=TRAINED)
-    further = comrope.rescale(pe, "extrapolate", **SIZES, unit="relative")
+    further = comrope.rescale(copy.deepcopy(pe), "extrapolate", **SIZES, unit="relative")
     assert_close(call(further, q, k, relative), call(pe, q, k, as_far_apart), 1e-12)
-    within = comrope.rescale(pe, "linear", **SIZES, unit="index")
+    within = comrope.rescale(copy.deepcopy(pe), "linear", **SIZES, unit="index")
     squeezed = counted * torch.tensor(TRAINED) / torch.tensor(SHAPE)
     assert_close(call(within, q, k, counted), call(pe, q, k, squeezed), 1e-12)
     for fixed in (further, within):
         assert not list(fixed.parameters()) and comrope.check(fixed).holds
+
+
+@pytest.mark.parametrize("name", [*COMMUTING, "maps"])
+def test_maps_of_queries_and_keys_say_all_of_it(name):
+    """Plain RoPE with them gives the scores, which are larger by the gain."""
+    pe = comrope.rescale(mapped() if name == "maps" else build(name, block_size=8), "yarn", **SIZES, unit="relative")
+    q, k, x = draw(2, 2, 5, 16), draw(2, 2, 5, 16, seed=1), draw(5, 2)
+    maps = pe.folded()
+    assert pe.gain > 1 and torch.equal(maps.frequencies, pe.scaled_frequencies())
+    q_mapped, k_mapped = (
+        torch.einsum("hmcd,bhlmd->bhlmc", each, tokens.unflatten(-1, (-1, pe.block_size))).flatten(-2)
+        for each, tokens in ((maps.query_map, q), (maps.key_map, k))
+    )
+    expected = comrope.reference.rotate(q_mapped, k_mapped, planes(maps.frequencies), x)
+    assert_close(call(pe, q, k, x), scores(*expected), 1e-10)
 
 
 def test_it_starts_again_from_the_frequencies_of_before_and_is_undone():
@@ -80,9 +103,9 @@ def test_scores_are_larger_by_the_gain_and_so_are_gradients(name, dtype):
     x, found = draw(5, 2), []
     for encoding in (pe, warm):
         q, k = (draw(2, heads, 5, 16, seed=heads, dtype=dtype).requires_grad_() for heads in (4, 2))
-        scores = call(encoding, q, k, x)
-        scores.sin().sum().backward() if encoding is pe else (scores / 3).sin().sum().backward()
-        found.append((scores.detach(), q.grad, k.grad))
+        rotated = call(encoding, q, k, x)
+        rotated.sin().sum().backward() if encoding is pe else (rotated / 3).sin().sum().backward()
+        found.append((rotated.detach(), q.grad, k.grad))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     assert_close(found[1][0], 3 * found[0][0], tolerance)
     for plain, scaled in zip(found[0][1:], found[1][1:], strict=True):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import comrope
-from comrope.encodings import ENCODINGS, LearnedEncoding
+from comrope.encodings import LearnedEncoding, kind_of
 from comrope.lab.vit import attach_encoding
 
 Size = tuple[int, int]
@@ -32,7 +32,7 @@ class DetectionViT(nn.Module):
         super().__init__()
         self.vit = vit
         name = "none" if encoding == "ape" else encoding
-        if not issubclass(ENCODINGS.get(name, nn.Module), LearnedEncoding):
+        if not issubclass(kind_of(name), LearnedEncoding):
             settings = {key: value for key, value in settings.items() if key not in ("init", "std")}
         size = (2 * self.patch, 3 * self.patch)
         attach_encoding(self, name, settings, vit.patch_embed.proj.weight.new_zeros(1, 3, *size), [size])

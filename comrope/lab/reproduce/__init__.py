@@ -30,6 +30,7 @@ from comrope.lab.reproduce.learning import learning, learning_text, learning_vid
 from comrope.lab.reproduce.offsets import fig5
 from comrope.lab.reproduce.ours import axes, commutators, grids, spectra, starts
 from comrope.lab.reproduce.plan import Plan as Plan
+from comrope.lab.reproduce.rivals import rivals
 from comrope.lab.reproduce.scales import SCALES as SCALES
 from comrope.lab.reproduce.scales import Scale as Scale
 from comrope.lab.reproduce.text import text
@@ -62,6 +63,7 @@ RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "larger-video": larger_video,
     "longer": longer,
     "beyond": beyond,
+    "rivals": rivals,
     "text": text,
     "demo": demo,
 }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from comrope.encodings import ENCODINGS
+from comrope.encodings import ENCODINGS, kind_of
 from comrope.errors import ConfigurationError
 from comrope.lab.classification import Condition, plain
 from comrope.lab.experiment import ExperimentConfig, Recipe
@@ -139,10 +139,10 @@ class Scale:
         Raises:
             ConfigurationError: an encoding or a seed is invalid, or given twice.
         """
-        if set(encodings) - set(ENCODINGS) or len(set(encodings)) < len(encodings):
-            raise ConfigurationError(
-                f"encodings: got {list(encodings)}, expected different ones of {', '.join(ENCODINGS)}."
-            )
+        for name in encodings:
+            kind_of(name)
+        if len(set(encodings)) < len(encodings):
+            raise ConfigurationError(f"encodings: got {list(encodings)}, expected different ones.")
         if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
             raise ConfigurationError(f"seeds: got {list(seeds)}, expected different ones, 0 or more, of 63 bits.")
         if data == "":

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from comrope.encodings import ENCODINGS, LearnedEncoding
+from comrope.encodings import LearnedEncoding, kind_of
 from comrope.lab.rng import Stream, generator
 from comrope.lab.text.model import llama, with_encoding
 
@@ -16,7 +16,7 @@ def untrained_model(encoding: str, length: int, **settings) -> LlamaForCausalLM:
     within a sequence are the hardest case for rounding.
     """
     model = llama("small", length, initializer_range=0.1, **settings)
-    drawn = {"init": "normal", "std": 0.5} if issubclass(ENCODINGS[encoding], LearnedEncoding) else {}
+    drawn = {"init": "normal", "std": 0.5} if issubclass(kind_of(encoding), LearnedEncoding) else {}
     return with_encoding(model, encoding, **drawn).eval()
 
 
