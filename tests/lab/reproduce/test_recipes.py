@@ -36,6 +36,7 @@ FILES = {
     "larger": ("larger", "larger-differences", "larger.svg"),
     "longer": ("longer", "longer-differences"),
     "beyond": ("beyond", "beyond-differences"),
+    "rivals": ("rivals", "rivals-differences"),
     "demo": ("demo", "demo-check", "demo-training", *(f"{name}.svg" for name in DEMOS)),
 }
 
@@ -45,6 +46,7 @@ FEWER = {
     "learning": ("rope-mixed",),
     "larger": ("none", "rope", "liere"),
     "longer": ("rope", "comrope-ld"),
+    "rivals": ("golden-gate", "harope"),
 }
 """Encodings of recipes that would take minutes with all of theirs."""
 
