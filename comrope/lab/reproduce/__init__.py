@@ -26,6 +26,7 @@ from comrope.lab.reproduce.demo import demo
 from comrope.lab.reproduce.detection import fig4, table2
 from comrope.lab.reproduce.elements import table8
 from comrope.lab.reproduce.finetuning import table4
+from comrope.lab.reproduce.larger import larger, larger_video
 from comrope.lab.reproduce.learning import learning, learning_text, learning_video
 from comrope.lab.reproduce.offsets import fig5
 from comrope.lab.reproduce.ours import axes, commutators, grids, spectra, starts
@@ -59,6 +60,8 @@ RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "learning": learning,
     "learning-video": learning_video,
     "learning-text": learning_text,
+    "larger": larger,
+    "larger-video": larger_video,
     "longer": longer,
     "beyond": beyond,
     "rivals": rivals,

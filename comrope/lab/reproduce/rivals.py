@@ -22,7 +22,7 @@ def rivals(scale: Scale) -> Plan:
 
     Every encoding that is registered (`comrope.register`), by this library or an installed package, with its own defaults but
     for the speed: a rival's fastest planes rotate by as many radians a patch as its publication has on its own training
-    grid. `--encodings` picks some. None of their publications compares with ComRoPE.
+    grid. `--encodings` picks some. Neither the paper nor their publications compare them with ComRoPE.
 
     Cost: a training for each encoding and seed; LD and RoPE are shared with `learning`.
     """
