@@ -334,6 +334,8 @@ class _Slurm(_Queue):
                 "--on slurm: there is no sbatch here. Give the command on a machine of the cluster, such as its login node."
             )
         given = {"dependency": "singleton", **place.parameters}
+        if "cpus_per_task" in given:  # srun does not take it from sbatch since SLURM 22.05
+            given["srun_args"] = [f"--cpus-per-task={given['cpus_per_task']}", *given.get("srun_args", [])]
         given["additional_parameters"] = {"requeue": True, **given.get("additional_parameters", {})}
         self.parameters = {f"slurm_{name}": value for name, value in given.items()}
         self.parameters |= {"slurm_partition": place.partition, "timeout_min": place.time or MINUTES}

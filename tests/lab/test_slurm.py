@@ -45,7 +45,8 @@ def _study(environment: dict[str, str], folder: Path, partition: str) -> None:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    run_all(JOBS, folder, place=Place(on="slurm", partition=partition, time=10), save_every=5, num_workers=1)
+    place = Place(on="slurm", partition=partition, time=10, slurm=("cpus_per_task=1", "comment=six runs"))
+    run_all(JOBS, folder, place=place, save_every=5, num_workers=1)
 
 
 def _begin(folder: Path, partition: str, commands: list[Any]) -> Any:
