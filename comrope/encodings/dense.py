@@ -1,5 +1,6 @@
 """Encodings that rotate by any matrix at each position, such as LieRE: no RoPE equation, and nothing that follows from it."""
 
+import warnings
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -60,7 +61,9 @@ class DenseEncoding(Encoding):
     def angle_matrices(self) -> Tensor:
         """Returns ∂R/∂x_i at the origin, (N, H, m, b, b), skew-symmetric, differentiable in the parameters."""
         origin = torch.zeros(self.num_axes, dtype=torch.float64, device=self.device)
-        derivative = torch.func.jacfwd(self.matrices)(origin)  # (H, m, b, b, N)
+        with warnings.catch_warnings():  # torch compiles its rules of forward mode by what it deprecates
+            warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+            derivative = torch.func.jacfwd(self.matrices)(origin)  # (H, m, b, b, N)
         return derivative.movedim(-1, 0).to(self.dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
     def rotation_matrices(self, positions: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from comrope._values import described, is_floating
 from comrope.encodings.arguments import check_parameter_dtype
 from comrope.encodings.base import Encoding, FoldedRope
 from comrope.encodings.mapped import MappedEncoding
@@ -22,8 +23,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class FixedFrequencies(SpectralEncoding):
     """RoPE with constant frequencies, of every plane on every axis.
 
-    Buffer: `frequencies` ω, (N, H, m, b/2), float64, zero at first. `block_size` only groups the planes.
-    `dtype` is taken, as by all encodings, and changes nothing.
+    Buffer: `frequencies` ω, (N, H, m, b/2), float64, zero at first; constructors of subclasses fill it by `set_frequencies`.
+    `block_size` only groups the planes. `dtype` is taken, as by all encodings, and changes nothing.
     """
 
     _allowed_dtypes: ClassVar = (torch.float64,)
@@ -43,6 +44,22 @@ class FixedFrequencies(SpectralEncoding):
         super().__init__(num_heads, head_dim, num_axes, block_size, device=device, dtype=torch.float64)
         shape = (num_axes, num_heads, self.num_blocks, block_size // 2)
         self.register_buffer("frequencies", torch.zeros(shape, **self._factory_kwargs))
+
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Sets ω.
+
+        Args:
+            frequencies: (N, H, D/2), or (N, D/2) for all heads; plane p has the features 2p and 2p + 1.
+        Raises:
+            InputError: another shape.
+        """
+        shape = (self.num_axes, self.num_heads, self.head_dim // 2)
+        if not is_floating(frequencies) or frequencies.shape not in (shape, shape[::2]):
+            raise InputError(
+                f"frequencies: got {described(frequencies)}; expected {shape}, or {shape[::2]} for all heads."
+            )
+        of_heads = frequencies.unsqueeze(1).expand(shape) if frequencies.ndim == 2 else frequencies
+        self.frequencies.copy_(of_heads.reshape(self.frequencies.shape))
 
     def _first_tensor(self) -> Tensor:
         return self.frequencies
