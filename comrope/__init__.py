@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from comrope import hosts as hosts
     from comrope import positions as positions
     from comrope import reference as reference
+    from comrope import rivals as rivals
     from comrope import rotation as rotation
     from comrope import testing as testing
     from comrope.checks import check as check
@@ -53,6 +54,7 @@ __all__ = [
     "positions",
     "reference",
     "register",
+    "rivals",
     "rotation",
     "save",
     "show",

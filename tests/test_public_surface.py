@@ -13,7 +13,7 @@ from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, SpectralEnco
 from tests import helpers
 
 PUBLIC = {
-    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rotation", "testing"),
+    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rivals", "rotation", "testing"),
     *("attach", "check", "detach", "encoding", "export_timm", "fold", "freeze", "register"),
     *("load", "load_official", "param_groups", "save", "show"),
 }
