@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comrope import reference as reference
     from comrope import rivals as rivals
     from comrope import rotation as rotation
+    from comrope import scaling as scaling
     from comrope import testing as testing
     from comrope.checks import check as check
     from comrope.encodings import encoding as encoding
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from comrope.hosts import export_timm as export_timm
     from comrope.hosts import fold as fold
     from comrope.hosts import param_groups as param_groups
+    from comrope.hosts import rescale as rescale
     from comrope.hosts.files import load as load
     from comrope.hosts.files import save as save
     from comrope.hosts.official import load_official as load_official
@@ -54,16 +56,18 @@ __all__ = [
     "positions",
     "reference",
     "register",
+    "rescale",
     "rivals",
     "rotation",
     "save",
+    "scaling",
     "show",
     "testing",
 ]
 
 _FUNCTIONS = {
     **dict.fromkeys(("encoding", "freeze", "register"), "encodings"),
-    **dict.fromkeys(("attach", "detach", "export_timm", "fold", "param_groups"), "hosts"),
+    **dict.fromkeys(("attach", "detach", "export_timm", "fold", "param_groups", "rescale"), "hosts"),
     **dict.fromkeys(("load", "save"), "hosts.files"),
     "check": "checks",
     "load_official": "hosts.official",

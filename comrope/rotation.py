@@ -4,6 +4,7 @@ R(x) = Q · Rot(ωᵀx) · Qᵀ. Attention uses only ⟨R(x)q, R(y)k⟩, where t
 plain RoPE after a change of basis. It needs no matrix exponential, and one small product per token.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,11 +42,13 @@ class Rotation(NamedTuple):
     """φ = ωᵀx of the queries and of the keys, each (L, H, D/2) or (B, L, H, D/2), in radians, float64. They are the same tensor
     if the positions are the same."""
     tables: tuple[Tensor, Tensor]
-    """cos φ and sin φ of each, (B or 1, H, 1, L, D/2, 2), in the dtype in which tokens are rotated."""
+    """cos φ and sin φ of each, times √gain, (B or 1, H, 1, L, D/2, 2), in the dtype in which tokens are rotated."""
     basis: Tensor | None = None
     """Q, (H, m, b, b), or None for the identity."""
     generator: Generator | None = None
     """Given if the basis comes from decomposing a matrix in blocks larger than 2."""
+    gain: float = 1.0
+    """The factor of attention scores: queries and keys are each multiplied by √gain. It is 1 if the basis is learned."""
 
     @classmethod
     def at(
@@ -60,6 +63,16 @@ class Rotation(NamedTuple):
         if phases[1] is not phases[0]:
             key_table = cos_sin_table(phases[1], dtype)
         return cls(phases, (table, key_table), basis, generator)
+
+    def with_gain(self, gain: float) -> "Rotation":
+        """Returns a rotation after which attention scores are `gain` times as large; of constant angles only."""
+        if gain == self.gain:
+            return self
+        factor = math.sqrt(gain / self.gain)
+        table, key_table = self.tables
+        scaled = table * factor
+        tables = (scaled, scaled if key_table is table else key_table * factor)
+        return self._replace(tables=tables, gain=gain)
 
     def split(self, num_heads: Sequence[int]) -> list["Rotation"]:
         """Returns one rotation per layer, given the number of heads of each layer whose rotations were computed together."""
@@ -79,7 +92,7 @@ class Rotation(NamedTuple):
             each = zip(parts(self.generator.matrix, 0), pairs(self.generator.positions, -2), strict=True)
             generators = [Generator(*of_layer) for of_layer in each]  # pyright: ignore[reportArgumentType]
         each = (pairs(self.phases, -2), pairs(self.tables, 1), parts(self.basis, 0), generators)
-        return [Rotation(*of_layer) for of_layer in zip(*each, strict=True)]
+        return [Rotation(*of_layer, self.gain) for of_layer in zip(*each, strict=True)]
 
     def rotate(self, q: Tensor, k: Tensor, *, in_basis: bool = False) -> tuple[Tensor, Tensor]:
         """Returns the rotated queries and keys, Rot(φ)·Qᵀq and Rot(φ)·Qᵀk.
@@ -143,7 +156,7 @@ class Rotation(NamedTuple):
         """Returns the arguments of `apply_rotation`: phases, basis, generator, its positions, and the table in `dtype`."""
         table = self.tables[which]
         if dtype != table.dtype:
-            table = cos_sin_table(self.phases[which], dtype)
+            table = cos_sin_table(self.phases[which], dtype) * math.sqrt(self.gain)
         matrix, positions = (None, (None, None)) if self.generator is None else self.generator
         return self.phases[which], self.basis, matrix, positions[which], table
 

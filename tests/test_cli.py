@@ -140,6 +140,11 @@ def test_train_then_evaluate(comrope, tmp_path):
         row for row in found["evaluation"] if row["size"] == [12, 16] and row["offset"] == 2 and not row["perturbation"]
     ]
     assert f"{100 * shown[0]['correct'] / 40:.2f}" in next(" ".join(r) for r in rows if r[0] == "12×16" and r[1] == "2")
+    scaled = ("--resolutions", "8", "16x8", "--scalings", "none", "yarn")
+    code, out, err = comrope("evaluate", "images", tmp_path / "run", *scaled)
+    assert (code, err) == (0, "")
+    rows = [line.split()[:2] for line in out.splitlines() if "×" in line]
+    assert rows == [["8×8", "none"], ["16×8", "none"], ["16×8", "yarn"]]
 
 
 @pytest.mark.parametrize(

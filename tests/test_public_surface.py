@@ -13,9 +13,9 @@ from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, SpectralEnco
 from tests import helpers
 
 PUBLIC = {
-    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rivals", "rotation", "testing"),
+    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rivals", "rotation", "scaling", "testing"),
     *("attach", "check", "detach", "encoding", "export_timm", "fold", "freeze", "register"),
-    *("load", "load_official", "param_groups", "save", "show"),
+    *("load", "load_official", "param_groups", "rescale", "save", "show"),
 }
 """Every public name of the package. Changing this set changes the public API."""
 

@@ -12,6 +12,7 @@ from comrope.encodings.commuting import ComRoPELD as ComRoPELD
 from comrope.encodings.commuting import ComRoPEMT as ComRoPEMT
 from comrope.encodings.commuting import String as String
 from comrope.encodings.dense import DenseEncoding as DenseEncoding
+from comrope.encodings.fixed import FixedEncoding as FixedEncoding
 from comrope.encodings.fixed import FixedFrequencies as FixedFrequencies
 from comrope.encodings.fixed import FixedMaps as FixedMaps
 from comrope.encodings.fixed import FixedSpectrum as FixedSpectrum

@@ -96,7 +96,7 @@ class Encoding(PreciseModule, ABC):
         num_heads: int,
         head_dim: int,
         num_axes: int,
-        block_size: int,
+        block_size: int = 2,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -115,8 +115,9 @@ class Encoding(PreciseModule, ABC):
         self.num_axes = num_axes
         self.block_size = block_size
         self.num_blocks: int = head_dim // block_size
-        self._factory_kwargs = {"device": device, "dtype": dtype}
-        anchor = torch.empty(0, **self._factory_kwargs)
+        self.factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
+        """What tensors of the constructor are made with."""
+        anchor = torch.empty(0, **self.factory_kwargs)
         self._anchor = torch.empty_like(anchor, device="cpu") if anchor.is_meta else anchor
 
     def forward(

@@ -161,7 +161,7 @@ class ComRoPELD(_ScaledSkewEncoding):
     def __init__(self, num_heads: int, head_dim: int, num_axes: int, block_size: int = 8, **keywords: Any):
         super().__init__(num_heads, head_dim, num_axes, block_size, **keywords)
         self.axis_scale: nn.Parameter = nn.Parameter(
-            torch.empty(num_axes, num_heads, self.num_blocks, **self._factory_kwargs)
+            torch.empty(num_axes, num_heads, self.num_blocks, **self.factory_kwargs)
         )
         self.reset_parameters()
 

@@ -1,11 +1,11 @@
 """Encodings that rotate by any matrix at each position, such as LieRE: no RoPE equation, and nothing that follows from it."""
 
-import warnings
 from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jvp
 
 from comrope import reference
 from comrope._linalg import can_synchronise
@@ -60,11 +60,10 @@ class DenseEncoding(Encoding):
 
     def angle_matrices(self) -> Tensor:
         """Returns ∂R/∂x_i at the origin, (N, H, m, b, b), skew-symmetric, differentiable in the parameters."""
-        origin = torch.zeros(self.num_axes, dtype=torch.float64, device=self.device)
-        with warnings.catch_warnings():  # torch compiles its rules of forward mode by what it deprecates
-            warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
-            derivative = torch.func.jacfwd(self.matrices)(origin)  # (H, m, b, b, N)
-        return derivative.movedim(-1, 0).to(self.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+        axes = torch.eye(self.num_axes, dtype=torch.float64, device=self.device)
+        keep = torch.is_grad_enabled()
+        derivatives = [jvp(self.matrices, torch.zeros_like(axis), axis, create_graph=keep)[1] for axis in axes]
+        return torch.stack(derivatives).to(self.dtype)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def rotation_matrices(self, positions: Tensor) -> Tensor:
         """Returns dense R(x), (..., L, H, m, b, b)."""

@@ -120,12 +120,12 @@ class LearnedEncoding(Encoding):
     def _block_parameter(self, *leading: int) -> nn.Parameter:
         """Returns an uninitialised parameter of shape (*leading, H, m, b, b)."""
         shape = (*leading, self.num_heads, self.num_blocks, self.block_size, self.block_size)
-        return nn.Parameter(torch.empty(shape, **self._factory_kwargs))
+        return nn.Parameter(torch.empty(shape, **self.factory_kwargs))
 
     def _frequency_parameter(self) -> nn.Parameter:
         """Returns an uninitialised parameter of shape (N, H, m, b/2)."""
         shape = (self.num_axes, self.num_heads, self.num_blocks, self.block_size // 2)
-        return nn.Parameter(torch.empty(shape, **self._factory_kwargs))
+        return nn.Parameter(torch.empty(shape, **self.factory_kwargs))
 
     def _reset_frequencies(self, frequencies: Tensor) -> None:
         """Sets free frequencies to a new start as `init` says."""

@@ -131,10 +131,10 @@ def _path(kind: type) -> str:
 
 def kind_of(name: str) -> type[nn.Module]:
     """Returns the class of an encoding. For an unknown name, ConfigurationError suggests the nearest known one."""
-    if isinstance(name, str) and name not in ENCODINGS and name not in _REGISTERED:
-        _import_registering_modules()
-    if not isinstance(name, str) or name not in (known := known_encodings()):
-        known = known_encodings()
+    if isinstance(name, str) and name in ENCODINGS:
+        return ENCODINGS[name]
+    known = known_encodings()
+    if not isinstance(name, str) or name not in known:
         raise ConfigurationError(f"there is no encoding {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}.")
     return known[name]
 

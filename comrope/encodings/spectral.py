@@ -21,6 +21,11 @@ class SpectralEncoding(Encoding):
     constructor; one that learns free frequencies from a start of its own, from `RopeMixed`.
     """
 
+    @property
+    def gain(self) -> float:
+        """The factor of attention scores: 1, unless `comrope.rescale` has set it on constant angles."""
+        return 1.0
+
     @abstractmethod
     def spectrum_inputs(self) -> tuple[Tensor, ...]:
         """Returns the tensors that `spectrum_from` needs, such as parameters and buffers.
@@ -128,7 +133,7 @@ def rotations(
     check_rotation_dtype(dtype)
     groups: dict[tuple, list[int]] = {}
     for i, pe in enumerate(encodings):
-        key = (type(pe), pe.head_dim, pe.num_axes, pe.block_size, pe.device, pe.dtype)
+        key = (type(pe), pe.head_dim, pe.num_axes, pe.block_size, pe.device, pe.dtype, pe.gain)
         groups.setdefault(key, []).append(i)
     by_layer: dict[int, Rotation] = {}
     for layers in groups.values():
@@ -141,6 +146,7 @@ def rotations(
         together = tuple(
             torch.cat(each) for each in zip(*(encodings[i].spectrum_inputs() for i in layers), strict=True)
         )
-        parts = first._rotation_from(together, x, y, dtype).split([encodings[i].num_heads for i in layers])
+        rotation = first._rotation_from(together, x, y, dtype).with_gain(first.gain)
+        parts = rotation.split([encodings[i].num_heads for i in layers])
         by_layer.update(zip(layers, parts, strict=True))
     return [by_layer[i] for i in range(len(encodings))]

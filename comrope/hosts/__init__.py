@@ -1,4 +1,4 @@
-"""Encodings in existing models: attach, detach, fold, export.
+"""Encodings in existing models: attach, detach, fold, rescale, export.
 
 What is specific to a library is in the module of its name, which is imported only if the library is.
 """
@@ -16,6 +16,7 @@ from comrope.hosts._attachment import Attachment as Attachment
 from comrope.hosts._attachment import Model
 from comrope.hosts._saved_settings import remove_from_config
 from comrope.hosts.fold import fold as fold
+from comrope.hosts.rescale import rescale as rescale
 
 
 def detach(model: Model) -> Model:
@@ -53,7 +54,8 @@ def export_timm(model: nn.Module) -> nn.Module:
     coarser. Its logits are the same, to that rounding, at the model's own image size. Save it with
     `timm.models.save_for_hf(exported, folder, safe_serialization=True)`, load it with
     `timm.create_model(f"local-dir:{folder}", pretrained=True)`. Its positions are patch indices: at another image size
-    they continue, where relative positions would be rescaled. Dropout and stochastic depth are not copied.
+    they continue, where relative positions would be rescaled. A model that `rescale` has changed is exported for the size
+    that it is rescaled for. Dropout and stochastic depth are not copied.
 
     Args:
         model: a timm `VisionTransformer` with an encoding, or an `Eva` made by `timm.create_model` with one.

@@ -114,11 +114,10 @@ class AttachedLayer:
                 self._hook(module)
         self._positions, self._rotation = self.position_context.from_arguments(kwargs), None
         if isinstance(attention.encoding, TokenEncoding):
-            cache = next((name for name in CACHES if _holds_tokens(kwargs.get(name), attention)), None)
-            if cache is not None:
+            if any(_num_cached(kwargs.get(name), attention) for name in CACHES):
                 raise InputError(
                     f"{self.name}: {type(attention.encoding).__name__} rotates tokens by those before them, which a key cache "
-                    f"does not hold: call the model with all tokens and without {cache}, by use_cache=False."
+                    "does not hold: call the model on whole sequences, with use_cache=False."
                 )
             self._tokens = attention_input(args, kwargs)
         argument, how = self.convention.rope_argument, self.convention.disable_rope
@@ -248,10 +247,11 @@ def _batched(y: Tensor) -> Tensor:
     return y.unsqueeze(0) if y.ndim == 2 else y
 
 
-def _holds_tokens(cache: Any, attention: nn.Module) -> bool:
-    """Returns whether a cache has keys of earlier tokens for an attention layer, which is assumed if it does not say."""
-    length = getattr(cache, "get_seq_length", None)
-    return cache is not None and (length is None or bool(length(getattr(attention, "layer_idx", 0))))
+def _num_cached(cache: Any, attention: Any) -> int:
+    """Returns how many tokens the cache of a model holds for one of its attention layers."""
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0 if cache is None else 1
+    return int(cache.get_seq_length(getattr(attention, "layer_idx", 0)))
 
 
 def attention_input(args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -72,6 +72,14 @@ class CoordinateGrid:
         patches = torch.stack([self._axis_coordinates(axis, each, sizes) for axis, each in axes], dim=-1)
         return self._with_extra_tokens(patches, num_prefix_tokens, 0, like, training)
 
+    def pitch(self, shape: Sequence[int]) -> tuple[float, ...]:
+        """Returns how far apart neighbouring patches are on each axis of a grid of `shape`."""
+        first, second = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        return tuple(
+            (self._axis_coordinates(axis, second, shape) - self._axis_coordinates(axis, first, shape)).item()
+            for axis in range(len(shape))
+        )
+
     def _with_extra_tokens(
         self, patches: Tensor, num_prefix: int, num_suffix: int, like: Tensor, training: bool
     ) -> Tensor:

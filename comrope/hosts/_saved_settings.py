@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from comrope.hosts._attachment import Attachment
 from comrope.hosts._custom_model import CustomBackbone
 from comrope.hosts._safe_loading import read_json
 from comrope.hosts._weight_files import FOLDED_VARIANT
+from comrope.scaling import Scaling
 
 SETTINGS = "comrope.json"
 FORMAT = 1
@@ -70,7 +72,9 @@ def attachment_settings(model: nn.Module, attachment: Attachment) -> dict[str, A
             f"{type(model).__name__} is no model of timm, transformers or diffusers, and no file would say how to make it "
             "again: save its state_dict() with safetensors; later make the model, attach as you did, and load_state_dict()."
         )
-    return {
+    scalings = saved_scalings(attachment)
+    rescaled = {} if not any(scalings) else {"rescaled": [None if s is None else asdict(s) for s in scalings]}
+    return rescaled | {
         "format": FORMAT,
         "library": library,
         "class": type(model).__name__,
@@ -79,6 +83,32 @@ def attachment_settings(model: nn.Module, attachment: Attachment) -> dict[str, A
         "folded": attachment.folded,
         "positions": any(isinstance(attached.backbone, CustomBackbone) for attached in attachment.backbones),
     }
+
+
+def saved_scalings(attachment: Attachment) -> list[Scaling | None]:
+    """Returns the scaling of each backbone that `rescale` has set; None where there is none, or layers have different ones."""
+    encodings: list[list[Any]] = [[a.attention.encoding for a in each.layers] for each in attachment.backbones]
+    scalings = [{getattr(encoding, "scaling", None) for encoding in each} for each in encodings]
+    return [next(iter(each)) if len(each) == 1 else None for each in scalings]
+
+
+def restore_scalings(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Sets the scalings that `attachment_settings` described on the encodings of a model; DataError if they do not fit."""
+    if not settings.get("rescaled"):
+        return
+    try:
+        backbones = Attachment.of(model).backbones
+        for attached, values in zip(backbones, settings["rescaled"], strict=True):
+            scaling = None if values is None else Scaling.from_json(values)
+            for layer in attached.layers:
+                encoding: Any = layer.attention.encoding
+                encoding.set_scaling(scaling)
+    except (
+        ValueError,
+        AttributeError,
+    ) as error:  # errors of ours, another number of backbones, angles that are learned
+        raise DataError(f"{SETTINGS}: 'rescaled' is not what comrope.save writes there: {error}") from error
+    write_to_config(model)
 
 
 def not_serialisable(arguments: Mapping[str, Any]) -> list[str]:
@@ -123,6 +153,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         "frozen": bool,
         "dtypes": dict,
         "buffers": dict,
+        "rescaled": list,
     }
     for name, kind in expected.items():
         if not isinstance(settings.get(name, kind()), kind):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from comrope.encodings import Encoding
-from comrope.encodings.fixed import FixedFrequencies, freeze
+from comrope.encodings.fixed import FixedEncoding, constant, replace_encodings
 from comrope.errors import ConfigurationError, DataError
 from comrope.hosts._atomic_folder import finish_update, update_atomically
 from comrope.hosts._attachment import Attachment
@@ -27,7 +27,13 @@ from comrope.hosts._safe_loading import (
     read_json,
     timm_arguments,
 )
-from comrope.hosts._saved_settings import SETTINGS, attachment_settings, not_serialisable, read_settings
+from comrope.hosts._saved_settings import (
+    SETTINGS,
+    attachment_settings,
+    not_serialisable,
+    read_settings,
+    restore_scalings,
+)
 from comrope.hosts._weight_files import (
     FOLDED_VARIANT,
     WEIGHTS,
@@ -46,7 +52,7 @@ from comrope.hosts._weight_files import (
 
 
 def save(model: nn.Module, folder: Path | str) -> None:
-    """Writes an attached model, folded and frozen ones too, to a folder: config.json, one file of weights, comrope.json.
+    """Writes an attached model, folded, frozen or rescaled too, to a folder: config.json, one file of weights, comrope.json.
 
     `load` restores all of it. The first two files are in the library's own format: `from_pretrained(folder)` of the
     model's class in transformers or diffusers gives the model without the encoding, to which `attach` can be applied
@@ -74,8 +80,13 @@ def save(model: nn.Module, folder: Path | str) -> None:
         ['comrope.json', 'config.json', 'model.safetensors']
     """
     attachment, folder = Attachment.of(model), _folder_path(folder)
-    frozen = not attachment.folded and any(isinstance(m, FixedFrequencies) for m in model.modules())
+    frozen = not attachment.folded and any(isinstance(m, FixedEncoding) for m in model.modules())
     settings: dict[str, Any] = attachment_settings(model, attachment) | {"frozen": frozen}
+    for attached in attachment.backbones:
+        if len({getattr(layer.attention.encoding, "scaling", None) for layer in attached.layers}) > 1:
+            raise ConfigurationError(
+                "some layers are rescaled differently than others: comrope.rescale the whole model."
+            )
     for argument in not_serialisable(attachment.settings):
         raise ConfigurationError(
             f"attach was given {argument}, which cannot be written to JSON: give a number or a string."
@@ -238,10 +249,11 @@ def _load_by_name(
                 tensor.copy_(tensors[name])
     _reattach(model, attach_arguments)
     if _is_frozen(settings, {key: tensor for key, tensor in tensors.items() if ".encoding." in key}, model):
-        freeze(model)
+        _make_constant(model)
     if settings["folded"]:
         fold(model)
     load_tensors(model, tensors, path)
+    restore_scalings(model, settings)
     buffers = dict(model.named_buffers())
     for name, dtype in settings.get("buffers", {}).items():
         if name in buffers:
@@ -268,6 +280,11 @@ def _reattach(model: nn.Module, attach_arguments: dict[str, Any]) -> None:
             model.load_state_dict(state, strict=False)
 
 
+def _make_constant(model: nn.Module) -> None:
+    """Replaces all encodings by constants, as `freeze` does with learned ones, and `rescale` with any."""
+    replace_encodings(model, {m: constant(m) for m in model.modules() if isinstance(m, Encoding)})
+
+
 def _buffer_dtypes(model: nn.Module) -> dict[str, str]:
     """Returns the dtypes of buffers outside of the state dict, which are computed when a model is made, and cast with it."""
     kept = model.state_dict().keys()
@@ -291,11 +308,12 @@ def _load_transformers(
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()} if settings["folded"] else {}
     _reattach(model, attach_arguments)
     if _is_frozen(settings, angles, model):
-        freeze(model)
+        _make_constant(model)
     if settings["folded"]:
         fold(model)
         model.load_state_dict(weights, strict=False)
     load_encoding_tensors(model, angles, path)
+    restore_scalings(model, settings)
     if other_dtypes := settings.get("dtypes"):
         for name in model.state_dict().keys() - encoding_state(model).keys():
             if model.state_dict()[name].is_floating_point():

@@ -10,11 +10,12 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from comrope.encodings.fixed import FixedEncoding
 from comrope.errors import ConfigurationError
 from comrope.hosts._attachment import Attachment
 from comrope.hosts._attention_layer import find_attention_layers
 from comrope.hosts._coordinate_grid import CoordinateGrid
-from comrope.hosts.fold import fold
+from comrope.hosts.fold import fold, scale_queries
 
 ARCHITECTURES = {1e-6: "vit_small_patch16_rope_mixed_224", 1e-5: "vit_small_patch16_dinov3"}
 """Architectures of timm that are an Eva whose norms have this epsilon. Everything else is set by arguments."""
@@ -37,6 +38,8 @@ def to_eva(model: nn.Module) -> Eva:
     if type(clone) is Eva and "_comrope" not in vars(clone):
         _copy_exact_frequencies(clone, attachment)  # `fold` has written them into its own RoPE
         return clone
+    for layer in Attachment.of(clone).backbones[0].layers:
+        scale_queries(layer, layer.attention.encoding.gain)  # pyright: ignore
     if type(clone) is VisionTransformer:
         name, settings, state = _from_vision_transformer(clone)
     elif type(clone) is Eva:
@@ -198,18 +201,19 @@ def _index_frequencies(model: Any) -> Tensor:
             )
         if encoding.num_heads != num_heads:
             raise ConfigurationError("Grouped-query attention: timm's mixed RoPE has frequencies for every query head.")
-        layers.append(encoding.frequencies.detach().flatten(2))
+        layers.append(encoding.spectrum().frequencies.flatten(2))
     frequencies = torch.stack([layer.to(model.patch_embed.proj.weight.device) for layer in layers], dim=1)
     return (frequencies * _patch_spacing(model, frequencies).view(2, 1, 1, 1)).flip(0)
 
 
 def _patch_spacing(model: Any, frequencies: Tensor) -> Tensor:
-    """Returns the distance of neighbouring patches on each axis, (2,).
+    """Returns the distance of neighbouring patches on each axis, (2,), at the size the model was rescaled for, or else its own.
 
     Raises:
         ConfigurationError: prefix tokens are not at the first patch, where timm has them.
     """
-    rows, columns = model.patch_embed.grid_size
+    scaling = next((m.scaling for m in model.modules() if isinstance(m, FixedEncoding) and m.scaling), None)
+    rows, columns = model.patch_embed.grid_size if scaling is None else scaling.shape
     grid: CoordinateGrid = Attachment.of(model).backbones[0].hooks[0].call.coordinate_grid  # pyright: ignore[reportFunctionMemberAccess]
     positions = grid.positions((rows, columns), model.num_prefix_tokens, like=frequencies.double())
     prefix, patches = positions[: model.num_prefix_tokens], positions[model.num_prefix_tokens :]

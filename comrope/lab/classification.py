@@ -1,5 +1,6 @@
 """Evaluation of trained classifiers, of images and of clips: at other sizes, with coordinates moved, over all processes."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
@@ -15,6 +16,7 @@ from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
 from comrope.lab.data.batches import read_batches
 from comrope.lab.images.loading import EvalImages
+from comrope.lab.options import check_scaling
 from comrope.lab.rng import Stream, generator
 from comrope.lab.vit import ViT
 
@@ -34,7 +36,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Condition:
-    """A size of test images, and a displacement of their coordinates."""
+    """A size of test images, a displacement of their coordinates, and a scaling of the frequencies."""
 
     size: tuple[int, int]
     """(height, width) in pixels."""
@@ -46,8 +48,11 @@ class Condition:
     perturbation: float = 0.0
     """Standard deviation σ of the perturbation in patches, drawn for each image (Eq. 11)."""
     seed: int = 0
+    scaling: str = "none"
+    """One of `comrope.scaling.METHODS`, from the size trained at to this one, or "none"."""
 
     def __post_init__(self):
+        check_scaling(self.scaling)
         if self.direction not in DIRECTIONS:
             raise ConfigurationError(f"direction={self.direction!r}: expected one of {', '.join(DIRECTIONS)}.")
         for name in ("offset", "perturbation"):
@@ -73,6 +78,11 @@ class Condition:
         return self.size
 
     @property
+    def method(self) -> str | tuple[str, ...]:
+        """The scaling as `comrope.rescale` takes it."""
+        return self.scaling
+
+    @property
     def perturbed(self) -> tuple[bool, ...]:
         """Whether the perturbation moves positions along each axis."""
         return (True, True)
@@ -82,8 +92,8 @@ class Condition:
         return EvalImages(images, self.size)
 
     def describes(self, row: dict[str, Any]) -> bool:
-        """Whether a row of `evaluate` was measured under this condition."""
-        return all(row[key] == value for key, value in {**vars(self), "size": list(self.size)}.items())
+        """Whether a row of `evaluate` was measured under this condition. Rows of earlier versions have no scaling."""
+        return all({"scaling": "none", **row}[key] == v for key, v in {**vars(self), "size": list(self.size)}.items())
 
 
 def evaluate(
@@ -98,10 +108,15 @@ def evaluate(
         read, and the number of predicted labels `changed` from those at the same size with coordinates unmoved.
     Raises:
         InputError: a size that the model's patches do not divide, before anything is measured.
+        NoSpectrumError: frequencies to be scaled of an encoding that has none, such as LieRE; likewise.
     """
     if isinstance(model, ViT):
         for condition in conditions:
             model.grid(condition.image_size)
+    if any(condition.scaling != "none" for condition in conditions):
+        for module in model.modules():
+            if isinstance(module, Encoding):
+                module.folded()
     return _rows(model, images, conditions, batch_size=batch_size, num_workers=num_workers)
 
 
@@ -130,6 +145,7 @@ def predict(
     model: nn.Module, images: Samples, condition: Condition, *, batch_size: int = 150, num_workers: int = 0
 ) -> Tensor:
     """Returns the labels that `model` gives to this process's share of `images`; −1 for those that were skipped."""
+    model = scaled(model, condition)
     device = next(model.parameters()).device
     share = _share(len(images))
     batches = [list(share)[i : i + batch_size] for i in range(0, len(share), batch_size)]
@@ -146,6 +162,18 @@ def predict(
             logits = model(pixels, (positions[seen] if positions.ndim == 3 else positions).to(device))
         labels[seen] = logits.argmax(-1).cpu()
     return labels[list(share)]
+
+
+def scaled(model: nn.Module, condition: Condition) -> nn.Module:
+    """Returns a copy of a model with its frequencies scaled from the size trained at; the model itself if nothing changes."""
+    if condition.scaling == "none":
+        return model
+    if isinstance(model, ViT):
+        grids: dict[str, Any] = {"trained": model.trained_grid, "shape": model.grid(condition.image_size)}
+        return comrope.rescale(copy.deepcopy(model), condition.method, unit="relative", **grids)
+    embedding: Any = model.patch_embed
+    grids = {"trained": embedding.grid_size, "shape": embedding.dynamic_feat_size(condition.size)}
+    return comrope.rescale(copy.deepcopy(model), condition.method, **grids)
 
 
 def _share(num_images: int) -> range:

@@ -118,10 +118,11 @@ def evaluation(result: dict, conditions: Sequence[Any] | None = None) -> Table:
     """Returns a table of a run's evaluation, with a row for each condition, all if None. Columns of zeros are left out."""
     rows = [r for r in result["evaluation"] if conditions is None or any(c.describes(r) for c in conditions)]
     cells = [_cells(row) for row in rows]
-    usual = {"0", "–", "random"}
-    columns = [c for c in (cells[0] if cells else ()) if c == "correct" or {row[c] for row in cells} - usual]
+    usual = {"0", "–", "random", "none"}
+    names = dict.fromkeys(name for row in cells for name in row)  # rows of earlier versions have fewer
+    columns = [name for name in names if name == "correct" or {row.get(name, "–") for row in cells} - usual]
     title = f"{result['name']} on {result['experiment']['data']}"
-    return Table("evaluation", title, tuple(columns), [tuple(row[column] for column in columns) for row in cells])
+    return Table("evaluation", title, tuple(columns), [tuple(row.get(n, "–") for n in columns) for row in cells])
 
 
 def _cells(row: dict) -> dict[str, str]:

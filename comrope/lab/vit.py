@@ -44,6 +44,7 @@ class ViT(VisionTransformer):
         # timm's own check formats the size into a message, which ties a compiled graph to one size: `grid` checks here.
         self.patch_embed.img_size = None
         self.num_axes = len(image_size)
+        self.trained_grid: tuple[int, ...] = self.grid(image_size)
         settings = dict(encoding_settings or {})
         self.ape: AbsoluteEncoding | None = None
         if encoding == "ape":

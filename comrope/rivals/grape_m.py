@@ -56,9 +56,9 @@ class MultiplicativeGRAPE(DenseEncoding):
         self.base, self.max_frequency = check_positive(base=base, max_frequency=max_frequency)
         num_planes = check_even_planes("GRAPE-M", head_dim, num_axes)
         shape = (num_axes, num_heads, head_dim, head_dim)
-        self.basis_generator: nn.Parameter = nn.Parameter(torch.empty(shape, **self._factory_kwargs))
+        self.basis_generator: nn.Parameter = nn.Parameter(torch.empty(shape, **self.factory_kwargs))
         self.log_frequencies: nn.Parameter = nn.Parameter(
-            torch.empty(num_axes, num_heads, num_planes, **self._factory_kwargs)
+            torch.empty(num_axes, num_heads, num_planes, **self.factory_kwargs)
         )
         self.reset_parameters()
 

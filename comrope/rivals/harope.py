@@ -60,10 +60,10 @@ class HARoPE(MappedEncoding):
         check_flag(same_map=same_map)
         self.same_map = same_map
         self.left_generator: nn.Parameter = nn.Parameter(
-            torch.empty(num_heads, head_dim, head_dim, **self._factory_kwargs)
+            torch.empty(num_heads, head_dim, head_dim, **self.factory_kwargs)
         )
         self.right_generator: nn.Parameter = nn.Parameter(torch.empty_like(self.left_generator))
-        self.scale: nn.Parameter = nn.Parameter(torch.empty(num_heads, head_dim, **self._factory_kwargs))
+        self.scale: nn.Parameter = nn.Parameter(torch.empty(num_heads, head_dim, **self.factory_kwargs))
         self.reset_parameters()
 
     @torch.no_grad()

@@ -83,7 +83,7 @@ class SelectiveRoPE(TokenEncoding):
         self.init = init
         self.base, self.max_frequency = check_positive(base=base, max_frequency=max_frequency)
         num_planes = num_heads * head_dim // 2
-        kwargs = self._factory_kwargs
+        kwargs = self.factory_kwargs
         self.down = nn.Linear(self.width, rank, bias=False, **kwargs)
         self.up = nn.Linear(rank, num_planes, bias=False, **kwargs)
         self.conv = nn.Conv1d(num_planes, num_planes, kernel_size, groups=num_planes, bias=False, **kwargs)

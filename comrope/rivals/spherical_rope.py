@@ -61,7 +61,7 @@ class SphericalRoPE(DenseEncoding):
         self.base, self.max_frequency = check_positive(base=base, max_frequency=max_frequency)
         check_flag(learn_frequencies=learn_frequencies)
         self.frequencies = (
-            nn.Parameter(self._fixed_frequencies().to(**self._factory_kwargs)) if learn_frequencies else None
+            nn.Parameter(self._fixed_frequencies().to(**self.factory_kwargs)) if learn_frequencies else None
         )
 
     def _fixed_frequencies(self) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from comrope.errors import NoSpectrumError
+from comrope.testing import laws
 from tests.helpers import (
     COMMUTING,
     LEARNED,
@@ -69,31 +70,20 @@ def test_angle_matrices_follow_their_definition(name, size):
         assert_close(pe.angle_matrices(), expected, 1e-12)
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ROTARY)
+def test_the_laws_of_its_kind_hold(name, size):
+    block_size, num_axes = size
+    for law in laws.of(name, head_dim=2 * block_size * num_axes, num_axes=num_axes, block_size=block_size):
+        law()
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_angle_matrices_are_differentiable_in_every_parameter(name):
     pe = build(name, jitter=0.2, block_size=8)
     leaves = trainable(pe)
     found = torch.autograd.grad((pe.angle_matrices() * draw(2, 2, 2, 8, 8, seed=4)).sum(), list(leaves.values()))
     assert all(gradient.abs().max() > 1e-3 for gradient in found)
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", ROTARY)
-def test_angle_matrices_are_skew_symmetric(name, size):
-    angles = _encoding(name, size).angle_matrices()
-    assert (angles + angles.mT).abs().max() <= 1e-14 * max(1.0, angles.abs().max().item())
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", ROTARY)
-def test_rotations_are_orthogonal_with_determinant_one_and_the_identity_at_zero(name, size):
-    pe = _encoding(name, size)
-    rotation = pe.rotation_matrices(draw(2, 5, pe.num_axes))
-    assert rotation.shape == (2, 5, 2, pe.num_blocks, pe.block_size, pe.block_size)
-    eye = EYE[: pe.block_size, : pe.block_size]
-    assert (rotation.mT @ rotation - eye).abs().max() < 1e-12
-    assert (torch.linalg.det(rotation) - 1).abs().max() < 1e-12
-    assert torch.equal(pe.rotation_matrices(torch.zeros(1, pe.num_axes))[0], eye.expand(2, pe.num_blocks, -1, -1))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -107,22 +97,6 @@ def test_scores_at_position_zero_equal_those_of_no_encoding(name, size):
 def _bracket(angles):
     first, second = angles.unsqueeze(0), angles.unsqueeze(1)
     return (first @ second - second @ first).abs().max()
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", COMMUTING)
-def test_angle_matrices_commute(name, size):
-    angles = _encoding(name, size).angle_matrices()
-    assert _bracket(angles) <= 1e-13 * max(1.0, angles.abs().max().item() ** 2)
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", COMMUTING)
-def test_the_rope_equation_holds(name, size):
-    pe = _encoding(name, size)
-    x, y = draw(2, 6, pe.num_axes)
-    rx, ry, between = (pe.rotation_matrices(p) for p in (x, y, y - x))
-    assert (rx.mT @ ry - between).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -157,19 +131,6 @@ def test_liere_breaks_every_one_of_these_laws():
     shifted, still = call(pe, q, k, x + torch.tensor([0.5, -0.3])), call(pe, q, k, x)
     assert (shifted - still).abs().max() > 1e-2 * still.abs().max()
     assert_close(still, oracle(pe, q, k, x), 1e-12)  # though its scores are computed correctly
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", COMMUTING)
-def test_the_spectrum_is_that_of_the_angle_matrices(name, size):
-    pe = _encoding(name, size)
-    basis, frequencies = pe.spectrum()
-    assert basis.shape == (2, pe.num_blocks, pe.block_size, pe.block_size)
-    assert frequencies.shape == (pe.num_axes, 2, pe.num_blocks, pe.block_size // 2)
-    assert (basis.mT @ basis - EYE[: pe.block_size, : pe.block_size]).abs().max() < 1e-12
-    with torch.no_grad():
-        angles = pe.angle_matrices()
-    assert (basis @ planes(frequencies) @ basis.mT - angles).abs().max() <= 1e-12 * max(1.0, angles.abs().max().item())
 
 
 def test_liere_has_no_spectrum():

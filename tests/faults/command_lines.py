@@ -234,7 +234,7 @@ EVALUATE: dict[str, dict[str, tuple[str, ...]]] = {
         "--seed": (*NO_WHOLE, "-1", "3"),
         "--frames": ("4",),
         "--lengths": ("64",),
-        "--scalings": ("yarn",),
+        "--scalings": (*NO_NAME, "yarn"),
         "--num-workers": (*NO_WHOLE, "-1", HUGE),
         "--unreadable": NO_NAME,
         "--data": NO_DATA,

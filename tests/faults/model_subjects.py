@@ -13,7 +13,7 @@ from torch import Tensor
 import comrope
 from comrope import hosts, positions
 from tests.faults.given import ANY_AXES, PLACES, kept_encoding, unchanged
-from tests.faults.subjects import Subject, flag, nothing, number, optional, whole
+from tests.faults.subjects import Subject, flag, nothing, number, optional, several, whole
 
 
 def _vit(**settings: Any) -> Any:
@@ -78,6 +78,21 @@ def _models() -> Iterator[Subject]:
         yield Subject(
             call.__name__, call, dict, {"module" if call in (comrope.freeze, comrope.check) else "model": nothing}
         )
+    sizes = {"module": kept_encoding("comrope-ld"), "trained": (4, 4), "shape": (8, 6), "unit": "relative"}
+    yield Subject(
+        "rescale",
+        comrope.rescale,
+        lambda: sizes | {"method": "ntk"},
+        {
+            "module": nothing,
+            "method": nothing,
+            "trained": several(whole(1), 2),
+            "shape": several(whole(1), 2),
+            "unit": nothing,
+            "span": optional(nothing),
+            "gain": optional(number(1e-15)),
+        },
+    )
     counts = {"num_positions": whole(1, 2**12), "seed": whole(0, 2**63 - 1)}
     yield Subject("check an encoding", comrope.check, lambda: {"module": kept_encoding("comrope-ld")}, counts)
     a_module = {"model": lambda v: isinstance(v, torch.nn.Module)}

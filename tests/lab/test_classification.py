@@ -1,16 +1,25 @@
 """Predictions, at other sizes and under offsets, against loops written out."""
 
+import copy
+from typing import get_args
+
 import pytest
 import torch
 
 import comrope
-from comrope.errors import ConfigurationError
+from comrope.encodings import FixedFrequencies
+from comrope.errors import ConfigurationError, NoSpectrumError
 from comrope.hosts import angle_parameters
-from comrope.lab.classification import Condition, direction, evaluate, plain, shifted
+from comrope.lab.classification import Condition, direction, evaluate, plain, scaled, shifted
 from comrope.lab.classification import predict as predict_under
+from comrope.lab.images import problem
+from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.in_memory import Images, digits
+from comrope.lab.options import ClassifierOptions, Scaling
 from comrope.lab.rng import Stream, generator
+from comrope.lab.terminal import evaluation
 from comrope.lab.vit import ViT
+from comrope.scaling import METHODS
 from tests.helpers import COMMUTING, draw
 
 SIZE = (16, 24)
@@ -177,3 +186,63 @@ def test_perturbed_patches_are_each_images_own_and_reproducible(images):
 def test_a_direction_must_be_known():
     with pytest.raises(ConfigurationError, match=r"direction='up'.*steepest"):
         Condition(SIZE, 1.0, "up")
+
+
+ALL_METHODS = [name for name in get_args(Scaling) if name != "none"]
+
+
+def test_the_command_line_knows_every_method():
+    assert list(METHODS) == ALL_METHODS
+
+
+@pytest.mark.parametrize("name", ["rope", "comrope-ld", "ape"])
+def test_scaled_labels_are_those_of_a_rescaled_model(images, name):
+    model, size = _model(name), (48, 32)
+    for method in ALL_METHODS:
+        expected = comrope.rescale(copy.deepcopy(model), method, trained=(2, 3), shape=(6, 4), unit="relative")
+        with torch.no_grad():
+            expected = expected(images.fitted(size)).argmax(-1)
+        assert torch.equal(predict_under(model, images, Condition(size, scaling=method)), expected), method
+    rows = list(evaluate(model, images, [Condition(size, scaling=method) for method in ("none", *ALL_METHODS)]))
+    assert [row["scaling"] for row in rows] == ["none", *ALL_METHODS]
+    correct = {row["scaling"]: row["correct"] for row in rows}
+    same = ["linear"] if name != "ape" else [method for method in ALL_METHODS if method not in ("yarn", "entropy")]
+    assert {correct[method] for method in same} == {correct["none"]}  # relative positions interpolate by themselves
+    assert name == "ape" or len(set(correct.values())) > 2
+
+
+def test_offsets_move_no_label_of_a_scaled_model(images):
+    moved = [Condition(SIZE, 2.0, scaling="yarn"), Condition(SIZE, 2.0, "steepest", scaling="ntk")]
+    assert [row["changed"] for row in evaluate(_model("comrope-mt"), images, moved)] == [0, 0]
+
+
+def test_liere_has_nothing_to_scale(images):
+    with pytest.raises(NoSpectrumError):
+        evaluate(_model("liere"), images, [Condition(SIZE), Condition((32, 32), scaling="ntk")])
+
+
+def test_rows_of_earlier_versions_are_not_scaled():
+    row = {"size": [16, 24], "offset": 0.0, "direction": "random", "perturbation": 0.0, "seed": 0, "correct": 3}
+    assert Condition(SIZE).describes(row) and not Condition(SIZE, scaling="ntk").describes(row)
+    assert not Condition(SIZE).describes(row | {"scaling": "ntk"})
+    shown = evaluation({"name": "run", "experiment": {"data": "digits"}, "evaluation": [row, row | {"scaling": "ntk"}]})
+    assert shown.columns == ("size", "correct", "scaling") and [r[-1] for r in shown.rows] == ["–", "ntk"]
+
+
+def test_a_model_of_timm_is_scaled_from_its_own_grid(images):
+    config = ImageConfig(model="timm:tiny", encoding="comrope-ld", init="normal", image_size=SIZE, perturbation=0.0)
+    model = problem.build(config, images).eval()
+    scaled_model = scaled(model, Condition((48, 24), scaling="extrapolate"))
+    assert scaled_model.blocks[0].attn.encoding.scaling.trained == (4, 6)
+    assert scaled_model.blocks[0].attn.encoding.scaling.shape == (12, 6)
+    assert not any(isinstance(m, FixedFrequencies) for m in model.modules())
+
+
+def test_scalings_are_combined_with_larger_sizes():
+    config = ImageConfig(image_size=(16, 16))
+    found = problem.conditions(config, ClassifierOptions(resolutions=("8", "16x32"), scalings=("none", "yarn")))
+    assert found == [Condition((8, 8)), Condition((16, 32)), Condition((16, 32), scaling="yarn")]
+    with pytest.raises(ConfigurationError, match="scalings yarn: they are for more than trained at"):
+        problem.conditions(config, ClassifierOptions(scalings=("yarn",)))
+    with pytest.raises(ConfigurationError, match="scaling='no'"):
+        Condition(SIZE, scaling="no")

@@ -13,6 +13,7 @@ from comrope.checks import Check, Report
 from comrope.encodings import AbsoluteEncoding, ComRoPELD, Encoding, SpectralEncoding
 from comrope.errors import ComropeError, ConfigurationError
 from comrope.rotation import Rotation, Spectrum
+from comrope.scaling import Scaling
 
 
 class Attention(nn.Module):
@@ -47,6 +48,10 @@ def encodings() -> None:
     spectrum: Spectrum = pe.spectrum()
     frozen: Encoding = comrope.freeze(pe)
     assert torch.equal(frozen.spectrum().frequencies, spectrum.frequencies)
+    larger: Encoding = comrope.rescale(pe, "yarn", trained=(3, 3), shape=(6, 9), unit="relative")
+    scaling: Scaling = Scaling.between("yarn", (3, 3), (6, 9), "relative")
+    assert torch.equal(larger.spectrum().frequencies, scaling.apply(spectrum.frequencies))
+    assert comrope.scaling.temperature(scaling.factors) == scaling.gain
     assert isinstance(pe, SpectralEncoding)
     rotation: Rotation = pe.rotation(positions)
     rotation.into_basis(torch.randn(32, 32))
@@ -74,6 +79,8 @@ def models() -> None:
     state = {f"{i}.freqs": layer.base_matrices.detach().unsqueeze(1) for i, layer in enumerate(layers)}
     state |= {f"{i}.multiplier": torch.ones(1, 2, layer.num_blocks, 1, 1) for i, layer in enumerate(layers)}
     comrope.load_official(vit, state)
+    depth: int = len(comrope.rescale(vit, "ntk", trained=(14, 14), shape=(28, 28)).blocks)
+    assert depth == 2
     comrope.fold(vit)
     try:
         comrope.detach(vit)

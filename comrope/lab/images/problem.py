@@ -1,5 +1,7 @@
 """Image classification as a `comrope.lab.problem.Problem`."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -16,16 +18,21 @@ from comrope.lab.images.in_memory import ImageSet
 from comrope.lab.images.loading import TrainImages
 from comrope.lab.images.model import build as build
 from comrope.lab.images.model import check as check
-from comrope.lab.options import ClassifierOptions
+from comrope.lab.options import ClassifierOptions, among_larger
 from comrope.lab.train import BatchMetrics, Task
 from comrope.lab.vit import ViT
 
 
 def conditions(config: ImageConfig, options: ClassifierOptions | None = None) -> list[Condition]:
-    """Returns every combination of the sizes, offsets and perturbations asked for; by default the size trained at."""
+    """Returns every combination of the sizes, offsets, perturbations and scalings asked for; by default the size trained at.
+
+    Scalings are combined with sizes beyond the trained one only.
+    """
     options = options or ClassifierOptions()
     sizes = options.sizes() or [config.image_size]
-    return [Condition(size, *moved) for size in sizes for moved in options.displacements()]
+    asked = itertools.product(sizes, options.displacements(), options.scalings or ("none",))
+    found = [Condition(size, *moved, scaling=scaling) for size, moved, scaling in asked]
+    return among_larger(found, lambda c: any(a > b for a, b in zip(c.size, config.image_size, strict=True)))
 
 
 def task(model: nn.Module, train: ImageSet, evaluation: ImageSet, config: ImageConfig) -> "Classification":

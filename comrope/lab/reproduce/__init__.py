@@ -25,10 +25,12 @@ from comrope.lab.reproduce.demo import demo
 from comrope.lab.reproduce.detection import fig4, table2
 from comrope.lab.reproduce.elements import table8
 from comrope.lab.reproduce.finetuning import table4
+from comrope.lab.reproduce.larger import larger, larger_video
 from comrope.lab.reproduce.learning import learning, learning_text, learning_video
 from comrope.lab.reproduce.offsets import fig5
 from comrope.lab.reproduce.ours import axes, commutators, grids, spectra, starts
 from comrope.lab.reproduce.plan import Plan as Plan
+from comrope.lab.reproduce.rivals import rivals
 from comrope.lab.reproduce.scales import SCALES as SCALES
 from comrope.lab.reproduce.scales import Scale as Scale
 from comrope.lab.reproduce.text import text
@@ -57,8 +59,11 @@ RECIPES: dict[str, Callable[[Scale], Plan]] = {
     "learning": learning,
     "learning-video": learning_video,
     "learning-text": learning_text,
+    "larger": larger,
+    "larger-video": larger_video,
     "longer": longer,
     "beyond": beyond,
+    "rivals": rivals,
     "text": text,
     "demo": demo,
 }

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from comrope.lab import figures
-from comrope.lab.statistics import Summary
+from comrope.lab.statistics import Difference, Summary
 
 _MAX_TICKS = 16
 Curve = Sequence[tuple[float, Summary]]
@@ -92,6 +92,32 @@ def scatter(title: str, points: Mapping[str, Sequence[tuple[Summary, Summary]]],
     axes.set_ylabel(y, fontsize=figures.TEXT)
     _plain(axes)
     figure.legend(loc="outside lower center", ncols=6, fontsize=figures.TEXT, frameon=False)
+    return figure
+
+
+def gains(title: str, panels: Mapping[str, Sequence[tuple[str, str, Difference]]], *, x: str) -> Figure:
+    """Draws a panel for each way, and in it differences with their intervals, one below the other.
+
+    Args:
+        title: the title of the figure.
+        panels: (encoding, its name in the figure, difference) of each row, by the panel's heading.
+        x: label of the horizontal axes.
+    """
+    names = list(dict.fromkeys(name for rows in panels.values() for _, name, _ in rows))
+    figure = _titled(title, 1.3 + 0.24 * len(names))
+    drawn = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (heading, rows) in zip(drawn, panels.items(), strict=True):
+        axes.axvline(0, color=figures.FAINT, linewidth=0.8)
+        for encoding, name, found in rows:
+            look, height = figures.style(encoding), names.index(name)
+            if found.low is not None and found.high is not None:
+                axes.hlines(height, found.low, found.high, color=look.colour, linewidth=1.6)
+            axes.plot([found.mean], [height], look.marker, color=look.colour, markersize=5.5)
+        axes.set_title(heading, fontsize=figures.TEXT, color=figures.INK)
+        _plain(axes)
+    drawn[0].set_yticks(range(len(names)), names)
+    drawn[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel(x, fontsize=figures.TEXT)
     return figure
 
 

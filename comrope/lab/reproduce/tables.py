@@ -32,8 +32,7 @@ def gather(keys: Iterable[Any], results: Sequence[Result]) -> dict[Any, list[Res
 
 def row(result: Result, condition: Condition) -> dict[str, Any]:
     """Returns the row of a run's evaluation under a condition."""
-    wanted = {**vars(condition), "size": list(condition.size)}
-    return next(r for r in result["evaluation"] if all(r[name] == value for name, value in wanted.items()))
+    return next(r for r in result["evaluation"] if condition.describes(r))
 
 
 def accuracies(results: Sequence[Result], edge: int) -> list[float]:

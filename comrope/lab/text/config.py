@@ -1,9 +1,10 @@
 """The configuration of a language model, and the options of its evaluation."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from comrope.lab.experiment import ExperimentConfig, require
+from comrope.lab.options import Scaling
 
 if TYPE_CHECKING:
     from comrope.lab.problem import Problem
@@ -17,7 +18,7 @@ class TextOptions:
 
     lengths: tuple[int, ...] = ()
     """Context lengths in bytes; the length trained at by default."""
-    scalings: tuple[Literal["none", "linear", "ntk", "yarn"], ...] = ()
+    scalings: tuple[Scaling, ...] = ()
     """How frequencies are scaled at lengths beyond the trained one."""
 
 

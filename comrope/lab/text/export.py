@@ -94,7 +94,7 @@ def export(model: LlamaForCausalLM) -> HeadwiseLlamaForCausalLM:
         for name in ("q_proj", "k_proj"):  # from interleaved planes to transformers' layout in halves
             rows = state[f"{prefix}.{name}.weight"].unflatten(0, (-1, attention.head_dim // 2, 2))
             state[f"{prefix}.{name}.weight"] = rows.transpose(1, 2).flatten(0, 2)
-        temperature = rope_factor**2 * attention.scaling * attention.head_dim**0.5
+        temperature = rope_factor**2 * attention.scaling * attention.head_dim**0.5 * attention.encoding.gain
         state[f"{prefix}.q_proj.weight"] = state[f"{prefix}.q_proj.weight"] * temperature
         state[f"{prefix}.inv_freq"] = attention.encoding.spectrum().frequencies[0].flatten(1)
     found.load_state_dict(state)

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from comrope.errors import ConfigurationError
+from comrope.lab.options import among_larger, check_scaling
 from comrope.lab.text.config import TextConfig, TextOptions
 from comrope.lab.text.corpus import BOS, EvalText, TextBatch, TrainText
 from comrope.lab.text.data import datasets as datasets
 from comrope.lab.text.model import build as build
 from comrope.lab.text.model import check as check
-from comrope.lab.text.scaling import SCALINGS, scaled
+from comrope.lab.text.scaling import scaled
 from comrope.lab.train import BatchMetrics, Task
 
 _TOKENS = 16384
@@ -33,13 +34,12 @@ class Condition:
     length: int
     """Bytes in a window."""
     scaling: str = "none"
-    """One of `comrope.lab.text.scaling.SCALINGS`. The factor is the length over the trained length."""
+    """One of `comrope.scaling.METHODS`, or "none". The factor is the length over the trained length."""
 
     def __post_init__(self):
-        if self.scaling not in SCALINGS or self.length < 1:
-            raise ConfigurationError(
-                f"length={self.length}, scaling={self.scaling!r}: expected 1 or more, and one of {', '.join(SCALINGS)}."
-            )
+        check_scaling(self.scaling)
+        if self.length < 1:
+            raise ConfigurationError(f"length={self.length}: expected 1 or more.")
 
     def describes(self, row: dict[str, Any]) -> bool:
         """Whether a row of `evaluate` was measured under this condition."""
@@ -64,13 +64,7 @@ def conditions(config: TextConfig, options: TextOptions | None = None) -> list[C
             raise ConfigurationError(_no_divisor(length, config.test_length))
     scalings = options.scalings or ("none",)
     asked = itertools.product(options.lengths or [config.length], scalings)
-    found = [Condition(n, s) for n, s in asked if s == "none" or n > config.length]
-    if not found:
-        raise ConfigurationError(
-            f"scalings {', '.join(scalings)}: they are for longer windows than the {config.length} bytes trained at: give "
-            "such lengths as well."
-        )
-    return found
+    return among_larger([Condition(n, s) for n, s in asked], lambda c: c.length > config.length)
 
 
 def _no_divisor(length: int, segment: int) -> str:
@@ -128,8 +122,7 @@ def evaluate(
 
 def _rows(model: LlamaForCausalLM, text: EvalText, conditions: Sequence[Condition]) -> Iterator[dict[str, Any]]:
     for condition in conditions:
-        factor = max(1.0, condition.length / model.config.max_position_embeddings)
-        nats = nats_by_position(scaled(model, condition.scaling, factor), text, condition.length)
+        nats = nats_by_position(scaled(model, condition.scaling, condition.length), text, condition.length)
         count = len(text.tokens) * (text.length // condition.length)
         edges = [0, *(2**i for i in range(condition.length.bit_length()) if 2**i < condition.length), condition.length]
         bins = [[a, b, nats[a:b].sum().item(), (b - a) * count] for a, b in itertools.pairwise(edges)]

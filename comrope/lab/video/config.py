@@ -17,7 +17,8 @@ MOST_FRAMES = 4096
 
 @dataclass(frozen=True)
 class VideoOptions(ClassifierOptions):
-    """A video classifier is evaluated at every combination of these sizes, numbers of frames, offsets and perturbations."""
+    """A video classifier is evaluated at every combination of these sizes, numbers of frames, offsets, perturbations
+    and scalings."""
 
     frames: tuple[int, ...] = ()
     """Numbers of frames in a clip; the number trained with by default."""

@@ -1,5 +1,6 @@
 """Video classification as a `comrope.lab.problem.Problem`."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import comrope
 from comrope.errors import ConfigurationError
 from comrope.lab import classification
 from comrope.lab.data.batches import Batch
+from comrope.lab.options import among_larger
 from comrope.lab.train import BatchMetrics, Task
 from comrope.lab.video.clips import Clips
 from comrope.lab.video.config import MOST_FRAMES, VideoConfig, VideoOptions
@@ -27,9 +29,10 @@ MOVES = (False, True, True)
 
 @dataclass(frozen=True)
 class Condition(classification.Condition):
-    """A size and a number of frames of test clips, and a displacement of their coordinates.
+    """A size and a number of frames of test clips, a displacement of their coordinates, and a scaling of the frequencies.
 
-    An offset moves positions along all three axes; "first-axis" is the frames, "last-axis" the columns.
+    An offset moves positions along all three axes; "first-axis" is the frames, "last-axis" the columns. The scaling "riflex" is
+    for the frames alone, as it was published.
     """
 
     num_frames: int = 8
@@ -44,6 +47,10 @@ class Condition(classification.Condition):
         return (self.num_frames, *self.size)
 
     @property
+    def method(self) -> str | tuple[str, ...]:
+        return ("riflex", "none", "none") if self.scaling == "riflex" else self.scaling
+
+    @property
     def perturbed(self) -> tuple[bool, ...]:
         return MOVES
 
@@ -52,12 +59,21 @@ class Condition(classification.Condition):
 
 
 def conditions(config: VideoConfig, options: VideoOptions | None = None) -> list[Condition]:
-    """Returns every combination of the sizes, frames, offsets and perturbations asked for; by default those of training."""
+    """Returns every combination of the sizes, frames, offsets, perturbations and scalings asked for; by default as trained.
+
+    Scalings are combined with more frames or larger ones than those trained with only, "riflex" with more frames.
+    """
     options = options or VideoOptions()
     sizes, counts = options.sizes() or [config.image_size], options.frames or [config.num_frames]
-    return [
-        Condition(size, *moved, num_frames=n) for size in sizes for n in counts for moved in options.displacements()
-    ]
+    asked = itertools.product(sizes, counts, options.displacements(), options.scalings or ("none",))
+    found = [Condition(size, *moved, scaling=scaling, num_frames=n) for size, n, moved, scaling in asked]
+
+    def is_larger(condition: Condition) -> bool:
+        frames = condition.num_frames > config.num_frames
+        larger = any(a > b for a, b in zip(condition.size, config.image_size, strict=True))
+        return frames or (larger and condition.scaling != "riflex")
+
+    return among_larger(found, is_larger)
 
 
 def evaluate(

@@ -33,13 +33,21 @@ FILES = {
     "starts": ("starts", "starts-differences", "starts.svg"),
     "grids": ("grids",),
     "learning": ("learning", "learning-differences", "learning-oblique"),
+    "larger": ("larger", "larger-differences", "larger.svg"),
     "longer": ("longer", "longer-differences"),
     "beyond": ("beyond", "beyond-differences"),
+    "rivals": ("rivals", "rivals-differences"),
     "demo": ("demo", "demo-check", "demo-training", *(f"{name}.svg" for name in DEMOS)),
 }
 
 
-FEWER = {"starts": ("rope", "rope-mixed"), "learning": ("rope-mixed",), "longer": ("rope", "comrope-ld")}
+FEWER = {
+    "starts": ("rope", "rope-mixed"),
+    "learning": ("rope-mixed",),
+    "larger": ("none", "rope", "liere"),
+    "longer": ("rope", "comrope-ld"),
+    "rivals": ("golden-gate", "harope"),
+}
 """Encodings of recipes that would take minutes with all of theirs."""
 
 

@@ -24,6 +24,8 @@ def test_recipes_share_runs(scale):
     for recipe in ("fig6", "fig7", "starts"):  # the paper's block size, intensity and start are table 1's runs
         assert _names(recipe, scale) & of_table1, recipe
     assert _names("table8", scale) <= _names("fig6", scale)
+    assert _names("larger", scale) <= of_table1 | _names("starts", scale)
+    assert _names("larger-video", scale) <= _names("table3", scale)
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -49,11 +49,18 @@ def test_from_the_command_line(tmp_path, comrope):
     for arguments in (
         ("train", "video", *data, "--encoding", "ape", "--epochs", "1", "--batch-size", "4", "--out", run),
         ("evaluate", "video", run, "--resolutions", "16x24", "--frames", "2", "6"),
+        ("evaluate", "video", run, "--frames", "4", "6", "--scalings", "riflex", "entropy"),
     ):
         code, _, err = comrope(*arguments)
         assert code == 0, err
-    found = [(row["size"], row["num_frames"], row["total"]) for row in runs.read(tmp_path / "run")["evaluation"]]
-    assert found == [([24, 32], 4, 4), ([16, 24], 2, 4), ([16, 24], 6, 4)]
+    rows = runs.read(tmp_path / "run")["evaluation"]
+    assert [(row["size"], row["num_frames"], row["scaling"], row["total"]) for row in rows] == [
+        ([24, 32], 4, "none", 4),
+        ([16, 24], 2, "none", 4),
+        ([16, 24], 6, "none", 4),
+        ([24, 32], 6, "riflex", 4),
+        ([24, 32], 6, "entropy", 4),
+    ]
 
 
 def test_conditions_are_told_apart_and_measured_once(tmp_path):

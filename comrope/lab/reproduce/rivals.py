@@ -1,0 +1,75 @@
+"""Encodings of others, and of installed packages, beside ComRoPE-LD and RoPE that counts patches."""
+
+from typing import Any
+
+from comrope.encodings import ENCODINGS, kind_of, known_encodings, registration
+from comrope.lab.output import Outcome
+from comrope.lab.reproduce.accuracy import COUNTING
+from comrope.lab.reproduce.plan import Plan
+from comrope.lab.reproduce.scales import Scale
+from comrope.lab.reproduce.tables import Result, accuracies, difference, gather, holds, on_seeds
+from comrope.lab.statistics import summary
+from comrope.lab.study import Job
+from comrope.lab.styles import label
+from comrope.lab.table import Cell, Table
+
+LD, RADIAN_A_PATCH = "comrope-ld", "rope"
+"""What all others are compared with."""
+
+
+def rivals(scale: Scale) -> Plan:
+    """Rotary encodings of others in table 1's setting (σ = 1), against ComRoPE-LD and RoPE that rotates by a radian a patch.
+
+    Every encoding that is registered (`comrope.register`), by this library or an installed package, with its own defaults but
+    for the speed: a rival's fastest planes rotate by as many radians a patch as its publication has on its own training
+    grid. `--encodings` picks some. Neither the paper nor their publications compare them with ComRoPE.
+
+    Cost: a training for each encoding and seed; LD and RoPE are shared with `learning`.
+    """
+    registered = [name for name in known_encodings() if name not in ENCODINGS]
+    names = registered if scale.encodings == tuple(ENCODINGS) else scale.of(*registered)
+    settings = {LD: {}, RADIAN_A_PATCH: {"max_frequency": scale.patches}} | {n: _speed(scale, n) for n in names}
+    conditions = scale.squares()
+    jobs = [
+        Job(scale.experiment(name, seed, **each), conditions)
+        for name, each in settings.items()
+        for seed in scale.few_seeds
+    ]
+
+    def outcome(results: list[Result]) -> Outcome:
+        found: dict[str, list[Result]] = gather(settings, results)
+        few = scale.few_edges
+        rows: list[tuple[Cell, ...]] = []
+        against: list[tuple[Cell, ...]] = []
+        for name, each in found.items():
+            method = f"{label(name)}, a radian a patch" if name == RADIAN_A_PATCH else label(name)
+            speed = settings[name].get("max_frequency")
+            fastest = None if speed is None else f"{speed / scale.patches:.2f}"
+            law = {True: "yes", False: "no", None: None}[holds(name, each)]
+            reached = [summary(accuracies(each, edge)) for edge in scale.edges]
+            rows.append((method, len(each), fastest, law, each[0]["num_encoding_parameters"], *reached))
+            for other, title in ((LD, label(LD)), (RADIAN_A_PATCH, COUNTING)):
+                if name not in (other, LD):
+                    minus = [difference(each, found[other], edge) for edge in few]
+                    against.append((method, title, len(each), *minus))
+        title = "Top-1 accuracy in % (σ = 1). Columns: edge of the test images in pixels."
+        headings = ("method", "seeds", "fastest, rad a patch", "RoPE equation", "angles", *map(str, scale.edges))
+        tables = [
+            Table("rivals", title, headings, rows),
+            Table(
+                "rivals-differences",
+                "In percentage points.",
+                ("method", "minus", "seeds", *map(str, few)),
+                against,
+            ),
+        ]
+        about = [f"{label(name)}: {each.about}" for name in names if (each := registration(name))]
+        return Outcome(tables, {}, [on_seeds(len(scale.few_seeds)), *about])
+
+    return Plan("Encodings of others", jobs, outcome)
+
+
+def _speed(scale: Scale, name: str) -> dict[str, Any]:
+    """Returns the setting by which a rival rotates as fast a patch as published, where that is known."""
+    published = getattr(kind_of(name), "published_speed", None)
+    return {} if published is None else {"max_frequency": published * scale.patches}
