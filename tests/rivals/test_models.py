@@ -173,3 +173,19 @@ def test_a_rival_attached_with_other_settings_is_loaded_with_them(tmp_path):
     comrope.attach(random, "nd-rope", base=30.0)  # another draw than any other model's
     comrope.save(random, tmp_path / "random")
     assert torch.equal(comrope.load(tmp_path / "random").eval()(images), random(images))
+
+
+@pytest.mark.parametrize("scale", ["demo", "small", "paper"])
+def test_the_recipe_of_rivals_trains_all_that_take_images_at_the_published_speed(scale):
+    pytest.importorskip("accelerate")
+    from comrope.lab.reproduce import RECIPES
+    from comrope.lab.reproduce.scales import SCALES
+
+    experiments = [job.experiment for job in RECIPES["rivals"](SCALES[scale]).jobs]
+    assert {each.encoding for each in experiments} == {name for name in AXES if 2 in AXES[name]} | {
+        "comrope-ld",
+        "rope",
+    }
+    for each in experiments:
+        if each.encoding in AXES:
+            assert each.max_frequency == kind_of(each.encoding).published_speed * SCALES[scale].patches
