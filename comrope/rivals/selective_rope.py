@@ -1,6 +1,6 @@
 """Selective RoPE: angles that accumulate along the sequence, by as much as each token says."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class SelectiveRoPE(TokenEncoding):
     of each plane alone, gate = σ(W₃x + c) is one number for each head. ω_f = ω_max·base^(−2f/D) is fixed. Source: arXiv
     2511.17388 (ICLR 2026), timurcarstensen/selective-rope. It claims lower perplexity of gated linear attention, and
     copying and state tracking that RoPE cannot learn. No spectrum, and nothing to fold: scores depend on what the tokens
-    between two say. One axis and causal; the values of the positions do not enter, only the order of the tokens.
+    between two say. It is causal, and made for text: the values of the positions do not enter, only the order of the tokens,
+    which for images is row by row.
 
     init="normal" is the published setting for language models: gate and SiLU, no bias, weights as torch's layers draw them.
     init="rope" is RoPE, from which a model with RoPE can be fine-tuned: W₂ = 0, bias 0, so that every step is 1, and no
@@ -45,8 +46,6 @@ class SelectiveRoPE(TokenEncoding):
         sizes: as for `TokenEncoding`.
     """
 
-    published_speed: ClassVar[float] = 1.0
-
     def __init__(
         self,
         num_heads: int,
@@ -59,15 +58,10 @@ class SelectiveRoPE(TokenEncoding):
         gate: bool | None = None,
         bias: bool | None = None,
         base: float = 500000.0,
-        max_frequency: float = published_speed,
+        max_frequency: float = 1.0,
         **sizes: Any,
     ):
         super().__init__(num_heads, head_dim, num_axes, **sizes)
-        if num_axes != 1:
-            raise ConfigurationError(
-                f"num_axes={num_axes}: selective-rope adds angles up along a sequence, which has one axis. For images use an "
-                "encoding that rotates by positions."
-            )
         if init not in ("normal", "rope"):
             raise ConfigurationError(f"init={init!r}: selective-rope starts as 'normal' or 'rope'.")
         check_sizes(rank=rank, kernel_size=kernel_size)

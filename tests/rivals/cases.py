@@ -21,7 +21,7 @@ AXES = {
     "grape-m": ANY,
     "spherical-rope": (2,),
     "geope": ANY,
-    "selective-rope": (1,),
+    "selective-rope": (1, 2),
     "rope-vit-axial": ANY,
     "rope-vit-mixed": ANY,
 }

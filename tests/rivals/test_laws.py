@@ -101,7 +101,6 @@ REFUSED = [
     ("grape-m", {"head_dim": 6}, r"head_dim=6 with num_axes=2: GRAPE-M"),
     ("spherical-rope", {"num_axes": 1}, r"num_axes=1, head_dim=16: spherical-rope has two axes.*geope"),
     ("geope", {"num_axes": 4}, r"num_axes=4, head_dim=16: geope.*Use liere"),
-    ("selective-rope", {"num_axes": 2}, r"num_axes=2: selective-rope adds angles up along a sequence"),
     ("selective-rope", {"init": "identity"}, r"init='identity': selective-rope starts as 'normal' or 'rope'"),
     ("selective-rope", {"init": "rope", "gate": True}, r"init='rope' is with bias=True and gate=False"),
     ("selective-rope", {"width": 33}, r"width=33 with num_heads=2.*num_heads must divide width"),
