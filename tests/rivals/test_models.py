@@ -80,15 +80,6 @@ def test_it_is_attached_trained_saved_loaded_and_folded(model_name, name, tmp_pa
         assert_close(_outputs(model, inputs), trained, 1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in AXES if 2 not in AXES[name]])
-def test_one_for_sequences_is_refused_on_images(name):
-    model, images = _vit()
-    before = model(images)
-    with pytest.raises(ConfigurationError, match=rf"blocks\.0\.attn: num_axes=2: {name}"):
-        comrope.attach(model, name)
-    assert torch.equal(model(images), before)
-
-
 @pytest.mark.parametrize("name", [name for name in AXES if 1 not in AXES[name]])
 def test_one_for_images_is_refused_on_text(name):
     with pytest.raises(ConfigurationError, match=rf"self_attn: num_axes=1.*{name}"):
@@ -187,5 +178,7 @@ def test_the_recipe_of_rivals_trains_all_that_take_images_at_the_published_speed
         "rope",
     }
     for each in experiments:
-        if each.encoding in AXES:
+        if each.encoding == "selective-rope":
+            assert each.max_frequency is None
+        elif each.encoding in AXES:
             assert each.max_frequency == kind_of(each.encoding).published_speed * SCALES[scale].patches

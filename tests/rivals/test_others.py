@@ -170,16 +170,16 @@ def _tokens(length=7):
 
 
 def test_selective_rope_starts_as_rope_if_asked_to():
-    pe = make("selective-rope", init="rope", base=10000.0)
+    pe = make("selective-rope", num_axes=1, init="rope", base=10000.0)
     rope = comrope.encoding("rope", num_heads=2, head_dim=16, num_axes=1)
     q, k, x = draw(2, 4, 7, 16), draw(2, 2, 7, 16, seed=1), comrope.positions.sequence(7)
     assert_close(scores(*pe(q, k, x, tokens=_tokens())), call(rope, q, k, x), 1e-12)
-    assert make("selective-rope", init="rope").base == 500000.0
+    assert make("selective-rope", num_axes=1, init="rope").base == 500000.0
 
 
 @pytest.mark.parametrize("init", ["normal", "rope"])
 def test_selective_rope_is_causal_and_sees_four_tokens_at_a_step(init):
-    pe = _jittered("selective-rope", init=init)
+    pe = _jittered("selective-rope", num_axes=1, init=init)
     tokens = _tokens()
     other = tokens.clone()
     other[:, 2] += 1
@@ -193,7 +193,7 @@ def test_selective_rope_is_causal_and_sees_four_tokens_at_a_step(init):
 
 def test_selective_ropes_steps_are_those_of_its_equation():
     """One token after the other, with matrices as they stand there."""
-    pe = _jittered("selective-rope")
+    pe = _jittered("selective-rope", num_axes=1)
     tokens = _tokens()
     parts = tokens.unflatten(-1, (2, 16))
     parts = (parts / parts.norm(dim=-1, keepdim=True)).flatten(-2)
@@ -211,14 +211,14 @@ def test_selective_ropes_steps_are_those_of_its_equation():
 
 
 def test_selective_rope_does_not_depend_on_the_length_of_tokens_and_stays_precise_in_bfloat16():
-    pe = _jittered("selective-rope")
+    pe = _jittered("selective-rope", num_axes=1)
     assert_close(pe.steps(3 * _tokens()), pe.steps(_tokens()), 1e-12)
     cast = copy.deepcopy(pe).bfloat16()
     assert {p.dtype for p in cast.parameters()} == {torch.float64}
 
 
 def test_selective_rope_wants_tokens_of_queries_and_keys():
-    pe = make("selective-rope")
+    pe = make("selective-rope", num_axes=1)
     q, k, x = draw(2, 2, 7, 16), draw(2, 2, 7, 16, seed=1), comrope.positions.sequence(7)
     with pytest.raises(InputError, match=r"tokens: got NoneType; expected floating-point numbers \(B, 7, 32\)"):
         pe(q, k, x)
