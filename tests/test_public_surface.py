@@ -35,6 +35,7 @@ OPTIONAL = (
     "tyro",
     "jinja2",
     "rich",
+    "datasets",
 )
 
 _MEASURE = """
