@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from comrope import hosts as hosts
     from comrope import positions as positions
     from comrope import reference as reference
+    from comrope import rivals as rivals
     from comrope import rotation as rotation
     from comrope import scaling as scaling
     from comrope import testing as testing
@@ -56,6 +57,7 @@ __all__ = [
     "reference",
     "register",
     "rescale",
+    "rivals",
     "rotation",
     "save",
     "scaling",

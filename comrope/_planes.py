@@ -140,3 +140,12 @@ def repeat_over_features(per_block: Tensor, b: int) -> Tensor:
     if per_block.ndim == 3:
         per_block = per_block.unsqueeze(0)
     return per_block.repeat_interleave(b, dim=-1).transpose(1, 2).unsqueeze(2)
+
+
+def half_layout(head_dim: int, num_rotated: int | None = None) -> Tensor:
+    """Returns the feature order (D,) that makes neighbours of features p and p + r/2, the planes of the "half" layout.
+
+    r is the number of rotated features, D by default; the others stay where they are.
+    """
+    num_rotated = head_dim if num_rotated is None else num_rotated
+    return torch.cat((torch.arange(num_rotated).view(2, -1).T.flatten(), torch.arange(num_rotated, head_dim)))

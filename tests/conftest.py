@@ -1,7 +1,9 @@
 """Fixtures that every test uses."""
 
+import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,16 @@ import torch
 from comrope import cli
 
 
-def pytest_configure() -> None:
-    """Ctrl-C interrupts tests and their processes, also where pytest was started with it ignored, as in the background."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Ctrl-C interrupts tests and their processes, also where pytest was started with it ignored, as in the background.
+
+    What `datasets` writes goes to a folder that is removed at the end, not to the user's cache.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        cache = tempfile.TemporaryDirectory(prefix="comrope-datasets-")
+        os.environ["HF_DATASETS_CACHE"] = cache.name
+        config.add_cleanup(cache.cleanup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from comrope.encodings import ENCODINGS, Encoding, LearnedEncoding, SpectralEnco
 from tests import helpers
 
 PUBLIC = {
-    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rotation", "scaling", "testing"),
+    *("checks", "encodings", "errors", "hosts", "positions", "reference", "rivals", "rotation", "scaling", "testing"),
     *("attach", "check", "detach", "encoding", "export_timm", "fold", "freeze", "register"),
     *("load", "load_official", "param_groups", "rescale", "save", "show"),
 }
@@ -35,6 +35,7 @@ OPTIONAL = (
     "tyro",
     "jinja2",
     "rich",
+    "datasets",
 )
 
 _MEASURE = """

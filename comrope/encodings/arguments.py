@@ -79,16 +79,28 @@ def check_directions(directions: str) -> str:
     return directions
 
 
-def check_rope(base: float, max_frequency: float, head_dim: int, num_axes: int) -> tuple[float, float]:
-    """Returns `base` and `max_frequency` as floats; ConfigurationError unless vanilla RoPE exists for them and these sizes."""
-    for name, value in (("base", base), ("max_frequency", max_frequency)):
+def check_positive(**settings: float) -> list[float]:
+    """Returns the settings as floats; ConfigurationError unless every one is a finite number above 0."""
+    for name, value in settings.items():
         if not is_number(value, 1 / FARTHEST):
             raise ConfigurationError(
                 f"{name}={value!r}: expected a finite number above 0, from {1 / FARTHEST:g} to {FARTHEST:g}."
             )
+    return [float(value) for value in settings.values()]
+
+
+def check_even_planes(what: str, head_dim: int, num_axes: int) -> int:
+    """Returns the number of planes of each axis; ConfigurationError unless all axes have the same number."""
     if head_dim % (2 * num_axes):
         raise ConfigurationError(
-            f"head_dim={head_dim} with num_axes={num_axes}: vanilla RoPE gives each axis the same number of planes, so "
+            f"head_dim={head_dim} with num_axes={num_axes}: {what} gives each axis the same number of planes, so "
             f"head_dim must be a multiple of {2 * num_axes}."
         )
-    return float(base), float(max_frequency)
+    return head_dim // (2 * num_axes)
+
+
+def check_rope(base: float, max_frequency: float, head_dim: int, num_axes: int) -> tuple[float, float]:
+    """Returns `base` and `max_frequency` as floats; ConfigurationError unless vanilla RoPE exists for them and these sizes."""
+    base, max_frequency = check_positive(base=base, max_frequency=max_frequency)
+    check_even_planes("vanilla RoPE", head_dim, num_axes)
+    return base, max_frequency

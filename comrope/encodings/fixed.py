@@ -12,6 +12,7 @@ from typing import ClassVar, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from comrope._values import described, is_floating
 from comrope.encodings.arguments import check_parameter_dtype
 from comrope.encodings.base import Encoding, FoldedRope
 from comrope.encodings.mapped import MappedEncoding
@@ -26,7 +27,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class FixedEncoding(Encoding):
     """Base class of encodings with constant angles, whose frequencies `comrope.rescale` can scale.
 
-    Buffer: `frequencies` ω, (N, H, m, b/2), float64, as they were before they were scaled, and zero at first.
+    Buffer: `frequencies` ω, (N, H, m, b/2), float64, as they were before they were scaled, and zero at first: constructors of
+    subclasses call `set_frequencies`.
     """
 
     _allowed_dtypes: ClassVar = (torch.float64,)
@@ -77,6 +79,23 @@ class FixedEncoding(Encoding):
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self.set_scaling(self.scaling)
+
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Sets ω of the buffer; a scaling goes on.
+
+        Args:
+            frequencies: (N, H, D/2), or (N, D/2) for all heads; plane p has the features 2p and 2p + 1.
+        Raises:
+            InputError: another shape.
+        """
+        shape = (self.num_axes, self.num_heads, self.head_dim // 2)
+        if not is_floating(frequencies) or frequencies.shape not in (shape, shape[::2]):
+            raise InputError(
+                f"frequencies: got {described(frequencies)}; expected {shape}, or {shape[::2]} for all heads."
+            )
+        of_heads = frequencies.unsqueeze(1).expand(shape) if frequencies.ndim == 2 else frequencies
+        self.frequencies.copy_(of_heads.reshape(self.frequencies.shape))
         self.set_scaling(self.scaling)
 
     def _first_tensor(self) -> Tensor:

@@ -2,13 +2,15 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from comrope._linalg import orthonormalise
 from comrope._values import FARTHEST, described, is_floating, shape_of
-from comrope.encodings.arguments import check_directions, check_rope, check_std
+from comrope.encodings.arguments import check_directions, check_positive, check_rope, check_std
 from comrope.encodings.base import Encoding
 from comrope.errors import ConfigurationError, InputError
 
@@ -27,8 +29,12 @@ class LearnedEncoding(Encoding):
         directions: for "rope", of encodings that can rotate neighbouring planes along different directions: "axes" or "spread",
             see `Rope`; "axes" by default.
 
-    Subclasses call `_configure_init` in their constructor, and define `reset_parameters` and `_set_spectrum`.
+    Subclasses call `_configure_init` in their constructor, and define `reset_parameters` and `_set_spectrum`. One with a random
+    start of its own names the settings of that start in `normal_settings`.
     """
+
+    normal_settings: ClassVar[Mapping[str, float]] = {"std": 1.0}
+    """The settings that init="normal" takes, of `std`, `base` and `max_frequency`, with their defaults."""
 
     def _configure_init(
         self,
@@ -39,21 +45,27 @@ class LearnedEncoding(Encoding):
         directions: str | None = None,
     ) -> None:
         """Checks the arguments and stores them as attributes, with defaults for None."""
-        if not isinstance(init, str) or init not in ("normal", "identity", "rope"):
+        of_rope = {"base": 10000.0, "max_frequency": 1.0, "directions": "axes"}
+        starts: dict[str, Mapping] = {"normal": self.normal_settings, "identity": {}, "rope": of_rope}
+        if not isinstance(init, str) or init not in starts:
             raise ConfigurationError(f"init={init!r}: expected 'normal', 'identity' or 'rope'.")
-        of_rope = {"base": base, "max_frequency": max_frequency, "directions": directions}
-        for name, value, owner in (("std", std, "normal"), *((*item, "rope") for item in of_rope.items())):
-            if value is not None and init != owner:
+        given = {"std": std, "base": base, "max_frequency": max_frequency, "directions": directions}
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            if name not in starts[init]:
+                owners = [f", or init={each!r}" for each, settings in starts.items() if name in settings]
                 raise ConfigurationError(
-                    f"{name}={value!r} has no use with init={init!r}: leave it out, or init={owner!r}."
+                    f"{name}={value!r} has no use with init={init!r}: leave it out{''.join(owners)}."
                 )
+        settings = {"std": 1.0, **of_rope, **starts[init], **given}
         self.init = init
-        self.std: float = 1.0 if std is None else check_std(std)
-        self.base: float = 10000.0 if base is None else base
-        self.max_frequency: float = 1.0 if max_frequency is None else max_frequency
-        self.directions: str = "axes" if directions is None else check_directions(directions)
+        self.std: float = check_std(settings["std"])
+        self.directions: str = check_directions(settings["directions"])
+        self.base: float
+        self.max_frequency: float
+        self.base, self.max_frequency = check_positive(base=settings["base"], max_frequency=settings["max_frequency"])
         if init == "rope":
-            self.base, self.max_frequency = check_rope(self.base, self.max_frequency, self.head_dim, self.num_axes)
+            check_rope(self.base, self.max_frequency, self.head_dim, self.num_axes)
 
     @abstractmethod
     def reset_parameters(self) -> None:

@@ -84,9 +84,8 @@ def register(name: str, *, label: str | None = None, about: str | None = None) -
         ... class OneSpeed(comrope.encodings.FixedFrequencies):
         ...     def __init__(self, **settings):
         ...         super().__init__(**settings)
-        ...         planes = torch.arange(self.head_dim // 2) % self.num_axes
-        ...         axes = torch.nn.functional.one_hot(planes, self.num_axes).T  # (N, D/2)
-        ...         self.frequencies.copy_(axes.view(self.num_axes, 1, self.num_blocks, -1))
+        ...         axis = torch.arange(self.head_dim // 2) % self.num_axes  # of each plane
+        ...         self.set_frequencies(torch.nn.functional.one_hot(axis, self.num_axes).T.double())
         >>> comrope.check(comrope.encoding("one-speed", num_heads=2, head_dim=16, num_axes=2)).holds
         True
     """

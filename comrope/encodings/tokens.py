@@ -15,8 +15,8 @@ from comrope.errors import InputError
 class TokenEncoding(Encoding):
     """An encoding whose rotation depends on the tokens from which queries and keys are projected.
 
-    It is called as pe(q, k, positions, tokens=tokens). There are no angle matrices, no spectrum, and nothing to fold, and a
-    model with a key cache is refused. Subclasses define `rotation`.
+    It is called as pe(q, k, positions, tokens=tokens). There are no angle matrices, no spectrum, and nothing to fold, and an
+    attached model refuses a key cache that holds earlier tokens. Subclasses define `rotation`.
 
     Args:
         width: the number of features of a token; num_heads · head_dim if None. `attach` takes it from the model.

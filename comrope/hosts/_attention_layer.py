@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from comrope.errors import ConfigurationError
@@ -191,15 +190,6 @@ class LayerCall:
     """The outputs of its submodules, by name."""
     positions: Tensor
     """The positions of its tokens, (L, N) or (B, L, N)."""
-
-
-def half_layout(head_dim: int, num_rotated: int | None = None) -> Tensor:
-    """Returns the feature order (D,) that makes neighbours of features p and p + r/2, the planes of the "half" layout.
-
-    r is the number of rotated features, D by default; the others stay where they are.
-    """
-    num_rotated = head_dim if num_rotated is None else num_rotated
-    return torch.cat((torch.arange(num_rotated).view(2, -1).T.flatten(), torch.arange(num_rotated, head_dim)))
 
 
 def projection_rows(linear: nn.Module) -> list[Tensor]:

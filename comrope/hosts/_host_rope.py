@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from comrope.hosts._attention_layer import half_layout
+from comrope._planes import half_layout
 
 
 def frequencies_from_table(

@@ -8,9 +8,10 @@ import torch
 from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices, patch_dropout_forward
 from torch import Tensor, nn
 
+from comrope._planes import half_layout
 from comrope.encodings import Encoding
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention_layer import Convention, LayerCall, find_attention_layers, half_layout
+from comrope.hosts._attention_layer import Convention, LayerCall, find_attention_layers
 from comrope.hosts._backbone import Backbone, ModuleHook, ModuleOverride
 from comrope.hosts._coordinate_grid import CoordinateGrid
 from comrope.hosts._host_rope import frequencies_from_table

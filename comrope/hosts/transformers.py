@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from comrope._planes import half_layout
 from comrope.errors import ConfigurationError
-from comrope.hosts._attention_layer import Convention, find_attention_layers, half_layout
+from comrope.hosts._attention_layer import Convention, find_attention_layers
 from comrope.hosts._backbone import Backbone, ModuleHook, ModuleOverride
 from comrope.hosts._coordinate_grid import CoordinateGrid
 from comrope.hosts._host_rope import frequencies_from_table

@@ -31,6 +31,8 @@ class Stream(IntEnum):
     """The generated scenes of detection, with seed 0; the key is (split, number)."""
     EXAMPLE = 8
     """Inputs for measurements of time, and other examples."""
+    BUFFER = 9
+    """The order of samples in a buffer of streamed data; the key is (epoch, buffer)."""
 
 
 def seed_for(seed: int, stream: Stream, *key: int) -> int:

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from comrope.errors import ComropeError, ConfigurationError, DataError
 from comrope.lab import results
+from comrope.lab.data.hugging_face import PREFIX
 from comrope.lab.experiment import ExperimentConfig
 from comrope.lab.kinds import KINDS
 
@@ -114,7 +115,8 @@ def alone(folder: Path, state: PartialState) -> Iterator[None]:
 def claim(folder: Path, experiment: ExperimentConfig, data: dict[str, dict], command: str, state: PartialState) -> None:
     """Writes run.json, which reserves the folder for the experiment, unless training has begun there before."""
     if state.is_main_process and not (folder / "checkpoints").exists():
-        versions = results.versions("torch", "timm", "accelerate")
+        readers = ("datasets",) if str(getattr(experiment, "data", "")).startswith(PREFIX) else ()
+        versions = results.versions("torch", "timm", "accelerate", *readers)
         about_it = {"kind": experiment.kind, "experiment": experiment.to_json(), "data": data, "command": command}
         results.write_json(about_it | {"versions": versions}, folder / "run.json")
     state.wait_for_everyone()

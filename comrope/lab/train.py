@@ -7,7 +7,7 @@ interrupted or not, and the same but for rounding in any number of processes.
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,12 +18,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import reduce, set_seed
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 import comrope
 from comrope.errors import ConfigurationError, DataError, DivergedError
 from comrope.lab.checkpoints import Checkpoints
 from comrope.lab.data.batches import read_batches
+from comrope.lab.data.streams import batches_of
 from comrope.lab.experiment import Recipe
 from comrope.lab.rng import Stream, generator, seed_for
 
@@ -46,8 +46,11 @@ class TrainDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, keys: list[tuple[int, int, int]]) -> Any:
-        """Returns the batch of `keys`, each (epoch, index, copy). The augmentation of a sample depends on its key alone."""
+    def __getitems__(self, keys: Any) -> Any:
+        """Returns the batch of `keys`, each (epoch, index, copy). The augmentation of a sample depends on its key alone.
+
+        A dataset with a `comrope.lab.data.streams.SampleStream` as its attribute `stream` gets samples of that instead.
+        """
         ...
 
 
@@ -80,32 +83,6 @@ class StepProgress:
     """The loss of this process's last micro-batch, on the device: reading it waits for the step."""
     samples_per_second: float
     learning_rate: float
-
-
-class Batches(Sampler):
-    """Yields the keys (epoch, index, copy) of this process's share of every micro-batch, from step `start` on."""
-
-    def __init__(self, num_samples: int, recipe: Recipe, micro_batch: int, rank: int, world: int, start: int = 0):
-        self.num_samples, self.recipe, self.start = num_samples, recipe, start
-        self.micro_batch, self.rank, self.world = micro_batch, rank, world
-        self.steps_per_epoch = num_samples // recipe.batch_size
-        self.total = recipe.epochs * self.steps_per_epoch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        share = self.recipe.batch_size // self.world
-        keys: list[tuple[int, int, int]] = []
-        for step in range(self.start, self.total):
-            epoch, within = divmod(step, self.steps_per_epoch)
-            if step == self.start or within == 0:
-                keys = self._epoch(epoch)
-            begin = within * self.recipe.batch_size + self.rank * share
-            for at in range(begin, begin + share, self.micro_batch):
-                yield keys[at : at + self.micro_batch]
-
-    def _epoch(self, epoch: int) -> list[tuple[int, int, int]]:
-        order = torch.randperm(self.num_samples, generator=generator(self.recipe.seed, Stream.ORDER, epoch)).tolist()
-        copies = self.recipe.repeats
-        return [(epoch, index, copy) for index in order[: -(-self.num_samples // copies)] for copy in range(copies)]
 
 
 def train(
@@ -145,7 +122,7 @@ def train(
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=recipe.precision)
     rank, world = accelerator.process_index, accelerator.num_processes
     micro_batch = sizes(recipe, len(task.dataset), world, micro_batch)
-    batches = Batches(len(task.dataset), recipe, micro_batch, rank, world)
+    batches = batches_of(task.dataset, recipe, micro_batch, rank, world, num_workers)
     groups = comrope.param_groups(model, lr=recipe.angle_learning_rate, weight_decay=recipe.weight_decay)
     optimizer: Any = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     warmup = round(recipe.warmup * batches.total)
@@ -156,10 +133,11 @@ def train(
         model.compile()
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
-    history, sums, step, spent = [], _EpochMetrics(), 0, 0.0
+    history, sums, step, spent, state = [], _EpochMetrics(), 0, 0.0, None
     if checkpoints is not None and (found := checkpoints.restore(accelerator)) is not None:
         step, history, sums.values, spent = (found[key] for key in ("step", "history", "sums", "seconds"))
-    batches.start = step
+        state = found.get("data")
+    batches.start_at(step, state)
     read = read_batches(task.dataset, batches, num_workers)
     parts = recipe.batch_size // world // micro_batch
     begun, first = time.perf_counter(), step
@@ -190,7 +168,7 @@ def train(
         if checkpoints is not None and saves:
             sums.gather(accelerator)
             progress = {"step": step, "history": history, "sums": sums.values, "seconds": spent + seconds}
-            checkpoints.save(accelerator, progress)
+            checkpoints.save(accelerator, progress | {"data": batches.state(step)})
         speed = (step - first) * recipe.batch_size / seconds
         after_step(StepProgress(step, batches.total, loss.detach(), speed, optimizer.param_groups[0]["lr"]))
     model.eval()

@@ -368,7 +368,11 @@ def _has_no_spectrum(subject: Subject) -> None:
 
 def _has_nothing_to_fold(subject: Subject) -> None:
     _refuses(subject, lambda pe: pe.folded())
-    _refuses(subject, freeze)
+    pe = subject.make()
+    if any(True for _ in pe.parameters()):
+        _refuses(subject, freeze)
+    else:
+        assert freeze(pe) is pe, "freeze changes an encoding without parameters"
 
 
 def _has_no_angle_matrices(subject: Subject) -> None:

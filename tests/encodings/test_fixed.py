@@ -69,3 +69,16 @@ def test_a_failed_freeze_leaves_the_model_unchanged():
     assert [type(m).__name__ for m in model] == ["ComRoPELD", "LieRE"]
     with pytest.raises(InputError, match="no rotary encoding"):
         comrope.freeze(nn.Linear(2, 2))
+
+
+def test_frequencies_are_set_for_all_heads_or_for_each():
+    pe = FixedFrequencies(2, 16, 3, 4)
+    shared, own = draw(3, 8), draw(3, 2, 8)
+    pe.set_frequencies(shared)
+    assert torch.equal(pe.spectrum().frequencies.flatten(2), shared.unsqueeze(1).expand(3, 2, 8))
+    pe.set_frequencies(own.float())
+    assert torch.equal(pe.frequencies, own.float().double().view(3, 2, 4, 2))
+    for wrong in (draw(8, 3), draw(2, 3, 8), own.long(), None):
+        with pytest.raises(InputError, match=r"frequencies: got .*; expected \(3, 2, 8\), or \(3, 8\) for all heads"):
+            pe.set_frequencies(wrong)
+    assert torch.equal(pe.frequencies, own.float().double().view(3, 2, 4, 2))

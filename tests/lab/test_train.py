@@ -11,12 +11,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.transforms.v2.functional import to_pil_image
 
 from comrope.errors import ConfigurationError, DataError
+from comrope.lab.data.batches import Batches
 from comrope.lab.experiment import Recipe
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.folder import image_folder
 from comrope.lab.images.in_memory import Images, digits
 from comrope.lab.images.problem import Classification
-from comrope.lab.train import Batches, train
+from comrope.lab.train import train
 from comrope.lab.vit import ViT
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=3e-3, seed=5)

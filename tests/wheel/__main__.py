@@ -57,6 +57,7 @@ CLIP, LLAMA, WAN = (
     for text in ("CLIPModel(", "LlamaForCausalLM(", "WanTransformer3DModel(")
 )
 ONNX = example("docs/guides/export.md", "onnx.export(")
+DIGITS_IN_ROWS = example("docs/laboratory.md", "to_parquet(")
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "": (TORCH,),
     "timm": (TIMM, EVERY_NAME.read_text(encoding="utf-8")),
@@ -65,6 +66,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "lab": (TIMM,),
     "cluster": (TIMM, "import comrope.lab.scheduler, submitit"),
     "bench": (TIMM, "import comrope.lab.bench, rotary_embedding_torch"),
+    "hf": (DIGITS_IN_ROWS,),
     "onnx": (ONNX,),
     "docs": (TIMM, "import jupytext, latex2mathml.converter, mkdocs"),
     "all": (TIMM,),
@@ -72,6 +74,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
 """Programs that run with torch alone, and with each extra. The extra `dev` is the environment that this runs in."""
 TINY = ("--model", "tiny", "--num-train", "64", "--num-test", "32", "--epochs", "1")
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "hf": (("train", "images", "--data", "hf:digits.parquet", *TINY, "--out", "run"),),
     "lab": (("train", "images", *TINY, "--out", "run"), ("report", str(ROOT / "docs/demo"), "--out", "page.html")),
 }
 

@@ -37,6 +37,7 @@ class Environment:
         """Returns what a command prints in the environment's folder; SystemExit if it ends with another status."""
         variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         variables["PATH"] = f"{self.scripts}{os.pathsep}{variables['PATH']}"
+        variables["HF_DATASETS_CACHE"] = str(self.folder / "datasets")
         variables["OMP_NUM_THREADS"] = "1"  # two environments are tried at a time
         done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False)
         if done.returncode != status:

@@ -1,5 +1,6 @@
-"""Reads image files of any format as RGB of 8 bits."""
+"""Reads image files of any format, on disk or in memory, as RGB of 8 bits."""
 
+import io
 import struct
 import zlib
 
@@ -13,8 +14,12 @@ DAMAGE = (
 """The errors that Pillow raises for files that are damaged or no images."""
 
 
-def upright(file: str) -> Image.Image:
-    """Returns an image file as RGB of 8 bits, upright, with transparent pixels on white."""
+def upright(file: str | io.BytesIO) -> Image.Image:
+    """Returns an image file as RGB of 8 bits, upright, with transparent pixels on white.
+
+    Args:
+        file: the name of the file, or its bytes.
+    """
     with Image.open(file) as image:
         return rgb(ImageOps.exif_transpose(image), image.format)
 

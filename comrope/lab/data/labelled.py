@@ -44,14 +44,14 @@ class Labelled(Protocol):
 def about(samples: Any) -> dict[str, Any]:
     """Returns what identifies a data set: number, classes, and a checksum.
 
-    The checksum is that of labels and file names without their folders, or that of the bytes of a text.
+    The checksum is the data set's own or, if it has none, that of labels and file names without their folders.
     """
     found: dict[str, Any] = {"count": len(samples), "classes": list(getattr(samples, "classes", ()))}
-    if hasattr(samples, "labels"):
+    if hasattr(samples, "checksum"):
+        found["sum"] = samples.checksum()
+    elif hasattr(samples, "labels"):
         names = "\n".join(os.path.basename(samples.name(index)) for index in range(len(samples)))
         found["sum"] = hashlib.sha256(samples.labels.numpy().tobytes() + os.fsencode(names)).hexdigest()
-    elif hasattr(samples, "tokens"):
-        found["sum"] = hashlib.sha256(samples.tokens.numpy().tobytes()).hexdigest()
     return found
 
 

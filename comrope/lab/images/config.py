@@ -9,6 +9,7 @@ from comrope.lab.options import ClassifierOptions
 if TYPE_CHECKING:
     from comrope.lab.classification import Condition
     from comrope.lab.images.in_memory import ImageSet
+    from comrope.lab.images.rows import ImageStream
     from comrope.lab.problem import Problem
 
 
@@ -24,9 +25,9 @@ class ImageConfig(ExperimentConfig):
     Options = ClassifierOptions
 
     data: str = "digits"
-    """"digits", "fashion-mnist", or a folder with train/<class>/ and val/<class>/, as ImageNet-1K comes."""
+    """"digits", "fashion-mnist", a folder with train/<class>/ and val/<class>/, or "hf:" and what `datasets` reads."""
     num_train: int | None = None
-    """Number of training images, balanced over the classes; all if None."""
+    """Number of training images, balanced over the classes; all if None. Of streamed images, those in an epoch."""
     num_test: int | None = None
     """Number of test images, likewise."""
     model: str = "small"
@@ -53,7 +54,7 @@ class ImageConfig(ExperimentConfig):
         require(self, image_settings(self))
 
     @property
-    def problem(self) -> "Problem[ImageConfig, ClassifierOptions, ImageSet, ImageSet, Condition]":
+    def problem(self) -> "Problem[ImageConfig, ClassifierOptions, ImageSet | ImageStream, ImageSet, Condition]":
         from comrope.lab.images import problem
 
         return problem

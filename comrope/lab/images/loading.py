@@ -20,7 +20,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from comrope.errors import ConfigurationError
 from comrope.lab.data.batches import Batch
+from comrope.lab.data.streams import Sample
 from comrope.lab.images.in_memory import Images, ImageSet, crops
+from comrope.lab.images.rows import ImageStream, StreamedImages
 from comrope.lab.rng import Stream, generator, seed_for
 
 Key = tuple[int, int, int]
@@ -38,7 +40,7 @@ class TrainImages(Dataset):
 
     def __init__(
         self,
-        images: ImageSet,
+        images: ImageSet | ImageStream,
         size: tuple[int, int],
         *,
         augment: str = "basic",
@@ -65,7 +67,8 @@ class TrainImages(Dataset):
             )
         if augment == "deit" and images.channels not in (1, 3):
             raise ConfigurationError(f"augment='deit' is for grey or RGB images: got {images.channels} channels.")
-        self.images, self.size, self.flip, self.seed = images, _checked(size), flip, seed
+        self.images: Any = images
+        self.size, self.flip, self.seed = _checked(size), flip, seed
         self._resized_size = (round(resize_ratio * size[0]), round(resize_ratio * size[1]))
         self._deit = _deit(size, flip) if augment == "deit" else None
         self._pixels = (
@@ -76,14 +79,16 @@ class TrainImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+    def __getitems__(self, keys: Sequence[Any]) -> Batch:
         """Returns the batch of `keys`, each of which is (epoch, index, copy)."""
         if self._pixels is not None:
             return self._crops(self._pixels, keys)
-        augmented = self._basic if self._deit is None else self._deit_like
-        return _gather(
-            self.images, self.size, [index for _, index, _ in keys], lambda at, image: augmented(keys[at], image)
-        )
+        indices = [index for _, index, _ in keys]
+        return _gather(self.images, self.size, indices, lambda at, image: self.augmented(keys[at], image))
+
+    def augmented(self, key: Key, image: Image.Image) -> Tensor:
+        """Returns the augmented image of a key."""
+        return self._basic(key, image) if self._deit is None else self._deit_like(key, image)
 
     def _crops(self, pixels: Tensor, keys: Sequence[Key]) -> Batch:
         """Returns what `_basic` returns, for all keys at once."""
@@ -126,6 +131,27 @@ class TrainImages(Dataset):
             return self._deit(image.convert("RGB"))[: self.images.channels]
 
 
+class StreamedTrainImages(TrainImages):
+    """Augmented images of a stream: `dataset[[sample, …]]`, through a DataLoader, is a `Batch`.
+
+    A sample is augmented as one of `TrainImages` with the same key, whose index is the sample's number in the epoch.
+    """
+
+    def __init__(self, images: ImageStream, *arguments: Any, **settings: Any):
+        """
+        Args:
+            images: the images to augment.
+            arguments, settings: see `TrainImages`.
+        """
+        super().__init__(images, *arguments, **settings)
+        self.stream = images
+
+    def __getitems__(self, keys: Sequence[Sample]) -> Batch:
+        """Returns the batch of these samples."""
+        images = StreamedImages(self.stream, keys)
+        return _gather(images, self.size, range(len(keys)), lambda at, image: self.augmented(keys[at][:3], image))
+
+
 class EvalImages(Dataset):
     """Plain images: `dataset[[index, …]]`, through a DataLoader, is a `Batch`.
 
@@ -151,7 +177,10 @@ class EvalImages(Dataset):
 
 
 def _gather(
-    images: ImageSet, size: tuple[int, int], indices: Sequence[int], transform: Callable[[int, Image.Image], Tensor]
+    images: ImageSet | StreamedImages,
+    size: tuple[int, int],
+    indices: Sequence[int],
+    transform: Callable[[int, Image.Image], Tensor],
 ) -> Batch:
     """Returns the batch of the images that can be read, each transformed by `transform(index in the batch, image)`."""
     pixels, kept, skipped = [], [], []

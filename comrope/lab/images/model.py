@@ -13,6 +13,7 @@ from comrope.errors import ConfigurationError, DataError
 from comrope.lab.experiment import WEIGHTS
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.in_memory import ImageSet
+from comrope.lab.images.rows import ImageStream
 from comrope.lab.vit import ViT, check_encoding
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -52,7 +53,7 @@ def check(config: ImageConfig) -> None:
     check_encoding(config, MODELS[config.model], num_axes=2)
 
 
-def build(config: ImageConfig, images: ImageSet, runs: Path | None = None) -> nn.Module:
+def build(config: ImageConfig, images: ImageSet | ImageStream, runs: Path | None = None) -> nn.Module:
     """Returns the untrained model; with the same seed, weights outside of the encoding are the same for all encodings.
 
     Args:

@@ -1,6 +1,7 @@
 """Image classification as a `comrope.lab.problem.Problem`."""
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,10 @@ from comrope.lab.data.batches import Batch
 from comrope.lab.images.config import ImageConfig
 from comrope.lab.images.data import datasets as datasets
 from comrope.lab.images.in_memory import ImageSet
-from comrope.lab.images.loading import TrainImages
+from comrope.lab.images.loading import StreamedTrainImages, TrainImages
 from comrope.lab.images.model import build as build
 from comrope.lab.images.model import check as check
+from comrope.lab.images.rows import ImageStream
 from comrope.lab.options import ClassifierOptions, among_larger
 from comrope.lab.train import BatchMetrics, Task
 from comrope.lab.vit import ViT
@@ -35,7 +37,9 @@ def conditions(config: ImageConfig, options: ClassifierOptions | None = None) ->
     return among_larger(found, lambda c: any(a > b for a, b in zip(c.size, config.image_size, strict=True)))
 
 
-def task(model: nn.Module, train: ImageSet, evaluation: ImageSet, config: ImageConfig) -> "Classification":
+def task(
+    model: nn.Module, train: ImageSet | ImageStream, evaluation: ImageSet, config: ImageConfig
+) -> "Classification":
     """Returns the training task: the training images and the cross-entropy loss."""
     return Classification(model, train, config)
 
@@ -43,9 +47,10 @@ def task(model: nn.Module, train: ImageSet, evaluation: ImageSet, config: ImageC
 class Classification(Task):
     """Trains on images with one label each, by cross-entropy."""
 
-    def __init__(self, model: nn.Module, images: ImageSet, config: ImageConfig):
+    def __init__(self, model: nn.Module, images: ImageSet | ImageStream, config: ImageConfig):
         settings = {"augment": config.augment, "resize_ratio": config.resize_ratio, "flip": images.mirrors}
-        self.dataset = TrainImages(images, config.image_size, seed=config.recipe.seed, **settings)
+        augmented: Any = StreamedTrainImages if isinstance(images, ImageStream) else TrainImages
+        self.dataset = augmented(images, config.image_size, seed=config.recipe.seed, **settings)
         self._sigma = config.perturbation
         self._mixup = None
         if config.augment == "deit":

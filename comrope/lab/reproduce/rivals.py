@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from comrope.encodings import ENCODINGS, kind_of, known_encodings, registration
+from comrope.encodings import ENCODINGS, encoding, kind_of, known_encodings, registration
+from comrope.errors import ConfigurationError
 from comrope.lab.output import Outcome
 from comrope.lab.reproduce.accuracy import COUNTING
 from comrope.lab.reproduce.plan import Plan
@@ -22,12 +23,18 @@ def rivals(scale: Scale) -> Plan:
 
     Every encoding that is registered (`comrope.register`), by this library or an installed package, with its own defaults but
     for the speed: a rival's fastest planes rotate by as many radians a patch as its publication has on its own training
-    grid. `--encodings` picks some. Neither the paper nor their publications compare them with ComRoPE.
+    grid. `--encodings` picks some; by default it is those for images that fit the model's heads. Neither the paper nor their
+    publications compare them with ComRoPE.
 
     Cost: a training for each encoding and seed; LD and RoPE are shared with `learning`.
     """
     registered = [name for name in known_encodings() if name not in ENCODINGS]
-    names = registered if scale.encodings == tuple(ENCODINGS) else scale.of(*registered)
+    left_out = {}
+    if scale.encodings == tuple(ENCODINGS):
+        left_out = {name: reason for name in registered if (reason := _obstacle(scale, name))}
+        names = [name for name in registered if name not in left_out]
+    else:
+        names = scale.of(*registered)
     settings = {LD: {}, RADIAN_A_PATCH: {"max_frequency": scale.patches}} | {n: _speed(scale, n) for n in names}
     conditions = scale.squares()
     jobs = [
@@ -64,9 +71,20 @@ def rivals(scale: Scale) -> Plan:
             ),
         ]
         about = [f"{label(name)}: {each.about}" for name in names if (each := registration(name))]
+        about += [f"{label(name)} is left out: {reason}" for name, reason in left_out.items()]
         return Outcome(tables, {}, [on_seeds(len(scale.few_seeds)), *about])
 
     return Plan("Encodings of others", jobs, outcome)
+
+
+def _obstacle(scale: Scale, name: str) -> str | None:
+    """Returns why an encoding cannot be trained on images by the scale's model, such as one for text; None if it can."""
+    sizes = {"num_heads": scale.num_heads, "head_dim": scale.head_dim, "num_axes": 2, "device": "meta"}
+    try:
+        encoding(name, **sizes, **_speed(scale, name))
+    except ConfigurationError as error:
+        return str(error)
+    return None
 
 
 def _speed(scale: Scale, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from comrope.lab.problem import Problem
     from comrope.lab.text.corpus import EvalText, TrainText
     from comrope.lab.text.problem import Condition
+    from comrope.lab.text.rows import TextStream
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class TextConfig(ExperimentConfig):
     Options = TextOptions
 
     data: str = "stdlib"
-    """"stdlib", the standard library of the running Python, or a folder of text files."""
+    """"stdlib" of the running Python, a folder of text files, or "hf:" and what `datasets` reads."""
     suffixes: tuple[str, ...] = (".md", ".py", ".rst", ".txt")
-    """Suffixes of the files in a folder that are text; with "stdlib" it is .py."""
+    """Suffixes of the files in a folder that are text; with "stdlib" it is .py, and "hf:" has columns instead."""
     num_train: int | None = None
     """Number of windows in an epoch, spread over all training text; as many as cover it once if None."""
     num_test: int | None = None
@@ -53,10 +54,10 @@ class TextConfig(ExperimentConfig):
 
     def __post_init__(self):
         lengths = {name: ("1 byte or more", getattr(self, name) >= 1) for name in ("length", "test_length")}
-        require(self, {**lengths, "data": ("'stdlib', or a folder", bool(self.data))})
+        require(self, {**lengths, "data": ("'stdlib', a folder, or 'hf:…'", bool(self.data))})
 
     @property
-    def problem(self) -> "Problem[TextConfig, TextOptions, TrainText, EvalText, Condition]":
+    def problem(self) -> "Problem[TextConfig, TextOptions, TrainText | TextStream, EvalText, Condition]":
         from comrope.lab.text import problem
 
         return problem

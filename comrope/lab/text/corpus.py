@@ -50,12 +50,12 @@ class TrainText:
     """
 
     def __init__(self, documents: Sequence[bytes], length: int, num_windows: int | None = None, *, seed: int = 0):
-        self.tokens, self.starts = _packed(documents)
+        self.text = PackedText(documents)
         self.length, self.seed = length, seed
-        self.num_windows = len(self.tokens) // length if num_windows is None else num_windows
-        if len(self.tokens) <= length or not 1 <= self.num_windows <= len(self.tokens):
+        self.num_windows = len(self.text) // length if num_windows is None else num_windows
+        if len(self.text) <= length or not 1 <= self.num_windows <= len(self.text):
             raise ConfigurationError(
-                f"length={length}, num_train={num_windows}: expected windows shorter than the {len(self.tokens)} tokens of "
+                f"length={length}, num_train={num_windows}: expected windows shorter than the {len(self.text)} tokens of "
                 "training text, one at least, and no more than tokens."
             )
 
@@ -64,16 +64,54 @@ class TrainText:
 
     def __getitems__(self, keys: list[tuple[int, int, int]]) -> TextBatch:
         """Returns the batch of `keys`, each of which is (epoch, index, copy)."""
-        part = (len(self.tokens) - self.length) / self.num_windows
-        begins = torch.tensor([int((key[1] + self._uniform(key)) * part) for key in keys])
-        indices = begins.unsqueeze(1) + torch.arange(self.length + 1)  # (B, L + 1), in the packed text
-        document = torch.searchsorted(self.starts, indices[:, :-1].contiguous(), right=True) - 1
-        positions = indices[:, :-1] - torch.maximum(self.starts[document], begins.unsqueeze(1))
-        alike = bool((positions == positions[:1]).all())
-        return TextBatch(self.tokens[indices].long(), positions[:1] if alike else positions)
+        part = (len(self.text) - self.length) / self.num_windows
+        return batch_of([self.text.window(int((key[1] + self._uniform(key)) * part), self.length) for key in keys])
 
     def _uniform(self, key: tuple[int, int, int]) -> float:
         return torch.rand((), dtype=torch.float64, generator=generator(self.seed, Stream.AUGMENTATION, *key)).item()
+
+    def checksum(self) -> str:
+        return self.text.checksum()
+
+
+class PackedText:
+    """Documents as one sequence of tokens, of which only the windows that are asked for are made."""
+
+    def __init__(self, documents: Sequence[bytes]):
+        self.documents = documents
+        self.ends = np.cumsum(_sizes(documents) + 1)
+        """(num_documents,), the index of the token after each document."""
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def window(self, begin: int, length: int) -> np.ndarray:
+        """Returns the tokens [begin, begin + length], (length + 1,), int16."""
+        pieces, end = [], begin + length + 1
+        document = int(np.searchsorted(self.ends, begin, side="right"))
+        while begin < end:
+            text = self.documents[document]
+            first = begin - (int(self.ends[document]) - len(text) - 1)
+            pieces.append(_tokens(text, first, first + end - begin))
+            begin += len(pieces[-1])
+            document += 1
+        return np.concatenate(pieces)
+
+    def checksum(self) -> str:
+        """Returns the checksum of all tokens."""
+        found = hashlib.sha256()
+        for document in self.documents:
+            found.update(_tokens(document).data)
+        return found.hexdigest()
+
+
+def batch_of(windows: Sequence[np.ndarray]) -> TextBatch:
+    """Returns the batch of windows of packed text, each (L + 1,): positions begin again at each document."""
+    tokens = torch.from_numpy(np.stack(windows)).long()
+    indices = torch.arange(tokens.shape[1] - 1)
+    positions = indices - (indices * (tokens[:, :-1] == BOS)).cummax(1).values
+    alike = bool((positions == positions[:1]).all())
+    return TextBatch(tokens, positions[:1] if alike else positions)
 
 
 @dataclass(frozen=True)
@@ -91,21 +129,26 @@ class EvalText:
         """The number of bytes that are predicted in a segment: all but its first token."""
         return self.tokens.shape[1] - 1
 
+    def checksum(self) -> str:
+        return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
+
     @classmethod
     def of(cls, documents: Sequence[bytes], length: int, num: int | None = None) -> "EvalText":
         """Returns at most `num` segments, spread evenly over all that there are."""
-        pieces = [
-            tokens[at : at + length + 1]
-            for tokens in map(_tokens, documents)
-            for at in range(0, len(tokens) - length, length)
-        ]
-        if not pieces:
+        ends = np.cumsum(_sizes(documents) // length)  # in segments
+        total = int(ends[-1]) if len(ends) else 0
+        if not total:
             raise DataError(f"no test document has {length} bytes: choose a shorter test_length, or give longer texts.")
         if num is not None and num < 1:
             raise ConfigurationError(f"num_test={num}: expected 1 segment or more.")
-        count = len(pieces) if num is None else min(num, len(pieces))
-        chosen = np.linspace(0, len(pieces) - 1, count).round().astype(int)
-        return cls(torch.from_numpy(np.stack([pieces[i] for i in chosen])))
+        count = total if num is None else min(num, total)
+        pieces = []
+        for segment in np.linspace(0, total - 1, count).round().astype(int):
+            document = int(np.searchsorted(ends, segment, side="right"))
+            text = documents[document]
+            begin = (segment - (int(ends[document]) - len(text) // length)) * length
+            pieces.append(_tokens(text, begin, begin + length + 1))
+        return cls(torch.from_numpy(np.stack(pieces)))
 
 
 @lru_cache(maxsize=2)
@@ -125,7 +168,8 @@ def documents(source: str, suffixes: tuple[str, ...], unreadable: str = "fail") 
     root = Path(sysconfig.get_path("stdlib") if source == "stdlib" else source)
     if not source or not os.path.isdir(root):
         raise DataError(
-            f"data={source!r}: expected 'stdlib', or a folder of text files, and {root} is none: --data says where it is."
+            f"data={source!r}: expected 'stdlib', or a folder of text files, and {root} is none: --data says where it is. "
+            "Before what `datasets` reads comes hf:"
         )
     wanted = (".py",) if source == "stdlib" else suffixes
     try:
@@ -174,12 +218,14 @@ def _read(path: Path, unreadable: str) -> bytes:
         return b""
 
 
-def _tokens(text: bytes) -> np.ndarray:
-    return np.concatenate(([BOS], np.frombuffer(text, np.uint8))).astype(np.int16)
+def _tokens(text: bytes, begin: int = 0, end: int | None = None) -> np.ndarray:
+    """Returns the tokens of a document, or those from `begin` to before `end`, int16."""
+    read = np.frombuffer(text[max(0, begin - 1) : None if end is None else end - 1], np.uint8).astype(np.int16)
+    return read if begin else np.concatenate(([BOS], read)).astype(np.int16)
 
 
-def _packed(texts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-    """Returns all tokens in one tensor, and the index at which each document begins."""
-    pieces = [_tokens(text) for text in texts]
-    lengths = torch.tensor([0, *(len(piece) for piece in pieces[:-1])])
-    return torch.from_numpy(np.concatenate(pieces)), lengths.cumsum(0)
+def _sizes(documents: Sequence[bytes]) -> np.ndarray:
+    """Returns the number of bytes of each document, (num_documents,), int64."""
+    if hasattr(documents, "sizes"):
+        return documents.sizes  # pyright: ignore[reportAttributeAccessIssue]
+    return np.fromiter(map(len, documents), np.int64, len(documents))

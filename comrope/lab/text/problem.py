@@ -20,6 +20,7 @@ from comrope.lab.text.corpus import BOS, EvalText, TextBatch, TrainText
 from comrope.lab.text.data import datasets as datasets
 from comrope.lab.text.model import build as build
 from comrope.lab.text.model import check as check
+from comrope.lab.text.rows import TextStream
 from comrope.lab.text.scaling import scaled
 from comrope.lab.train import BatchMetrics, Task
 
@@ -74,7 +75,7 @@ def _no_divisor(length: int, segment: int) -> str:
     )
 
 
-def task(model: nn.Module, train: TrainText, evaluation: EvalText, config: TextConfig) -> "NextByte":
+def task(model: nn.Module, train: TrainText | TextStream, evaluation: EvalText, config: TextConfig) -> "NextByte":
     """Returns the training task: the training windows and the loss of the next byte."""
     return NextByte(train)
 
@@ -82,7 +83,7 @@ def task(model: nn.Module, train: TrainText, evaluation: EvalText, config: TextC
 class NextByte(Task):
     """Trains on the prediction of the next byte, at every byte of a window."""
 
-    def __init__(self, text: TrainText):
+    def __init__(self, text: TrainText | TextStream):
         self.dataset = text
 
     def loss(self, model: nn.Module, batch: TextBatch, rng: torch.Generator) -> tuple[Tensor, BatchMetrics]:

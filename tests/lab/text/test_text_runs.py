@@ -41,9 +41,10 @@ def test_no_token_sees_another_document(encoding):
     """A packed window costs what its documents cost, each read alone."""
     texts = [b"so much depends upon", b"a red wheel", b"barrow glazed with rain water"]
     feed = TrainText(texts, 40, 1)
-    tokens = feed.tokens[3:44].long().unsqueeze(0)
-    document = torch.searchsorted(feed.starts, torch.arange(3, 43), right=True) - 1
-    positions = torch.arange(3, 43) - torch.maximum(feed.starts[document], torch.tensor(3))
+    tokens = torch.from_numpy(feed.text.window(3, 40)).long().unsqueeze(0)
+    starts = torch.tensor([0, 21, 33])
+    document = torch.searchsorted(starts, torch.arange(3, 43), right=True) - 1
+    positions = torch.arange(3, 43) - torch.maximum(starts[document], torch.tensor(3))
     model = untrained_model(encoding, 40)
     with torch.no_grad():
         loss, means = problem.NextByte(feed).loss(model, TextBatch(tokens, positions.unsqueeze(0)), torch.Generator())
