@@ -98,12 +98,13 @@ class _ScaledSkewEncoding(LearnedEncoding, SpectralEncoding):
     def angle_matrices(self) -> Tensor:
         return (self._scale().double()[..., None, None] * self._skew_matrix()).to(self.dtype)
 
-    def spectrum_inputs(self):
+    def spectrum_inputs(self) -> tuple[Tensor, ...]:
         scale = self._scale().expand(-1, self.num_heads, -1)  # (N, H, m)
         return self._skew_matrix(), scale.double().transpose(0, 1)
 
     @classmethod
-    def spectrum_from(cls, matrix, scale):
+    def spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        matrix, scale = inputs
         basis, generator = block_diagonalise(matrix)
         return basis, scale.transpose(0, 1).unsqueeze(-1) * plane_frequencies(generator)
 
@@ -239,11 +240,12 @@ class ComRoPEMT(LearnedEncoding, SpectralEncoding):
         self.initial_basis.copy_(basis)
         self.frequencies.copy_(frequencies)
 
-    def spectrum_inputs(self):
+    def spectrum_inputs(self) -> tuple[Tensor, ...]:
         return self.initial_basis, self.basis_generator, self.frequencies.transpose(0, 1)
 
     @classmethod
-    def spectrum_from(cls, initial_basis, generator, frequencies):
+    def spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        initial_basis, generator, frequencies = inputs
         return orthonormalise(initial_basis) @ cayley(skew(generator.double())), frequencies.transpose(0, 1)
 
 
@@ -294,11 +296,12 @@ class String(LearnedEncoding, SpectralEncoding):
             self.basis_generator.zero_()
         self._reset_frequencies(self.frequencies)
 
-    def spectrum_inputs(self):
+    def spectrum_inputs(self) -> tuple[Tensor, ...]:
         return self.basis_generator, self.frequencies.transpose(0, 1)
 
     @classmethod
-    def spectrum_from(cls, generator, frequencies):
+    def spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        generator, frequencies = inputs
         return cayley(skew(generator.double())), frequencies.transpose(0, 1)
 
     def _set_spectrum(self, basis, frequencies):

@@ -140,11 +140,11 @@ class FixedSpectrum(FixedFrequencies):
         eye = torch.eye(block_size, **self.factory_kwargs)
         self.register_buffer("basis", eye.repeat(num_heads, self.num_blocks, 1, 1))
 
-    def spectrum_inputs(self):
+    def spectrum_inputs(self) -> tuple[Tensor, ...]:
         return self.basis, *super().spectrum_inputs()
 
     @classmethod
-    def spectrum_from(cls, *inputs):
+    def spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
         return inputs[0], inputs[1].transpose(0, 1)
 
 

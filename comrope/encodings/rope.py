@@ -102,12 +102,12 @@ class Rope(SpectralEncoding):
             self._unit = self._directions(self.directions)
         return self
 
-    def spectrum_inputs(self):
+    def spectrum_inputs(self) -> tuple[Tensor, ...]:
         return (self._rope_frequencies(self.base, self.max_frequency, self._unit).transpose(0, 1),)
 
     @classmethod
-    def spectrum_from(cls, frequencies):
-        return None, frequencies.transpose(0, 1)
+    def spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        return None, inputs[0].transpose(0, 1)
 
 
 class RopeMixed(LearnedEncoding, SpectralEncoding):
@@ -140,12 +140,12 @@ class RopeMixed(LearnedEncoding, SpectralEncoding):
     def reset_parameters(self) -> None:
         self._reset_frequencies(self.frequencies)
 
-    def spectrum_inputs(self):
+    def spectrum_inputs(self) -> tuple[Tensor, ...]:
         return (self.frequencies.transpose(0, 1),)
 
     @classmethod
-    def spectrum_from(cls, frequencies):
-        return None, frequencies.transpose(0, 1)
+    def spectrum_from(cls, *inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        return None, inputs[0].transpose(0, 1)
 
     def _set_spectrum(self, basis, frequencies):
         eye = torch.eye(self.block_size, dtype=basis.dtype, device=basis.device)

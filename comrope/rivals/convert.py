@@ -95,7 +95,7 @@ class MochiPosFrequencies(Format):
 
     grid: tuple[int, int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_grid(self.grid)
 
     def read(self, tensor: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class GoldenGateFreqs(Format):
     grid: tuple[int, int]
     axes: str = "xy"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_grid(self.grid, least=2)
         if self.axes not in ("xy", "hw"):
             raise ConfigurationError(f"axes={self.axes!r}: expected 'xy' or 'hw'.")
@@ -175,7 +175,7 @@ class DINOv3Periods(Format):
 
     grid: tuple[int, int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_grid(self.grid)
 
     def read(self, tensor: Tensor) -> Tensor:

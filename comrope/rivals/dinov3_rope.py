@@ -68,7 +68,9 @@ class DINOv3RoPE(FixedFrequencies):
                 raise ConfigurationError(
                     f"{name}={value!r}: expected a finite number, {least} or more; {least} is none."
                 )
-        self.shift, self.jitter, self.rescale = float(shift), float(jitter), float(rescale)
+        self.shift: float = float(shift)
+        self.jitter: float = float(jitter)
+        self.rescale: float = float(rescale)
         self.set_frequencies(along_axes(geometric_speeds(max_frequency, base, count), self.num_axes))
 
     def positions_used(self, *positions: Tensor) -> tuple[Tensor, ...]:

@@ -52,6 +52,8 @@ class GeoPE(DenseEncoding):
                 f"num_axes={num_axes}, head_dim={head_dim}: geope has an axis of space for each axis, so one to three, and "
                 "triples of features. Use liere for more axes."
             )
+        self.base: float
+        self.max_frequency: float
         self.base, self.max_frequency = check_positive(base=base, max_frequency=max_frequency)
 
     def matrices(self, positions: Tensor) -> Tensor:

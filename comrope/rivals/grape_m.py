@@ -53,6 +53,8 @@ class MultiplicativeGRAPE(DenseEncoding):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_heads, head_dim, num_axes, head_dim, device=device, dtype=dtype)
+        self.base: float
+        self.max_frequency: float
         self.base, self.max_frequency = check_positive(base=base, max_frequency=max_frequency)
         num_planes = check_even_planes("GRAPE-M", head_dim, num_axes)
         shape = (num_axes, num_heads, head_dim, head_dim)

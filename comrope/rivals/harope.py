@@ -55,6 +55,8 @@ class HARoPE(MappedEncoding):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(num_heads, head_dim, num_axes, head_dim, device=device, dtype=dtype)
+        self.base: float
+        self.max_frequency: float
         self.base, self.max_frequency = check_positive(base=base, max_frequency=max_frequency)
         check_even_planes("axial RoPE", head_dim, num_axes)
         check_flag(same_map=same_map)

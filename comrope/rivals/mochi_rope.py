@@ -1,5 +1,6 @@
 """The RoPE of Mochi 1, a video model: learned frequencies on three axes."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -33,7 +34,7 @@ class MochiRoPE(RopeMixed):
     """
 
     published_speed: ClassVar[float] = 1.0
-    normal_settings: ClassVar = {"base": 10.0, "max_frequency": published_speed}
+    normal_settings: ClassVar[Mapping[str, float]] = {"base": 10.0, "max_frequency": published_speed}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

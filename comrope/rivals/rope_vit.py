@@ -1,5 +1,6 @@
 """RoPE for vision transformers by Heo et al.: axial, and RoPE-Mixed with the start that they give it."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +60,7 @@ class RoPEViTMixed(RopeMixed):
     """
 
     published_speed: ClassVar[float] = 1.0
-    normal_settings: ClassVar = {"base": 10.0, "max_frequency": published_speed}
+    normal_settings: ClassVar[Mapping[str, float]] = {"base": 10.0, "max_frequency": published_speed}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -75,14 +75,16 @@ class SelectiveRoPE(TokenEncoding):
         if init == "rope" and (gate or not bias):
             raise ConfigurationError("init='rope' is with bias=True and gate=False: leave these settings out.")
         self.init = init
+        self.base: float
+        self.max_frequency: float
         self.base, self.max_frequency = check_positive(base=base, max_frequency=max_frequency)
         num_planes = num_heads * head_dim // 2
         kwargs = self.factory_kwargs
-        self.down = nn.Linear(self.width, rank, bias=False, **kwargs)
-        self.up = nn.Linear(rank, num_planes, bias=False, **kwargs)
-        self.conv = nn.Conv1d(num_planes, num_planes, kernel_size, groups=num_planes, bias=False, **kwargs)
-        self.gate = nn.Linear(self.width, num_heads, **kwargs) if gate else None
-        self.bias = nn.Parameter(torch.zeros(num_heads, head_dim // 2, **kwargs)) if bias else None
+        self.down: nn.Linear = nn.Linear(self.width, rank, bias=False, **kwargs)
+        self.up: nn.Linear = nn.Linear(rank, num_planes, bias=False, **kwargs)
+        self.conv: nn.Conv1d = nn.Conv1d(num_planes, num_planes, kernel_size, groups=num_planes, bias=False, **kwargs)
+        self.gate: nn.Linear | None = nn.Linear(self.width, num_heads, **kwargs) if gate else None
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(num_heads, head_dim // 2, **kwargs)) if bias else None
         if init == "rope":
             nn.init.zeros_(self.up.weight)
 

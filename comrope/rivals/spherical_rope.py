@@ -58,9 +58,11 @@ class SphericalRoPE(DenseEncoding):
                 f"num_axes={num_axes}, head_dim={head_dim}: spherical-rope has two axes, and triples of features. geope takes "
                 "one to three axes."
             )
+        self.base: float
+        self.max_frequency: float
         self.base, self.max_frequency = check_positive(base=base, max_frequency=max_frequency)
         check_flag(learn_frequencies=learn_frequencies)
-        self.frequencies = (
+        self.frequencies: nn.Parameter | None = (
             nn.Parameter(self._fixed_frequencies().to(**self.factory_kwargs)) if learn_frequencies else None
         )
 
