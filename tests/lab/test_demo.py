@@ -264,9 +264,15 @@ def test_stopped_demo_leaves_no_partial_result(stopped, name, made_before):
         assert contents == {p.name: p.read_text() for p in made_before.iterdir()}
 
 
-@pytest.mark.parametrize("names", [("none", "ropee"), ("rope", "rope")])
-def test_encodings_must_be_known_and_different(names):
-    with pytest.raises(ConfigurationError, match=r"encodings: got .*none, ape, rope"):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("none", "ropee"), "no encoding 'ropee': did you mean 'rope'"),
+        (("rope", "rope"), "got .'rope', 'rope'., expected different ones"),
+    ],
+)
+def test_encodings_must_be_known_and_different(names, message):
+    with pytest.raises(ConfigurationError, match=message):
         DEMO.changed(encodings=names)
 
 

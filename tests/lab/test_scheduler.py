@@ -77,7 +77,7 @@ def test_a_killed_job_is_said_and_jobs_here_end_with_their_command(tmp_path):
     wait(trains, 240)
     command.kill()
     command.join()
-    wait(lambda: not job_processes(tmp_path, LONG), 10)
+    wait(lambda: not job_processes(tmp_path, LONG), 120)  # a job that is importing ends when it has done that
 
 
 @pytest.mark.parametrize(
