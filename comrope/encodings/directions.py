@@ -7,6 +7,14 @@ import torch
 from torch import Tensor
 
 
+def golden_ratio(power: int) -> float:
+    """Returns g > 1 with g^power = g + 1: the golden ratio for a power of 2, and its kin for others."""
+    golden = 2.0
+    for _ in range(60):
+        golden = (1 + golden) ** (1 / power)
+    return golden
+
+
 def spread_directions(count: int, num_axes: int) -> Tensor:
     """Returns `count` unit vectors (count, N), float64 on the CPU, evenly spread over half of the sphere in N dimensions.
 
@@ -17,9 +25,7 @@ def spread_directions(count: int, num_axes: int) -> Tensor:
     >>> spread_directions(3, 2).round(decimals=2).tolist()
     [[0.0, 1.0], [0.93, 0.36], [-0.68, 0.74]]
     """
-    golden = 2.0
-    for _ in range(60):
-        golden = (1 + golden) ** (1 / num_axes)
+    golden = golden_ratio(num_axes)
     options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     index = torch.arange(count, **options)
     directions = torch.ones(count, 1, **options)

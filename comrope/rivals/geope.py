@@ -8,6 +8,7 @@ from torch import Tensor
 from comrope.encodings import DenseEncoding, register
 from comrope.encodings.arguments import check_positive
 from comrope.errors import ConfigurationError
+from comrope.rivals._frequencies import geometric_speeds
 from comrope.rivals._triples import head_matrices
 
 
@@ -58,8 +59,7 @@ class GeoPE(DenseEncoding):
 
     def matrices(self, positions: Tensor) -> Tensor:
         count = self.head_dim // 3
-        triple = torch.arange(count, dtype=torch.float64, device=positions.device)
-        speeds = self.max_frequency * self.base ** (-triple / count)
+        speeds = geometric_speeds(self.max_frequency, self.base, count).to(positions.device)
         vectors = positions.unsqueeze(-2) * speeds.unsqueeze(-1) / self.num_axes  # (..., D div 3, N)
         vectors = torch.nn.functional.pad(vectors, (0, 3 - self.num_axes))
         matrices = head_matrices(_exponential(vectors), self.head_dim).unsqueeze(-4)

@@ -9,6 +9,7 @@ from torch import Tensor
 from comrope._values import is_number
 from comrope.encodings import FixedFrequencies, register
 from comrope.encodings.arguments import check_positive
+from comrope.encodings.directions import golden_ratio
 from comrope.errors import ConfigurationError
 
 
@@ -69,9 +70,6 @@ def golden_directions(count: int, num_axes: int) -> Tensor:
     if num_axes == 2:
         angle = index * (math.pi * (math.sqrt(5) - 1) / 2)
         return torch.cat((angle.sin(), angle.cos()), dim=-1)
-    ratio = 2.0
-    for _ in range(60):
-        ratio = (1 + ratio) ** (1 / (num_axes + 1))
-    powers = ratio ** -torch.arange(1, num_axes + 1, dtype=torch.float64, device="cpu")
+    powers = golden_ratio(num_axes + 1) ** -torch.arange(1, num_axes + 1, dtype=torch.float64, device="cpu")
     normal = torch.erfinv(2 * ((index + 1) * powers % 1) - 1)
     return normal / normal.norm(dim=-1, keepdim=True)
