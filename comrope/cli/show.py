@@ -30,7 +30,8 @@ class Show:
     sample: int | None = None
     """Number of a test image of the run, from 0 on, in place of an image file."""
     grid: tuple[int, ...] = ()
-    """Patches along each axis: for an encoding of two axes or more, and to look at another image size than the model's own."""
+    """Patches along each axis: for an encoding of two axes or more, and to look at another image size than the model's own.
+    An encoding that is shown against a model has the model's."""
     data: str | None = None
     """Where the data of a run are now, if they were moved."""
     num_heads: int | None = None
@@ -65,6 +66,8 @@ class Show:
         found = []
         for name, kind in zip(names, kinds, strict=True):
             model, grid, image = getattr(self, f"_{kind}")(name)
+            if kind == "encoding" and found and self.axes == len(found[0]["grid"]):
+                grid = found[0]["grid"]
             found.append(explore(model, name=name, grid=self.grid or grid, image=image))
         page.write(page.render(found), self.out)
         print(f"wrote {self.out}")

@@ -137,6 +137,15 @@ def test_a_model_before_and_after_training(show):
     assert abs(after - 2 * before).max() < 1e-5 < abs(before).max()
 
 
+def test_an_encoding_against_a_model_has_the_grid_of_the_model(show):
+    comrope.save(vit(), "saved")
+    assert show("saved", "--against", "liere", *ENCODING)[0] == 0
+    model, encoding = data_of(Path("show.html"))["models"]
+    assert encoding["grid"] == model["grid"]
+    assert show("saved", "--against", "liere", *ENCODING, "--grid", "3", "5")[0] == 0
+    assert [each["grid"] for each in data_of(Path("show.html"))["models"]] == [[3, 5], [3, 5]]
+
+
 def test_what_the_manual_says_runs(show):
     text = MANUAL.read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
