@@ -128,32 +128,21 @@ def curve_tables(name: str, by_edge: Mapping[int, Sequence[Condition]]) -> list[
         few = len(conditions) < len(families) + 4 or len(conditions) - largest < 4
         if few or len(conditions[0].accuracies) < 2 or not np.ptp(_means(conditions)[1]):
             return []
-    fits: list[tuple[Cell, ...]] = []
-    for edge, conditions in by_edge.items():
-        f = fit(conditions)
-        numbers = (
-            f"{f.a:.2f}",
-            f"{f.b:.2f}",
-            f"{f.c:.2f}",
-            f"{f.r_squared:.2f}",
-            f"{f.residual:.2f}",
-            f"{f.noise:.2f}",
-        )
-        fits.append((edge, len(conditions), *numbers, f"{f.lack_of_fit:.3f}", f"{f.families:.3f}"))
-    columns = (
-        "test images",
-        "conditions",
-        "a",
-        "b",
-        "c",
-        "R²",
-        "sd of residuals",
-        "sd of seeds",
-        "p, lack of fit",
-        "p, families",
-    )
-    title = f"{MODEL}, ω of 95 % of planes in radians over the image, fitted to means of conditions."
     rows = [(family, *(left_out(conditions, family) for conditions in by_edge.values())) for family in families]
     headings = ("family left out", *(f"minus the curve, at {edge}" for edge in by_edge))
     left = "Families minus the curve through all others, in percentage points, paired by seed."
-    return [Table(f"{name}-curve", title, columns, fits), Table(f"{name}-left-out", left, headings, rows)]
+    return [fits_table(name, by_edge), Table(f"{name}-left-out", left, headings, rows)]
+
+
+def fits_table(name: str, by_edge: Mapping[int, Sequence[Condition]]) -> Table:
+    """Returns the table of the curve fitted at each edge; what a constant for each family adds, if there are several."""
+    fits: list[tuple[Cell, ...]] = []
+    families = len({each.family for conditions in by_edge.values() for each in conditions}) > 1
+    for edge, conditions in by_edge.items():
+        f = fit(conditions)
+        numbers = [f"{value:.2f}" for value in (f.a, f.b, f.c, f.r_squared, f.residual, f.noise)]
+        tests = [f"{p:.3f}" for p in ((f.lack_of_fit, f.families) if families else (f.lack_of_fit,))]
+        fits.append((edge, len(conditions), *numbers, *tests))
+    columns = ["test images", "conditions", "a", "b", "c", "R²", "sd of residuals", "sd of seeds", "p, lack of fit"]
+    title = f"{MODEL}, ω of 95 % of planes in radians over the image, fitted to means of conditions."
+    return Table(f"{name}-curve", title, (*columns, "p, families") if families else tuple(columns), fits)
