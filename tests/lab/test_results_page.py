@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from comrope.encodings import registry
 from comrope.lab import records, results
 from comrope.lab.reproduce import RECIPES, scale_of
 from comrope.lab.table import markdown
+
+
+@pytest.fixture(autouse=True)
+def only_this_librarys_encodings(monkeypatch):
+    """Other tests of the process may have registered more, which the recipe of rivals would want to train."""
+    registry.known_encodings()
+    ours = {n: each for n, each in registry._REGISTERED.items() if each.kind.__module__.startswith("comrope.")}
+    monkeypatch.setattr(registry, "_REGISTERED", ours)
+
 
 PAGE = Path(__file__).parents[2] / "docs/results.md"
 FOLDERS = sorted(path.parent for path in PAGE.parent.glob("results/*/results.json"))
