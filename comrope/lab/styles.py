@@ -82,9 +82,8 @@ def style(encoding: str) -> Style:
     found = registration(encoding) if encoding else None
     if found is None:
         return Style(encoding)
-    which = sum(encoding.encode())
-    colour, marker = (kinds[n % len(kinds)] for kinds, n in ((FURTHER_COLOURS, which), (FURTHER_MARKERS, which // 9)))
-    return Style(found.label, found.about, colour, marker, "-.")
+    row, column = divmod(sum(encoding.encode()), len(FURTHER_COLOURS))
+    return Style(found.label, found.about, FURTHER_COLOURS[column], FURTHER_MARKERS[row % len(FURTHER_MARKERS)], "-.")
 
 
 def label(encoding: str) -> str:

@@ -41,7 +41,9 @@ DEIT = {
     "paper": Recipe(epochs=300, batch_size=1024, learning_rate=1e-3, precision="bf16", **_DEIT),
 }
 """DeiT's recipe (table 10), by the scale's name; its augmentation comes with augment="deit"."""
-COUNTING = "rope, a radian a patch"
+A_RADIAN_A_PATCH = "a radian a patch"
+COUNTING = f"rope, {A_RADIAN_A_PATCH}"
+"""The start by which RoPE counts patches."""
 LONGER = 5
 """Length of long trainings, in the scale's own number of epochs."""
 

@@ -9,7 +9,7 @@ from comrope.lab.experiment import ExperimentConfig
 from comrope.lab.figures import percent
 from comrope.lab.output import Outcome
 from comrope.lab.reproduce import accuracy, video
-from comrope.lab.reproduce.accuracy import COUNTING
+from comrope.lab.reproduce.accuracy import A_RADIAN_A_PATCH, COUNTING
 from comrope.lab.reproduce.pictures import gains
 from comrope.lab.reproduce.plan import Plan
 from comrope.lab.reproduce.scales import Scale
@@ -166,7 +166,7 @@ def _gained(
 
 
 def _named(key: Key) -> str:
-    return label(key[0]) + (f", {key[1].partition(', ')[2]}" if key[1] else "")
+    return label(key[0]) + (f", {A_RADIAN_A_PATCH}" if key[1] == COUNTING else "")
 
 
 def _accuracies(results: Sequence[Result], condition: Any) -> list[float]:

@@ -11,7 +11,7 @@ from comrope.errors import ConfigurationError
 from comrope.lab.bench.clock import Step, compared, in_turn
 from comrope.lab.images.model import MODELS
 from comrope.lab.output import Outcome
-from comrope.lab.reproduce.accuracy import COUNTING, FAMILY
+from comrope.lab.reproduce.accuracy import A_RADIAN_A_PATCH, COUNTING, FAMILY
 from comrope.lab.reproduce.curve import MODEL, Condition, curve_tables, steepness
 from comrope.lab.reproduce.pictures import scatter
 from comrope.lab.reproduce.plan import Plan
@@ -190,7 +190,7 @@ def starts(scale: Scale) -> Plan:
             Table("starts", title, (*columns, f"minus the default, at {trained}", "median |ω|", "95 % below"), rows)
         ]
         if against:
-            title = f"Minus {label('rope')} that turns {COUNTING.partition(', ')[2]}, in percentage points."
+            title = f"Minus {label('rope')} that turns {A_RADIAN_A_PATCH}, in percentage points."
             tables.append(Table("starts-differences", title, columns, against))
         one_curve = {
             edge: [Condition(label(key[0]), fastest[key], accuracies(each, edge)) for key, each in found.items()]

@@ -5,7 +5,7 @@ from typing import Any
 from comrope.encodings import ENCODINGS, encoding, kind_of, known_encodings, registration
 from comrope.errors import ConfigurationError, NoSpectrumError
 from comrope.lab.output import Outcome
-from comrope.lab.reproduce.accuracy import COUNTING
+from comrope.lab.reproduce.accuracy import A_RADIAN_A_PATCH
 from comrope.lab.reproduce.curve import Condition, fits_table
 from comrope.lab.reproduce.pictures import gains
 from comrope.lab.reproduce.plan import Plan
@@ -17,7 +17,7 @@ from comrope.lab.study import Job
 from comrope.lab.styles import label
 from comrope.lab.table import Cell, Table
 
-LD, RADIAN_A_PATCH = "comrope-ld", "rope"
+LD, ROPE = "comrope-ld", "rope"
 """What all others are compared with."""
 ENOUGH = 8
 """Spectra that it takes to fit a curve of three parameters."""
@@ -29,8 +29,8 @@ def rivals(scale: Scale) -> Plan:
     Every encoding that is registered (`comrope.register`), by this library or an installed package, with its own defaults but
     for the speed: a rival's fastest planes rotate by as many radians a patch as its publication has on its own training
     grid. `--encodings` picks some; by default it is those for images that fit the model's heads. Neither the paper nor their
-    publications compare them with ComRoPE. Where all are spectra, the curve of `starts` is fitted to them, too: accuracy by the
-    speed that 95 % of planes stay below.
+    publications compare them with ComRoPE. The curve of `starts`, accuracy by the speed that 95 % of planes stay below, is
+    fitted to those that have a spectrum, if they are enough.
 
     Cost: a training for each encoding and seed; LD and RoPE are shared with `learning`.
     """
@@ -41,7 +41,7 @@ def rivals(scale: Scale) -> Plan:
         names = [name for name in registered if name not in left_out]
     else:
         names = scale.of(*registered)
-    settings = {LD: {}, RADIAN_A_PATCH: {"max_frequency": scale.patches}} | {n: _speed(scale, n) for n in names}
+    settings = {LD: {}, ROPE: {"max_frequency": scale.patches}} | {n: _speed(scale, n) for n in names}
     conditions = scale.squares()
     jobs = [
         Job(scale.experiment(name, seed, **each), conditions)
@@ -52,7 +52,7 @@ def rivals(scale: Scale) -> Plan:
     def outcome(results: list[Result]) -> Outcome:
         found: dict[str, list[Result]] = gather(settings, results)
         few = scale.few_edges
-        titles = {LD: label(LD), RADIAN_A_PATCH: f"{label(RADIAN_A_PATCH)}, {COUNTING.partition(', ')[2]}"}
+        titles = {LD: label(LD), ROPE: f"{label(ROPE)}, {A_RADIAN_A_PATCH}"}
         rows: list[tuple[Cell, ...]] = []
         against: list[tuple[Cell, ...]] = []
         fastest = {name: values for name, each in found.items() if (values := _fastest(scale, each)) is not None}
